@@ -1,0 +1,35 @@
+"""Make large multilingual encoders small: copy the teacher's weights, then distil."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "finetune": "training",
+    "shrink": "shrinking",
+    "distill": "distillation",
+    "evaluate": "evaluation",
+    "zero_shot": "evaluation",
+    "FinetuneConfig": "config",
+    "ShrinkConfig": "config",
+    "DistillConfig": "config",
+    "EvalConfig": "config",
+    "ZeroShotConfig": "config",
+    "KdshrinkError": "errors",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: `import kdshrink` loads no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

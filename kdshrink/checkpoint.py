@@ -1,0 +1,493 @@
+"""Models and tokenizers on disk: found and checked, loaded safely, saved whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from errno import ENOSPC
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from .config import SourceOptions
+from .errors import HubError, ModelError, OutputError
+from .languages import Task
+from .tensors import TensorReader
+
+logger = logging.getLogger(__name__)
+
+SAMPLES = ("sample", "sample-base")
+RECORD = "kdshrink.json"
+CHECKPOINTS = "checkpoints"
+_AUTO = {
+    "sequence": AutoModelForSequenceClassification,
+    "token": AutoModelForTokenClassification,
+}
+_HEADS: dict[str, Task] = {
+    "ForSequenceClassification": "sequence",
+    "ForTokenClassification": "token",
+}
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "sentencepiece.bpe.model",
+    "spm.model",
+    "vocab.txt",
+    "vocab.json",
+)
+_TOKENIZER_SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+)
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's files on this machine.
+
+    Attributes:
+        name: What the user called it.
+        directory: Where its files are.
+        config: Its config.json.
+        record: Its kdshrink.json, if kdshrink made it.
+        commit: The commit on the Hub, if it came from there.
+    """
+
+    name: str
+    directory: Path
+    config: Mapping[str, Any]
+    record: Mapping[str, Any] | None = None
+    commit: str | None = None
+
+    @property
+    def task(self) -> Task | None:
+        """What its classification head is for; None without one."""
+        architecture = (self.config.get("architectures") or [""])[0]
+        return next((task for end, task in _HEADS.items() if architecture.endswith(end)), None)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of its classes, by id."""
+        names = self.config.get("id2label") or {}
+        return tuple(names[key] for key in sorted(names, key=int))
+
+    @property
+    def training_languages(self) -> list[str]:
+        return list((self.record or {}).get("training_languages", []))
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return {"model": self.name, "revision": self.commit}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: Source
+
+
+def pick_device(device: str) -> torch.device:
+    """The device that `--device` names; auto is CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        ModelError: There is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"--device {device}: no such device. Give auto, cpu, cuda or cuda:N.") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"--device {device}: PyTorch sees {torch.cuda.device_count()} CUDA devices here.\n"
+            "Give --device cpu, or install a CUDA build of PyTorch and its driver."
+        )
+    return chosen
+
+
+def find_model(name: str, options: SourceOptions) -> Source:
+    """Find a model: `sample`, `sample-base`, a local directory, or a Hub id (ID@REVISION too).
+
+    Raises:
+        ModelError: It is not there, or is no model.
+        HubError: The Hub cannot be reached, or refuses.
+    """
+    commit = None
+    if name in SAMPLES:
+        with resources.as_file(resources.files(__package__) / "sample" / _sample_folder(name)) as at:
+            directory = at
+    elif (local := Path(name).expanduser()).is_dir():
+        directory = local
+    elif local.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"{name}: there is no such model directory.\n"
+            f"Give a directory with a config.json, a Hub id, or {' or '.join(SAMPLES)}."
+        )
+    else:
+        hub_id, _, revision = name.partition("@")
+        directory, commit = _download(hub_id, revision or options.revision, options.token)
+    config = _read_json(directory / "config.json")
+    if config is None:
+        hint = ""
+        if (directory / CHECKPOINTS).is_dir():
+            hint = " It holds the checkpoints of a run that did not end: finish it with --resume."
+        raise ModelError(f"{name}: there is no config.json, so this is not a model.{hint}")
+    return Source(name, directory, config, _read_json(directory / RECORD), commit)
+
+
+def _sample_folder(name: str) -> str:
+    return {"sample": "teacher", "sample-base": "base"}[name]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is damaged: it holds no JSON object.")
+    return content
+
+
+def _download(hub_id: str, revision: str | None, token: str | None) -> tuple[Path, str | None]:
+    """Fetch a model's files into the Hub's cache: safetensors where there are any, else .bin."""
+    where = f"{hub_id}@{revision}" if revision else hub_id
+    try:
+        if constants.is_offline_mode():
+            path = snapshot_download(hub_id, revision=revision, local_files_only=True)
+            return Path(path), Path(path).name
+        info = HfApi(token=token).model_info(hub_id, revision=revision, timeout=10)
+        files = [sibling.rfilename for sibling in info.siblings or []]
+        weights = [f for f in files if f.endswith(".safetensors") and "/" not in f]
+        if not weights:
+            weights = [f for f in files if f.startswith("pytorch_model") and f.endswith(".bin")]
+        path = snapshot_download(
+            hub_id,
+            revision=info.sha,
+            token=token,
+            allow_patterns=[*weights, *_SMALL_FILES],
+            ignore_patterns=["*/*"],
+        )
+        return Path(path), info.sha
+    except HFValidationError as error:
+        raise ModelError(
+            f"{hub_id}: neither a directory here nor a possible Hub id.\n{error}"
+        ) from error
+    except GatedRepoError as error:
+        raise HubError(
+            f"{where}: the Hub keeps this model behind a gate.\n"
+            f"Ask for access on its page, then pass --token or set HF_TOKEN."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{where}: this model has no such revision on the Hub.") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"{where}: there is no such directory here, and no such model on the Hub (or it is private).\n"
+            "Check the name; for a private model pass --token or set HF_TOKEN."
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise HubError(
+            f"{where}: HF_HUB_OFFLINE is set and the model is not in the cache.\n"
+            "Unset it, or give a local directory."
+        ) from error
+    except HfHubHTTPError as error:
+        raise HubError(f"{where}: the Hub refused ({str(error).splitlines()[0]}).") from error
+    except (OSError, ConnectionError, TimeoutError) as error:
+        raise _unreachable(where, error) from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0].startswith("httpx"):
+            raise _unreachable(where, error) from error
+        raise
+
+
+def _unreachable(where: str, error: Exception) -> HubError:
+    return HubError(
+        f"{where}: there is no such directory here, and the Hub ({constants.ENDPOINT}) could not be "
+        f"reached: {error}.\n"
+        "Check the network, point HF_ENDPOINT to a mirror, or give the path of a local checkpoint."
+    )
+
+
+def tokenizer_files(source: Source) -> list[Path]:
+    """The files of a model's tokenizer.
+
+    Raises:
+        ModelError: It has none: transformers would silently make one that knows no word.
+    """
+    found = [source.directory / name for name in _TOKENIZER_FILES]
+    if not any(path.is_file() for path in found):
+        raise ModelError(
+            f"{source.name}: there is no tokenizer beside the model.\n"
+            f"Looked for {', '.join(_TOKENIZER_FILES)}. Save the tokenizer into the same directory."
+        )
+    found += [source.directory / name for name in _TOKENIZER_SETTINGS]
+    return [path for path in found if path.is_file()]
+
+
+def load_tokenizer(source: Source, options: SourceOptions) -> PreTrainedTokenizerBase:
+    """Load a model's own tokenizer.
+
+    Raises:
+        ModelError: It has none, or a damaged one.
+    """
+    tokenizer_files(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.directory, trust_remote_code=options.trust_remote_code
+        )
+    except Exception as error:
+        raise ModelError(
+            f"{source.name}: its tokenizer cannot be loaded.\n{_first_line(error)}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{source.name}: its tokenizer has no padding token.")
+    if len(tokenizer) > source.config.get("vocab_size", len(tokenizer)):
+        raise ModelError(
+            f"{source.name}: the tokenizer has {len(tokenizer)} pieces, the model only "
+            f"{source.config['vocab_size']} embedding rows. They do not belong together."
+        )
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _load_errors(source: Source) -> Iterator[None]:
+    """Check the files of the weights first, since transformers tells little of damaged ones."""
+    with TensorReader(source.directory):
+        pass
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{source.name}: it cannot be loaded.\n{_first_line(error)}") from error
+
+
+def require_task(source: Source, task: Task) -> None:
+    """Raise ModelError unless the model has a head for the task."""
+    if source.task != task:
+        kind = {"sequence": "sequence", "token": "token"}[task]
+        found = (source.config.get("architectures") or ["no architecture"])[0]
+        raise ModelError(
+            f"{source.name}: the data is for {kind} classification, and this model is {found}.\n"
+            "Make a classifier of it first: kdshrink finetune, or distill with a fine-tuned teacher."
+        )
+
+
+def load_classifier(name: str, options: SourceOptions, task: Task) -> Loaded:
+    """Load a fine-tuned model and its tokenizer, in float32.
+
+    Raises:
+        ModelError: It is missing or damaged, or has no head for the task.
+    """
+    source = find_model(name, options)
+    require_task(source, task)
+    tokenizer = load_tokenizer(source, options)
+    return Loaded(load_weights(source, options, task), tokenizer, source)
+
+
+def load_weights(source: Source, options: SourceOptions, task: Task | None) -> PreTrainedModel:
+    """Load a model with the head that it has for the task (None: the bare encoder), in float32."""
+    auto: Any = _AUTO[task] if task else AutoModel
+    with _load_errors(source):
+        return auto.from_pretrained(
+            source.directory, dtype=torch.float32, trust_remote_code=options.trust_remote_code
+        )
+
+
+def load_with_head(
+    source: Source, options: SourceOptions, task: Task, labels: Sequence[str], seed: int
+) -> PreTrainedModel:
+    """Load an encoder with a classification head for these labels.
+
+    A head that the model has for the very same labels is kept; else a new one is drawn from the seed.
+
+    Raises:
+        ModelError: The model is damaged or not supported.
+    """
+    if source.task == task and sorted(source.labels) == sorted(labels):
+        return load_weights(source, options, task)
+    encoder = load_weights(source, options, None)
+    return with_new_head(encoder, task, labels, seed)
+
+
+def with_new_head(
+    encoder: PreTrainedModel, task: Task, labels: Sequence[str], seed: int
+) -> PreTrainedModel:
+    """A classifier of this encoder's weights and a new head."""
+    model = new_classifier(encoder.config, task, labels, seed)
+    inner = getattr(model, model.base_model_prefix)
+    inner.load_state_dict(encoder.state_dict(), strict=False)
+    return model
+
+
+def new_classifier(config: Any, task: Task, labels: Sequence[str], seed: int) -> PreTrainedModel:
+    """A classifier of this architecture with random weights."""
+    config = type(config).from_dict(config.to_dict())
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: i for i, name in enumerate(labels)}
+    return new_model(config, task, seed)
+
+
+def new_model(config: Any, task: Task | None, seed: int) -> PreTrainedModel:
+    """A model of this architecture with random weights and a head for the task (None: no head)."""
+    set_seed(seed)
+    auto: Any = _AUTO[task] if task else AutoModel
+    return auto.from_config(config, dtype=torch.float32)
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def check_output(output_dir: Path, *, overwrite: bool, resume: bool = False) -> None:
+    """Raise OutputError unless results may go here: it is new, empty, or --overwrite or --resume."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise OutputError(f"{output_dir} is a file. Give a directory with -o.")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not (overwrite or resume):
+        interrupted = not (output_dir / "config.json").exists() and (output_dir / CHECKPOINTS).exists()
+        going_on = ", or --resume to go on with the run that it holds" if interrupted else ""
+        raise OutputError(
+            f"{output_dir} is not empty.\nGive another directory with -o, --overwrite{going_on}."
+        )
+    parent = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{output_dir} cannot be written: no permission in {parent}.")
+
+
+@contextmanager
+def disk_errors(what: Path) -> Iterator[None]:
+    """Turn a full disk into an OutputError that names what was being written."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno == ENOSPC
+        if full or "No space left on device" in str(error):
+            free = shutil.disk_usage(_existing(what)).free
+            raise OutputError(
+                f"{what}: the disk is full ({free / 2**20:.0f} MiB free).\n"
+                "Make room and run the command again; what was complete before is still there."
+            ) from error
+        raise
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+@contextmanager
+def whole_directory(output_dir: Path) -> Iterator[Path]:
+    """Give an empty directory to fill, and put it in output_dir's place when that went well.
+
+    It stands beside output_dir, under a hidden name, so that the last step is one rename; if anything
+    fails it is removed, and what stood at output_dir stays.
+    """
+    parent = output_dir.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", suffix=".part", dir=parent))
+    staging.chmod(0o777 & ~_umask())
+    try:
+        with disk_errors(output_dir):
+            yield staging
+        old = None
+        if output_dir.exists():
+            old = staging.with_suffix(".old")
+            output_dir.rename(old)
+        staging.rename(output_dir)
+        if old is not None:
+            shutil.rmtree(old)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def final_files(output_dir: Path) -> Iterator[Path]:
+    """Give an empty directory to fill, and move its files into output_dir when that went well.
+
+    For a directory that holds checkpoints already. config.json is moved last, and an old one removed
+    first, so that it is there only in a whole result.
+    """
+    staging = output_dir / CHECKPOINTS / "final"
+    shutil.rmtree(staging, ignore_errors=True)
+    with disk_errors(output_dir):
+        staging.mkdir(parents=True)
+        yield staging
+    (output_dir / "config.json").unlink(missing_ok=True)
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
+        target = output_dir / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    staging.rmdir()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def make_record(command: str, config: Any, device: torch.device | None, **facts: Any) -> dict[str, Any]:
+    """What kdshrink.json says of how a directory was made. The token is left out.
+
+    Args:
+        command: The subcommand, such as "distill".
+        config: Its config.
+        facts: What else is known, such as sources, training languages and results.
+    """
+    packages = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "huggingface-hub")
+    options = {name: value for name, value in asdict(config).items() if name != "token"}
+    return {
+        "kdshrink_version": metadata.version("kdshrink"),
+        "command": command,
+        "config": options,
+        "seed": getattr(config, "seed", None),
+        "versions": {
+            "python": sys.version.split()[0],
+            **{name: metadata.version(name) for name in packages},
+        },
+        "device": None if device is None else str(device),
+        **facts,
+    }

@@ -1,0 +1,311 @@
+"""The command line: each command parses its options into a config, calls one function, shows its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import inspect
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from types import FrameType
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from . import __version__, config, console
+from .errors import Interrupted, KdshrinkError
+
+app = typer.Typer(
+    name="kdshrink",
+    help="Make large multilingual encoders small: copy the teacher's weights, then distil.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_PANELS = {
+    "SourceOptions": "Hub",
+    "DataOptions": "Data",
+    "TrainingOptions": "Training",
+    "DeviceOptions": "Run",
+    "EvaluationOptions": "Run",
+    "OutputOptions": "Output",
+    "ShapeOptions": "Shape of the student",
+    "ObjectiveOptions": "Objective",
+}
+_DATA_NAMES = ("massive", "tsm", "universal-ner", "sample")
+_MODEL_NAMES = ("sample", "sample-base")
+
+
+def _complete_data(incomplete: str) -> list[str]:
+    return [name for name in _DATA_NAMES if name.startswith(incomplete)]
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    return [name for name in _MODEL_NAMES if name.startswith(incomplete)]
+
+
+def _complete_languages(ctx: typer.Context, incomplete: str) -> list[str]:
+    from .languages import GROUPS, NAMED
+
+    named = NAMED.get(ctx.params.get("data") or ctx.params.get("vocab_from") or "")
+    names = [*GROUPS, *([unit.name for unit in named.units] if named else [])]
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + name for name in names if name.startswith(last)]
+
+
+_COMPLETERS: dict[str, Callable[..., list[str]]] = {
+    "data": _complete_data,
+    "vocab_from": _complete_data,
+    "languages": _complete_languages,
+    "seen_languages": _complete_languages,
+    "unseen_languages": _complete_languages,
+    "model": _complete_model,
+    "teacher": _complete_model,
+    "student": _complete_model,
+    "base": _complete_model,
+}
+
+
+def _panel(config_class: type, name: str) -> str | None:
+    """The help panel of a field: that of the group of options which declares it."""
+    for group in reversed(config_class.__mro__):
+        if name in vars(group).get("__annotations__", {}):
+            return _PANELS.get(group.__name__)
+    return None
+
+
+def _parameter(config_class: type, item: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    """The Typer parameter of a config's field."""
+    options: dict[str, Any] = {"help": item.metadata["help"]}
+    if item.name in _COMPLETERS:
+        options["autocompletion"] = _COMPLETERS[item.name]
+    default: Any = item.default
+    if item.metadata["parse"] is not None:
+        hint = list[str] if item.metadata["repeatable"] else str | None
+        default = [] if item.metadata["repeatable"] else None
+    if item.metadata["argument"]:
+        metadata: Any = typer.Argument(show_default=False, **options)
+    else:
+        kebab = f"--{item.name.replace('_', '-')}"
+        flags = list(item.metadata["flags"] or [kebab])
+        if item.name == "bf16":
+            flags = ["--bf16/--no-bf16"]
+        elif item.name == "compare":
+            flags = ["--compare/--no-compare"]
+        shown = default not in (None, False, []) and default is not dataclasses.MISSING
+        metadata = typer.Option(
+            *flags,
+            rich_help_panel=_panel(config_class, item.name),
+            show_default=shown,
+            metavar=_metavar(item, hint),
+            **options,
+        )
+    return inspect.Parameter(
+        item.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is dataclasses.MISSING else default,
+        annotation=Annotated[hint, metadata],
+    )
+
+
+def _metavar(item: dataclasses.Field[Any], hint: Any) -> str | None:
+    if item.metadata["repeatable"]:
+        return "TERM=NUMBER"
+    if item.metadata["parse"] is not None:
+        return "A,B,…"
+    return None
+
+
+def _command(
+    name: str, config_class: type, target: str, show: Callable[[dict[str, Any]], None], epilog: str
+) -> Callable[[Callable[[], None]], None]:
+    """Register a command that builds a config and calls `module:function` of the library."""
+
+    def register(documented: Callable[[], None]) -> None:
+        hints = get_type_hints(config_class)
+        fields = dataclasses.fields(config_class)
+        parameters = [_parameter(config_class, item, hints[item.name]) for item in fields]
+        parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)
+        json_option = typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")
+        parameters.append(
+            inspect.Parameter(
+                "json_output",
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False,
+                annotation=Annotated[bool, json_option],
+            )
+        )
+
+        def run(**typed: Any) -> None:
+            json_output = typed.pop("json_output")
+            for item in fields:
+                parse = item.metadata["parse"]
+                if parse is not None and typed[item.name] is not None:
+                    typed[item.name] = parse(typed[item.name])
+            chosen = config_class(**typed)
+            module, function = target.split(":")
+            with console.Progress() as progress:
+                work = getattr(import_module(f".{module}", __package__), function)
+                result = work(chosen, progress).to_dict()
+            if json_output:
+                console.print_json(result)
+            else:
+                show(result)
+
+        run.__name__ = documented.__name__
+        run.__doc__ = documented.__doc__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(name, epilog=epilog)(run)
+
+    return register
+
+
+def _examples(*commands: str) -> str:
+    return "\n\n".join(["Examples:", *(f"[cyan]{command}[/cyan]" for command in commands)])
+
+
+@_command(
+    "finetune",
+    config.FinetuneConfig,
+    "training:finetune",
+    console.show_training,
+    _examples(
+        "kdshrink finetune xlm-roberta-base --data massive -o teacher",
+        "kdshrink finetune ./encoder --data reviews.csv --text-column body --label-column stars",
+        "kdshrink finetune sample-base --data sample --num-train-epochs 3 -o tried",
+    ),
+)
+def finetune() -> None:
+    """Fine-tune an encoder as a classifier of texts or of words, on all languages together."""
+
+
+@_command(
+    "shrink",
+    config.ShrinkConfig,
+    "shrinking:shrink",
+    console.show_shrink,
+    _examples(
+        "kdshrink shrink xlm-roberta-base --layers 6",
+        "kdshrink shrink teacher --layers 6 --hidden-size 384 -o student",
+        "kdshrink shrink teacher --vocab-from massive --languages de,fr,it -o small",
+    ),
+)
+def shrink() -> None:
+    """Copy a model's weights into a smaller one: fewer layers, a smaller width or vocabulary."""
+
+
+@_command(
+    "distill",
+    config.DistillConfig,
+    "distillation:distill",
+    console.show_training,
+    _examples(
+        "kdshrink distill --teacher teacher --data massive --layers 6",
+        "kdshrink distill --teacher teacher --student student --data massive -o distilled",
+        "kdshrink distill --teacher sample --data sample",
+        "kdshrink distill --teacher teacher --data lines.txt --weight task=0",
+    ),
+)
+def distill() -> None:
+    """Distil a teacher into a student: its layers, its logits and the labels (TinyBERT's objective).
+
+    Every term has weight 1. Hidden states and attention are matched at the layers that the student's
+    layers were copied from; where widths differ a projection is learned and then left out.
+    """
+
+
+@_command(
+    "eval",
+    config.EvalConfig,
+    "evaluation:evaluate",
+    console.show_evaluation,
+    _examples(
+        "kdshrink eval distilled --data massive --languages de,sw",
+        "kdshrink eval distilled --data massive --json | jq .per_language",
+        "kdshrink eval sample --data sample --per-class --predictions answers.jsonl",
+    ),
+)
+def evaluate() -> None:
+    """Score a classifier, pooled over languages and by language."""
+
+
+@_command(
+    "zero-shot",
+    config.ZeroShotConfig,
+    "evaluation:zero_shot",
+    console.show_zero_shot,
+    _examples(
+        "kdshrink zero-shot distilled --data massive",
+        "kdshrink zero-shot my-model --data massive --seen-languages english",
+    ),
+)
+def zero_shot() -> None:
+    """Score a classifier on languages that it was not trained on, beside those it was."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print_line(f"kdshrink {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("Stopped by SIGTERM; no result was written.", 128 + number)
+
+
+def _quiet_libraries() -> None:
+    """Let the libraries say only what is wrong: progress and notes are ours to show."""
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
+        ("TOKENIZERS_PARALLELISM", "true"),
+        ("TF_CPP_MIN_LOG_LEVEL", "3"),
+    ):
+        os.environ.setdefault(name, value)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    logging.getLogger("kdshrink").setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Run the command line; known errors end with their exit code and without a traceback."""
+    if "_KDSHRINK_COMPLETE" in os.environ:
+        app()
+    _quiet_libraries()
+    console.show_log()
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        app()
+    except KdshrinkError as error:
+        console.print_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.print_error("Stopped by Ctrl-C; no result was written.")
+        sys.exit(130)
+    except BrokenPipeError:
+        # Python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        console.print_error(f"The disk is full: {error}.\nMake room and run the command again.")
+        sys.exit(1)

@@ -1,0 +1,379 @@
+"""What each command can be told: one frozen dataclass a command, built of shared groups.
+
+The command line is made from these fields (`cli.py`): a field's help is its only documentation,
+its name in kebab-case is its flag. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import UsageError
+
+LOSS_TERMS = ("embedding", "hidden", "attention", "prediction", "task")
+
+
+def option(
+    help: str,
+    default: Any = MISSING,
+    *,
+    flags: tuple[str, ...] = (),
+    argument: bool = False,
+    parse: Callable[[Any], Any] | None = None,
+    repeatable: bool = False,
+) -> Any:
+    """Declare a field and how the command line shows it.
+
+    Args:
+        help: The one documentation of the field.
+        default: Its default, or what makes it (a type such as dict); without one it is required.
+        flags: Flags besides or instead of the one that follows from the name.
+        argument: A positional argument instead of a flag.
+        parse: Turns what was typed (a string, or a list of them if repeatable) into the value.
+        repeatable: The flag may be given several times.
+    """
+    metadata = {
+        "help": help,
+        "flags": flags,
+        "argument": argument,
+        "parse": parse,
+        "repeatable": repeatable,
+    }
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def comma_list(typed: str) -> tuple[str, ...]:
+    """`"a, b"` → `("a", "b")`."""
+    return tuple(part.strip() for part in typed.split(",") if part.strip())
+
+
+def weight_mapping(typed: list[str]) -> dict[str, float]:
+    """`["hidden=0", "task=2"]` → `{"hidden": 0.0, "task": 2.0}`."""
+    weights = {}
+    for item in typed:
+        term, _, number = item.partition("=")
+        try:
+            weights[term.strip()] = float(number)
+        except ValueError:
+            raise UsageError(
+                f"--weight {item}: this is not TERM=NUMBER.\n"
+                f"Give a term of {', '.join(LOSS_TERMS)} and a number, as in --weight hidden=0."
+            ) from None
+    return weights
+
+
+def _require(condition: bool, flag: str, found: object, needed: str) -> None:
+    if not condition:
+        raise UsageError(f"{flag} {found}: {needed}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    revision: str | None = option("Revision (branch, tag or commit) of the model on the Hub.", None)
+    token: str | None = option("Hub token; HF_TOKEN and the saved login serve too.", None)
+    trust_remote_code: bool = option("Run code that comes with the model. Off unless said.", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    data: str | None = option(
+        "massive, tsm, universal-ner, sample, a Hub id, or a local file or directory.", None
+    )
+    data_dir: Path | None = option(
+        "Read a named data set from DIR/<language>/<split>.{jsonl,csv,parquet,iob2}, not the Hub.",
+        None,
+    )
+    languages: tuple[str, ...] | None = option(
+        "Languages, as a,b, or: seen, unseen, english, all.", None, parse=comma_list
+    )
+    seen_languages: tuple[str, ...] | None = option(
+        "The languages that count as seen, instead of the data set's list.", None, parse=comma_list
+    )
+    unseen_languages: tuple[str, ...] | None = option(
+        "The languages that count as unseen, instead of the data set's list.",
+        None,
+        parse=comma_list,
+    )
+    train_fraction: float = option(
+        "Share of the training data to use, stratified by label within each language.", 1.0
+    )
+    max_samples: int | None = option(
+        "At most so many examples of each language and split, the same in every command.", None
+    )
+    max_eval_samples: int | None = option(
+        "As --max-samples, for the evaluated splits alone.", None
+    )
+    text_column: str | None = option("Column of the text, or of the list of words.", None)
+    label_column: str | None = option("Column of the label, or of the list of tags.", None)
+    language_column: str | None = option("Column that names each example's language.", None)
+    task: Literal["sequence", "token"] | None = option(
+        "What own data is for: one label a text, or one tag a word. Told by the data if not said.",
+        None,
+    )
+    max_length: int = option("Cut texts to so many tokens, special ones included.", 512)
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.train_fraction <= 1,
+            "--train-fraction",
+            self.train_fraction,
+            "it must be above 0 and at most 1",
+        )
+        for flag, number in (
+            ("--max-samples", self.max_samples),
+            ("--max-eval-samples", self.max_eval_samples),
+        ):
+            _require(number is None or number > 0, flag, number, "it must be at least 1")
+        _require(self.max_length >= 3, "--max-length", self.max_length, "it must be at least 3")
+        if self.languages is not None and not self.languages:
+            raise UsageError("--languages is empty: name one language or more, or leave it out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    output_dir: Path | None = option(
+        "Where the result goes; it follows from the source if not said.",
+        None,
+        flags=("-o", "--output-dir"),
+    )
+    overwrite: bool = option("Replace what OUTPUT_DIR holds.", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    seed: int = option("Seed of every random choice.", 42)
+    device: str = option("auto (CUDA where there is a GPU, else CPU), cpu, cuda or cuda:N.", "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(DeviceOptions):
+    bf16: bool | None = option("Train in bfloat16; on by itself on CUDA, off on CPU.", None)
+    num_train_epochs: float = option("Passes over the training data.", 30.0)
+    max_steps: int | None = option("Optimizer steps, instead of --num-train-epochs.", None)
+    learning_rate: float = option("Peak of the linear schedule.", 5e-5)
+    batch_size: int = option(
+        "Examples a device and step.",
+        32,
+        flags=("--batch-size", "--per-device-train-batch-size"),
+    )
+    gradient_accumulation_steps: int = option("Batches a step.", 1)
+    warmup_steps: int = option("Steps over which the learning rate rises.", 0)
+    weight_decay: float = option("AdamW's weight decay.", 0.0)
+    eval_steps: int | None = option("Evaluate every so many steps; each epoch if not said.", None)
+    save_steps: int | None = option("Checkpoint every so many steps; each epoch if not said.", None)
+    logging_steps: int = option("Log the loss every so many steps.", 50)
+    save_total_limit: int = option("Checkpoints to keep for --resume.", 1)
+    early_stopping_patience: int | None = option(
+        "Stop after so many evaluations without a better score.", None
+    )
+    report_to: str = option("Trackers, as the transformers Trainer knows them.", "none")
+    resume: bool = option("Go on from OUTPUT_DIR's last checkpoint, or start if none.", False)
+
+    def __post_init__(self) -> None:
+        for flag, number in (
+            ("--max-steps", self.max_steps),
+            ("--batch-size", self.batch_size),
+            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
+            ("--eval-steps", self.eval_steps),
+            ("--save-steps", self.save_steps),
+            ("--logging-steps", self.logging_steps),
+            ("--save-total-limit", self.save_total_limit),
+            ("--early-stopping-patience", self.early_stopping_patience),
+        ):
+            _require(number is None or number >= 1, flag, number, "it must be at least 1")
+        _require(
+            self.num_train_epochs > 0, "--num-train-epochs", self.num_train_epochs, "it must be above 0"
+        )
+        _require(self.learning_rate > 0, "--learning-rate", self.learning_rate, "it must be above 0")
+        for flag, amount in (
+            ("--warmup-steps", self.warmup_steps),
+            ("--weight-decay", self.weight_decay),
+        ):
+            _require(amount >= 0, flag, amount, "it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeOptions:
+    layers: int | None = option("Layers of the student.", None)
+    layer_map: str | None = option(
+        "Which of the teacher's layers to take: uniform (i·N/M, the default), first, last, distilbert, "
+        "or a list such as 2,5,8,12 (1-based).",
+        None,
+    )
+    hidden_size: int | None = option("Hidden size of the student, cut by even slices.", None)
+    intermediate_size: int | None = option(
+        "FFN size of the student; in proportion to the hidden size if not said.", None
+    )
+
+    def __post_init__(self) -> None:
+        for flag, number in (
+            ("--layers", self.layers),
+            ("--hidden-size", self.hidden_size),
+            ("--intermediate-size", self.intermediate_size),
+        ):
+            _require(number is None or number >= 1, flag, number, "it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions:
+    weights: Mapping[str, float] = option(
+        "TERM=NUMBER, repeatable: weight of a term of the loss (embedding, hidden, attention, "
+        "prediction, task); 1 unless said, 0 switches it off.",
+        dict,
+        flags=("--weight",),
+        parse=weight_mapping,
+        repeatable=True,
+    )
+    attention_target: Literal["scores", "probabilities"] = option(
+        "What the attention term matches: scores before the softmax (for DeBERTa, which has none to "
+        "read, scores less their mean over the keys) or probabilities. Where head counts differ, "
+        "groups of neighbouring heads are averaged down to their greatest common divisor.",
+        "scores",
+    )
+    prediction_loss: Literal["soft-ce", "mse"] = option(
+        "What the prediction term is: soft cross-entropy or mean squared error of the logits.",
+        "soft-ce",
+    )
+    temperature: float = option(
+        "Temperature of the soft cross-entropy; other than 1 scales the term by its square.", 1.0
+    )
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, "--temperature", self.temperature, "it must be above 0")
+        for term, weight in self.weights.items():
+            _require(
+                term in LOSS_TERMS,
+                "--weight",
+                f"{term}={weight:g}",
+                f"the terms are {', '.join(LOSS_TERMS)}",
+            )
+            _require(weight >= 0, "--weight", f"{term}={weight:g}", "it must not be negative")
+
+    def weight(self, term: str) -> float:
+        """The weight of a term of the loss."""
+        return self.weights.get(term, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(SourceOptions, DataOptions, TrainingOptions, OutputOptions):
+    model: str = option("A Hub id, a local directory, or sample-base.", argument=True)
+
+    def __post_init__(self) -> None:
+        _check_groups(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrinkConfig(ShapeOptions, SourceOptions, DataOptions, DeviceOptions, OutputOptions):
+    model: str = option("A Hub id, a local directory, sample or sample-base.", argument=True)
+    init: Literal["copy", "scratch"] = option(
+        "copy: take the teacher's weights; scratch: random weights of the same shape.", "copy"
+    )
+    vocab_from: str | None = option(
+        "Keep only the vocabulary that this data uses (as --data), or a text file with a sentence a "
+        "line.",
+        None,
+    )
+    vocab_size: int | None = option("Keep at most so many of those pieces, the commonest.", None)
+    vocab_min_count: int = option("Keep only pieces that occur at least so often.", 1)
+
+    def __post_init__(self) -> None:
+        _check_groups(self)
+        _require(
+            self.vocab_size is None or self.vocab_size >= 1,
+            "--vocab-size",
+            self.vocab_size,
+            "it must be at least 1",
+        )
+        _require(
+            self.vocab_min_count >= 1,
+            "--vocab-min-count",
+            self.vocab_min_count,
+            "it must be at least 1",
+        )
+        if self.vocab_from is None and (self.vocab_size is not None or self.vocab_min_count > 1):
+            raise UsageError("--vocab-size and --vocab-min-count need --vocab-from.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(
+    ShapeOptions, ObjectiveOptions, SourceOptions, DataOptions, TrainingOptions, OutputOptions
+):
+    teacher: str = option("The fine-tuned teacher: a Hub id, a local directory, or sample.")
+    student: str | None = option("The student, made before, instead of --init.", None)
+    init: Literal["from-teacher", "from-base", "from-scratch"] | None = option(
+        "Make the student on the fly: from-teacher (the default, half the layers), from-base or "
+        "from-scratch.",
+        None,
+    )
+    base: str | None = option(
+        "The base for --init from-base; the one that the teacher's kdshrink.json names if not said.",
+        None,
+    )
+
+    compare: bool | None = option(
+        "After training, score the teacher, the untrained student and the distilled one on the test "
+        "split, seen and unseen languages apart. On by itself for sample alone: it takes time.",
+        None,
+    )
+
+    def __post_init__(self) -> None:
+        _check_groups(self)
+        if self.student is not None:
+            for flag, value in (
+                ("--init", self.init),
+                ("--layers", self.layers),
+                ("--hidden-size", self.hidden_size),
+                ("--intermediate-size", self.intermediate_size),
+            ):
+                if value is not None:
+                    raise UsageError(
+                        f"{flag} {value} and --student {self.student} exclude each other: the student "
+                        f"is made already.\nGive --student, or {flag} to have one made."
+                    )
+        if self.base is not None and self.init != "from-base":
+            raise UsageError(f"--base {self.base} needs --init from-base.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(DeviceOptions):
+    split: str = option("Split to evaluate.", "test")
+    batch_size: int = option("Texts in a batch; no score depends on it.", 64)
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "--batch-size", self.batch_size, "it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(SourceOptions, DataOptions, EvaluationOptions):
+    model: str = option("A Hub id, a local directory, or sample.", argument=True)
+    predictions: Path | None = option(
+        "Write a JSON line an example here: language, gold, predicted, probability.", None
+    )
+    per_class: bool = option("Add the F1 of each class.", False)
+
+    def __post_init__(self) -> None:
+        _check_groups(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig(SourceOptions, DataOptions, EvaluationOptions):
+    model: str = option("A Hub id, a local directory, or sample.", argument=True)
+
+    def __post_init__(self) -> None:
+        _check_groups(self)
+
+
+def _check_groups(config: object) -> None:
+    """Run the checks of every group of options that a config is built of."""
+    for group in type(config).__mro__[1:-1]:
+        if "__post_init__" in vars(group):
+            group.__post_init__(config)
+    if getattr(config, "resume", False) and getattr(config, "overwrite", False):
+        raise UsageError("--resume and --overwrite exclude each other.")
+    if hasattr(config, "data") and not isinstance(config, ShrinkConfig) and config.data is None:
+        raise UsageError("--data is missing: massive, tsm, universal-ner, sample, or your own.")

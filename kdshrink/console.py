@@ -1,0 +1,249 @@
+"""The only module that prints: results to stdout; progress, notes and errors to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress as RichProgress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+_PLAIN_SECONDS = 15.0
+
+
+def _stdout() -> Console:
+    # Without a terminal a table keeps its natural width: rich would fold it at 80 columns.
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _LogHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        label = {"WARNING": "[yellow]warning:[/yellow] ", "ERROR": "[red]error:[/red] "}
+        text = self.format(record).replace("[", r"\[")
+        _active_console().print(label.get(record.levelname, "") + text)
+
+
+def show_log() -> None:
+    """Send the library's log to stderr."""
+    logger = logging.getLogger("kdshrink")
+    if not logger.handlers:
+        logger.addHandler(_LogHandler())
+        logger.propagate = False
+
+
+def print_error(message: str) -> None:
+    _stderr().print("[red]error:[/red] " + message.replace("[", r"\["))
+
+
+def print_line(line: str) -> None:
+    _stdout().print(line)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """One JSON object on one line."""
+    sys.stdout.write(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+_live: list[RichProgress] = []
+
+
+def _active_console() -> Console:
+    return _live[-1].console if _live else _stderr()
+
+
+class Progress:
+    """A `kdshrink.progress.Progress`: a live bar on a terminal, else a plain line now and then."""
+
+    def __init__(self) -> None:
+        self._bar: RichProgress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._last = time.monotonic()
+        self._began: dict[str, float] = {}
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=_stderr(),
+                transient=True,
+            )
+            self._bar.start()
+            _live.append(self._bar)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            _live.remove(self._bar)
+            self._bar.stop()
+
+    def __call__(
+        self, what: str, done: int, total: int | None, figures: Mapping[str, float]
+    ) -> None:
+        shown = "".join(f" {name} {value:.4f}" for name, value in figures.items())
+        began = self._began.setdefault(what, time.monotonic())
+        seconds = time.monotonic() - began
+        rate = f"{done / seconds:.1f}/s" if seconds > 1 else ""
+        if self._bar is not None:
+            if what not in self._tasks:
+                self._tasks[what] = self._bar.add_task(what, total=total, figures="", rate="")
+            fields = {"figures": shown} if figures else {}
+            self._bar.update(self._tasks[what], completed=done, total=total, rate=rate, **fields)
+            if total is not None and done >= total:
+                self._bar.remove_task(self._tasks.pop(what))
+                self._began.pop(what)
+        elif figures or time.monotonic() - self._last > _PLAIN_SECONDS:
+            self._last = time.monotonic()
+            of = f"/{total}" if total else ""
+            _stderr().print(f"{what} {done}{of}{shown} {rate}".rstrip())
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    return table
+
+
+def _metric_name(metric: str) -> str:
+    return {"macro_f1": "macro-F1", "entity_f1": "entity F1", "negative_loss": "negative loss"}[metric]
+
+
+def _score_table(result: Mapping[str, Any], title: str) -> Table:
+    table = _table("language", _metric_name(result["metric"]), "examples", title=title)
+    for language, row in result["per_language"].items():
+        table.add_row(language, _number(row["score"]), f"{row['examples']:,}")
+    table.add_section()
+    if "mean_over_languages" in result:
+        table.add_row("mean over languages", _number(result["mean_over_languages"]), "")
+    examples = sum(row["examples"] for row in result["per_language"].values())
+    table.add_row("all languages pooled", _number(result["score"]), f"{examples:,}")
+    return table
+
+
+def _details(result: Mapping[str, Any]) -> Iterable[str]:
+    for name in ("accuracy", "precision", "recall"):
+        if name in result:
+            yield f"{name} {result[name]:.4f}"
+    if "averaging" in result:
+        yield result["averaging"]
+    if "mode" in result:
+        yield f"mode: {result['mode']}"
+    if result.get("cut_off_words"):
+        yield f"{result['cut_off_words']} words cut off by --max-length count as missed"
+
+
+def show_evaluation(result: Mapping[str, Any]) -> None:
+    out = _stdout()
+    out.print(_score_table(result, "Scores"))
+    out.print("; ".join(_details(result)))
+    if "per_class" in result:
+        table = _table("class", "F1")
+        for name, score in result["per_class"].items():
+            table.add_row(name, _number(score))
+        out.print(table)
+
+
+def show_zero_shot(result: Mapping[str, Any]) -> None:
+    out = _stdout()
+    if result["seen"] is not None:
+        out.print(_score_table(result["seen"], f"Seen languages (by {result['seen_from']})"))
+    out.print(_score_table(result["unseen"], "Unseen languages"))
+    out.print(
+        f"gap {_number(result['gap'])}; always answering the majority class scores "
+        f"{_number(result['random_score'])} (accuracy {_number(result['majority_accuracy'])})"
+    )
+    out.print("; ".join(_details(result["unseen"])))
+
+
+def show_shrink(result: Mapping[str, Any]) -> None:
+    out = _stdout()
+    table = _table("part", "parameters before", "after", "MB before", "after")
+    for part, sizes in result["parts"].items():
+        table.add_row(part, *_sizes(sizes))
+    table.add_section()
+    table.add_row("all", *_sizes(result))
+    out.print(table)
+    out.print(f"layers of the source, 1-based: {', '.join(map(str, result['layers']))}")
+    if vocabulary := result.get("vocabulary"):
+        out.print(f"vocabulary: {vocabulary['before']:,} pieces before, {vocabulary['after']:,} after")
+        held_out = vocabulary.get("held_out")
+        if held_out:
+            table = _table("language", "tokens a text, before", "after", "unknown, before", "after")
+            for language, row in held_out.items():
+                table.add_row(
+                    language,
+                    f"{row['tokens_before']:.2f}",
+                    f"{row['tokens_after']:.2f}",
+                    f"{row['unknown_before']:.3%}",
+                    f"{row['unknown_after']:.3%}",
+                )
+            out.print("what other text suffers, estimated on a tenth of the data that was held out:")
+            out.print(table)
+    out.print(f"written to {result['output_dir']}")
+
+
+def _sizes(sizes: Mapping[str, int]) -> list[str]:
+    return [
+        f"{sizes['parameters_before']:,}",
+        f"{sizes['parameters_after']:,}",
+        f"{sizes['bytes_before'] / 1e6:,.1f}",
+        f"{sizes['bytes_after'] / 1e6:,.1f}",
+    ]
+
+
+def show_training(result: Mapping[str, Any]) -> None:
+    out = _stdout()
+    out.print(_score_table(result, f"Development set, best checkpoint (step {result['best_step']})"))
+    if comparison := result.get("comparison"):
+        _show_comparison(out, comparison)
+    out.print(
+        f"{result['steps']} steps in {result['train_seconds']:.0f} s, "
+        f"{result['examples_per_second']:.1f} examples/s, "
+        f"peak memory {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
+    )
+    out.print(f"written to {result['output_dir']}")
+
+
+def _show_comparison(out: Console, comparison: Mapping[str, Any]) -> None:
+    models = comparison["models"]
+    table = _table("language", *models, title=f"Test set, {_metric_name(comparison['metric'])}")
+    for group in ("seen", "unseen"):
+        results = {name: model[group] for name, model in models.items()}
+        first = next(iter(results.values()))
+        if first is None:
+            continue
+        for language in first["per_language"]:
+            scores = [r["per_language"][language]["score"] for r in results.values()]
+            table.add_row(f"{language} ({group})", *map(_number, scores))
+        table.add_row(f"{group}, pooled", *(_number(r["score"]) for r in results.values()), style="bold")
+        table.add_section()
+    sizes = [f"{model['parameters'] / 1e6:,.2f} M" for model in models.values()]
+    table.add_row("parameters", *sizes)
+    out.print(table)

@@ -1,0 +1,58 @@
+"""The errors that kdshrink raises on purpose.
+
+    KdshrinkError
+    ├── UsageError      options that contradict each other or cannot be read (exit code 2)
+    ├── ModelError      a model or tokenizer that is missing, damaged or not supported
+    │   └── HubError    a Hub that cannot be reached, or refuses
+    ├── DataError       a data set, language, split, column or label that is not there
+    ├── ShapeError      a student that cannot be cut from its teacher
+    ├── OutputError     a directory that must not or cannot be written
+    ├── TrainingError   a run that cannot go on, such as a loss that is not finite
+    └── Interrupted     a run that a signal ended (exit code 130 or 143)
+
+A message has one to three lines: what was wrong, what was found, what to do.
+"""
+
+
+class KdshrinkError(Exception):
+    """Base of all errors that kdshrink raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(KdshrinkError):
+    """Options contradict each other or cannot be read."""
+
+    exit_code = 2
+
+
+class ModelError(KdshrinkError):
+    """A model or tokenizer is missing, damaged or not supported."""
+
+
+class HubError(ModelError):
+    """The Hub cannot be reached, or refuses."""
+
+
+class DataError(KdshrinkError):
+    """A data set, language, split, column or label is not there."""
+
+
+class ShapeError(KdshrinkError):
+    """A student of this shape cannot be cut from its teacher."""
+
+
+class OutputError(KdshrinkError):
+    """A directory must not or cannot be written."""
+
+
+class TrainingError(KdshrinkError):
+    """A training run cannot go on."""
+
+
+class Interrupted(KdshrinkError):
+    """A signal ended the run; `exit_code` is 128 plus its number."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

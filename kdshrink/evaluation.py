@@ -1,0 +1,464 @@
+"""Scores of models by language, and on languages they were not trained on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from .checkpoint import Loaded, disk_errors, find_model, load_classifier, pick_device
+from .config import EvalConfig, ZeroShotConfig
+from .data import Collator, TaskData, encode, language_codes, load_data, match_labels
+from .errors import DataError
+from .languages import NAMED, Task
+from .metrics import AVERAGING, METRICS, MODE, Scores, entity_scores, text_scores
+from .progress import Progress, silent
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answers, in the order of the examples.
+
+    Attributes:
+        classes: A class an example, or for token tasks a class a word, all examples one after
+            another; -1 for a word that was cut off.
+        probabilities: The model's probability of each, float32; 0 for a word that was cut off.
+        bounds: Where each example's answers begin and end (n + 1 numbers); None for one each.
+    """
+
+    classes: np.ndarray
+    probabilities: np.ndarray
+    bounds: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class LanguageScore:
+    score: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores of one model on one split.
+
+    Attributes:
+        metric: macro_f1 or entity_f1 (or negative_loss, where there are no labels to score).
+        score: Over all languages pooled.
+        details: Accuracy, or precision and recall, pooled.
+        mean_over_languages: Mean of the languages' scores.
+        cut_off_words: Words beyond --max-length, counted as missed; None for text tasks.
+    """
+
+    metric: str
+    score: float
+    details: Mapping[str, float]
+    mean_over_languages: float
+    per_language: Mapping[str, LanguageScore]
+    examples: int
+    examples_per_second: float
+    cut_off_words: int | None = None
+    per_class: Mapping[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json."""
+        result: dict[str, Any] = {"metric": self.metric, "score": self.score, **self.details}
+        if self.metric == "macro_f1":
+            result["averaging"] = AVERAGING
+        elif self.metric == "entity_f1":
+            result["mode"] = MODE
+        result |= {
+            "mean_over_languages": self.mean_over_languages,
+            "per_language": {
+                name: {"score": row.score, "examples": row.examples}
+                for name, row in self.per_language.items()
+            },
+            "examples": self.examples,
+            "examples_per_second": round(self.examples_per_second, 3),
+        }
+        if self.cut_off_words is not None:
+            result["cut_off_words"] = self.cut_off_words
+        if self.per_class is not None:
+            result["per_class"] = dict(self.per_class)
+        return result
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> EvalResult:
+        """Undo `to_dict`."""
+        return cls(
+            metric=content["metric"],
+            score=content["score"],
+            details={k: content[k] for k in ("accuracy", "precision", "recall") if k in content},
+            mean_over_languages=content["mean_over_languages"],
+            per_language={k: LanguageScore(**row) for k, row in content["per_language"].items()},
+            examples=content["examples"],
+            examples_per_second=content["examples_per_second"],
+            cut_off_words=content.get("cut_off_words"),
+            per_class=content.get("per_class"),
+        )
+
+
+@torch.inference_mode()
+def predict(
+    model: PreTrainedModel,
+    encoded: Dataset,
+    *,
+    task: Task,
+    collate: Collator,
+    batch_size: int,
+    device: torch.device,
+    progress: Progress = silent,
+    what: str = "evaluate",
+) -> Predictions:
+    """Run a model over encoded examples, those of like length together, the longest first.
+
+    Args:
+        encoded: As `data.encode` makes it, for this model's tokenizer.
+    """
+    training = model.training
+    model.eval()
+    total = len(encoded)
+    lengths = np.asarray(encoded.with_format("numpy")["length"])
+    order = np.argsort(-lengths, kind="stable")
+    bounds = _word_bounds(encoded) if task == "token" else None
+    answers = total if bounds is None else int(bounds[-1])
+    classes = np.full(answers, -1, dtype=np.int32)
+    probabilities = np.zeros(answers, dtype=np.float32)
+    columns = ["input_ids", *(["positions"] if task == "token" else [])]
+    examples = encoded.select_columns(columns)
+    for start in range(0, total, batch_size):
+        rows = order[start : start + batch_size]
+        batch = examples.__getitems__(rows.tolist())
+        inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
+        best = model(**inputs).logits.float().softmax(-1).max(-1)
+        values, indices = best.values.cpu().numpy(), best.indices.cpu().numpy()
+        if bounds is None:
+            classes[rows], probabilities[rows] = indices, values
+        else:
+            for line, row in enumerate(rows):
+                positions = np.asarray(batch[line]["positions"])
+                kept = np.flatnonzero(positions >= 0)
+                classes[bounds[row] + kept] = indices[line, positions[kept]]
+                probabilities[bounds[row] + kept] = values[line, positions[kept]]
+        progress(what, min(start + batch_size, total), total, {})
+    model.train(training)
+    return Predictions(classes, probabilities, bounds)
+
+
+def _word_bounds(encoded: Dataset) -> np.ndarray:
+    """Where each example's words begin and end among all words, n + 1 numbers."""
+    counts = [
+        len(positions)
+        for batch in encoded.select_columns(["positions"]).iter(1000)
+        for positions in batch["positions"]
+    ]
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores models on one table of examples, tokenised once.
+
+    Attributes:
+        table: The examples, as in `TaskData.splits`.
+        encoded: The same, tokenised.
+        labels: Names of the data's labels.
+        model_labels: Names of the model's classes, by id.
+    """
+
+    table: Dataset
+    encoded: Dataset
+    labels: Sequence[str]
+    model_labels: Sequence[str]
+    task: Task
+    collate: Collator
+    batch_size: int
+    device: torch.device
+
+    def predict(self, model: PreTrainedModel, progress: Progress = silent) -> Predictions:
+        return predict(
+            model,
+            self.encoded,
+            task=self.task,
+            collate=self.collate,
+            batch_size=self.batch_size,
+            device=self.device,
+            progress=progress,
+        )
+
+    def score(
+        self, model: PreTrainedModel, progress: Progress = silent, *, per_class: bool = False
+    ) -> EvalResult:
+        began = time.perf_counter()
+        predictions = self.predict(model, progress)
+        seconds = time.perf_counter() - began
+        return self.score_predictions(predictions, seconds, per_class=per_class)
+
+    def score_predictions(
+        self, predictions: Predictions, seconds: float, *, per_class: bool = False
+    ) -> EvalResult:
+        """Scores pooled and by language; `seconds` is how long predicting took."""
+        gold = self.gold()
+        answers = self.answers(predictions)
+        codes, languages = language_codes(self.table)
+        by_language = {}
+        for code, language in enumerate(languages):
+            rows = np.flatnonzero(codes == code)
+            scores = self._scores([gold[i] for i in rows], [answers[i] for i in rows])
+            by_language[language] = LanguageScore(scores.score, len(rows))
+        pooled = self._scores(gold, answers)
+        token = self.task == "token"
+        return EvalResult(
+            metric=METRICS[self.task],
+            score=pooled.score,
+            details=pooled.details,
+            mean_over_languages=float(np.mean([row.score for row in by_language.values()])),
+            per_language=by_language,
+            examples=len(self.table),
+            examples_per_second=len(self.table) / max(seconds, 1e-9),
+            cut_off_words=int((predictions.classes < 0).sum()) if token else None,
+            per_class=pooled.per_class if per_class else None,
+        )
+
+    def gold(self) -> list[Any]:
+        """The right answers by name: a name an example, or a list of them."""
+        names = self.labels
+        values = chain.from_iterable(
+            batch["label"] for batch in self.table.select_columns(["label"]).iter(1000)
+        )
+        if self.task == "token":
+            return [[names[tag] for tag in tags] for tags in values]
+        return [names[value] for value in values]
+
+    def answers(self, predictions: Predictions) -> list[Any]:
+        """The model's answers by name. A word that was cut off is answered with O."""
+        names = [*self.model_labels, "O"]
+        if predictions.bounds is None:
+            return [names[index] for index in predictions.classes]
+        return [
+            [names[index] for index in predictions.classes[begin:end]]
+            for begin, end in zip(predictions.bounds, predictions.bounds[1:], strict=False)
+        ]
+
+    def _scores(self, gold: list[Any], answers: list[Any]) -> Scores:
+        return entity_scores(gold, answers) if self.task == "token" else text_scores(gold, answers)
+
+    def part(self, languages: Sequence[str]) -> Evaluator:
+        """An evaluator of the examples in some of the languages."""
+        codes, names = language_codes(self.table)
+        wanted = [code for code, name in enumerate(names) if name in languages]
+        rows = np.flatnonzero(np.isin(codes, wanted))
+        return replace(self, table=self.table.select(rows), encoded=self.encoded.select(rows))
+
+
+def make_evaluator(
+    data: TaskData,
+    split: str,
+    loaded: Loaded,
+    *,
+    max_length: int,
+    batch_size: int,
+    device: torch.device,
+) -> Evaluator:
+    """What scores a loaded model on a split of the data.
+
+    Raises:
+        DataError: The data has no labels, or labels that the model does not know.
+    """
+    if data.labels is None:
+        raise DataError(f"{data.name} has no labels, so there is nothing to score.")
+    model_labels = loaded.source.labels
+    encoded = encode(
+        data.splits[split],
+        loaded.tokenizer,
+        task=data.task,
+        max_length=min(max_length, loaded.tokenizer.model_max_length),
+        label_ids=match_labels(data.labels, model_labels),
+    )
+    return Evaluator(
+        data.splits[split],
+        encoded,
+        labels=data.labels,
+        model_labels=model_labels,
+        task=data.task,
+        collate=Collator(int(loaded.tokenizer.pad_token_id)),
+        batch_size=batch_size,
+        device=device,
+    )
+
+
+def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult:
+    """Score a model on a split of labelled data, pooled over languages and by language.
+
+    Raises:
+        KdshrinkError: As `errors` lists.
+    """
+    device = pick_device(config.device)
+    find_model(config.model, config)
+    data = load_data(config, (config.split,), purpose="evaluate", token=config.token)
+    loaded = load_classifier(config.model, config, data.task)
+    evaluator = make_evaluator(
+        data,
+        config.split,
+        loaded,
+        max_length=config.max_length,
+        batch_size=config.batch_size,
+        device=device,
+    )
+    model = loaded.model.to(device)
+    began = time.perf_counter()
+    predictions = evaluator.predict(model, progress or silent)
+    seconds = time.perf_counter() - began
+    if config.predictions is not None:
+        _write_predictions(config.predictions, evaluator, predictions)
+    return evaluator.score_predictions(predictions, seconds, per_class=config.per_class)
+
+
+def _write_predictions(path: Path, evaluator: Evaluator, predictions: Predictions) -> None:
+    """A JSON line an example; the file appears whole or not at all."""
+    codes, languages = language_codes(evaluator.table)
+    partial = path.with_name(f".{path.name}.part")
+    gold, answers = evaluator.gold(), evaluator.answers(predictions)
+    with disk_errors(path):
+        with partial.open("w", encoding="utf-8") as file:
+            for row, (right, answer) in enumerate(zip(gold, answers, strict=True)):
+                if predictions.bounds is None:
+                    probability: Any = round(float(predictions.probabilities[row]), 6)
+                else:
+                    begin, end = predictions.bounds[row], predictions.bounds[row + 1]
+                    values = predictions.probabilities[begin:end]
+                    probability = [round(float(value), 6) for value in values]
+                line = {
+                    "language": languages[codes[row]],
+                    "gold": right,
+                    "predicted": answer,
+                    "probability": probability,
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """Scores on the languages that a model was trained on, and on those it was not.
+
+    Attributes:
+        seen: None where none of the seen languages is in the data.
+        gap: Score on the seen languages less score on the unseen ones.
+        random_score: The metric when the majority class of the unseen languages' examples is always
+            answered; for tokens the commonest tag of an entity.
+        majority_accuracy: The accuracy of always answering the majority class (of words: tag).
+        seen_from: Where the list of seen languages comes from.
+    """
+
+    metric: str
+    seen: EvalResult | None
+    unseen: EvalResult
+    gap: float | None
+    random_score: float
+    majority_accuracy: float
+    seen_from: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json."""
+        return {
+            "metric": self.metric,
+            "seen": None if self.seen is None else self.seen.to_dict(),
+            "unseen": self.unseen.to_dict(),
+            "gap": self.gap,
+            "random_score": self.random_score,
+            "majority_accuracy": self.majority_accuracy,
+            "seen_from": self.seen_from,
+        }
+
+
+def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroShotResult:
+    """Score a model on the languages that it was not trained on, beside those it was.
+
+    The model's own kdshrink.json says which these are, unless --seen-languages does; else the data
+    set's list serves.
+
+    Raises:
+        KdshrinkError: As `errors` lists.
+    """
+    device = pick_device(config.device)
+    source = find_model(config.model, config)
+    everything = replace(config, languages=config.languages or ("all",))
+    data = load_data(everything, (config.split,), purpose="evaluate", token=config.token)
+    present = language_codes(data.splits[config.split])[1]
+    if config.seen_languages is not None:
+        seen, seen_from = list(data.seen), "--seen-languages"
+    elif config.unseen_languages is not None:
+        seen, seen_from = list(data.seen), "--unseen-languages"
+    elif source.training_languages:
+        seen, seen_from = source.training_languages, "kdshrink.json"
+    else:
+        seen, seen_from = list(data.seen), "the data set's list"
+        note = NAMED[data.name].lists_note if data.name in NAMED else "this data has none"
+        logger.info("%s does not say its training languages; seen: %s", config.model, note)
+    seen = [name for name in present if name in seen]
+    unseen = [
+        name
+        for name in present
+        if name not in seen and (config.unseen_languages is None or name in data.unseen)
+    ]
+    if not unseen:
+        raise DataError(
+            f"{config.model} was trained on all of these languages: {', '.join(seen)}.\n"
+            "Name others with --languages, or say which count as unseen with --unseen-languages."
+        )
+    loaded = load_classifier(config.model, config, data.task)
+    evaluator = make_evaluator(
+        data,
+        config.split,
+        loaded,
+        max_length=config.max_length,
+        batch_size=config.batch_size,
+        device=device,
+    )
+    model = loaded.model.to(device)
+    unseen_part = evaluator.part(unseen)
+    on_seen = evaluator.part(seen).score(model, progress or silent) if seen else None
+    on_unseen = unseen_part.score(model, progress or silent)
+    random_score, majority_accuracy = majority_scores(unseen_part.gold(), data.task)
+    return ZeroShotResult(
+        metric=on_unseen.metric,
+        seen=on_seen,
+        unseen=on_unseen,
+        gap=None if on_seen is None else on_seen.score - on_unseen.score,
+        random_score=random_score,
+        majority_accuracy=majority_accuracy,
+        seen_from=seen_from,
+    )
+
+
+def majority_scores(gold: Sequence[Any], task: Task) -> tuple[float, float]:
+    """The metric, and the accuracy, of always answering the majority class.
+
+    For tokens the metric is that of answering every word with the commonest tag of an entity, and the
+    accuracy that of answering every word with the commonest tag.
+    """
+    if task == "sequence":
+        (majority, count), *_ = Counter(gold).most_common(1)
+        return text_scores(gold, [majority] * len(gold)).score, count / len(gold)
+    counts = Counter(chain.from_iterable(gold))
+    (_, count), *_ = counts.most_common(1)
+    entities = [(tag, number) for tag, number in counts.most_common() if tag != "O"]
+    accuracy = count / sum(counts.values())
+    if not entities:
+        return 0.0, accuracy
+    answers = [[entities[0][0]] * len(tags) for tags in gold]
+    return entity_scores(gold, answers).score, accuracy

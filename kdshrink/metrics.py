@@ -1,0 +1,60 @@
+"""Scores of predictions, by scikit-learn and seqeval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
+from sklearn import metrics as sklearn_metrics
+
+from .languages import Task
+
+METRICS: Mapping[Task, str] = {"sequence": "macro_f1", "token": "entity_f1"}
+AVERAGING = "macro-F1 over the classes present in gold or prediction"
+MODE = "seqeval's default (conlleval), not strict IOB2; micro-averaged over entities"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one set of examples, in 0 to 1.
+
+    Attributes:
+        score: The task's metric: macro-F1, or entity F1.
+        details: Accuracy, or precision and recall.
+        per_class: F1 by class, or by type of entity.
+    """
+
+    score: float
+    details: Mapping[str, float]
+    per_class: Mapping[str, float]
+
+
+def text_scores(gold: Sequence[str], predicted: Sequence[str]) -> Scores:
+    """Macro-F1 over the classes present in gold or prediction, and accuracy."""
+    names = sorted({*gold, *predicted})
+    by_class = sklearn_metrics.f1_score(
+        gold, predicted, labels=names, average=None, zero_division=0.0
+    )
+    return Scores(
+        score=float(by_class.mean()),
+        details={"accuracy": float(sklearn_metrics.accuracy_score(gold, predicted))},
+        per_class=dict(zip(names, map(float, by_class), strict=True)),
+    )
+
+
+def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Scores:
+    """Entity F1, precision and recall as seqeval counts them by default, over all entities."""
+    lists = [list(tags) for tags in gold], [list(tags) for tags in predicted]
+    report: Mapping[str, Any] = classification_report(*lists, output_dict=True, zero_division=0)
+    return Scores(
+        score=float(f1_score(*lists, zero_division=0)),
+        details={
+            "precision": float(precision_score(*lists, zero_division=0)),
+            "recall": float(recall_score(*lists, zero_division=0)),
+        },
+        per_class={
+            name: float(row["f1-score"]) for name, row in report.items() if not name.endswith(" avg")
+        },
+    )

@@ -1,0 +1,1 @@
+"""The embedded sample: a small teacher, its base, and a small multilingual data set."""

@@ -1,0 +1,210 @@
+"""Cutting a student out of its teacher: which layers, which slices, which rows of the vocabulary."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig
+
+from ..card import model_card
+from ..checkpoint import (
+    RECORD,
+    Source,
+    check_output,
+    find_model,
+    load_tokenizer,
+    make_record,
+    tokenizer_files,
+    whole_directory,
+    write_json,
+)
+from ..config import ShapeOptions, ShrinkConfig, SourceOptions
+from ..data import load_data
+from ..progress import Progress, silent
+from .engine import CopyReport, StudentPlan, copy_weights, plan_student
+from .vocabulary import (
+    Text,
+    TrimmedTokenizer,
+    count_pieces,
+    held_out_cost,
+    is_held_out,
+    read_settings,
+    trim_tokenizer,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShrinkResult:
+    """What shrink() wrote; sizes are numbers of parameters and bytes of their tensors."""
+
+    output_dir: Path
+    layers: tuple[int, ...]
+    hidden_size: int
+    copied: CopyReport
+    vocabulary: Mapping[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json."""
+        result = {
+            "output_dir": str(self.output_dir),
+            "layers": list(self.layers),
+            "hidden_size": self.hidden_size,
+            **self.copied.to_dict(),
+        }
+        if self.vocabulary is not None:
+            result["vocabulary"] = dict(self.vocabulary)
+        return result
+
+
+def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResult:
+    """Write a smaller copy of a model: fewer layers, a smaller width, a smaller vocabulary.
+
+    Weights go from file to file a tensor at a time; no model is made, but for `init="scratch"`.
+
+    Raises:
+        KdshrinkError: As `errors` lists.
+    """
+    progress = progress or silent
+    source = find_model(config.model, config)
+    output_dir = config.output_dir or Path(_default_name(config, source))
+    check_output(output_dir, overwrite=config.overwrite)
+    tokenizer_files(source)
+    plan_for(source, config)
+    trimmed, vocabulary = None, None
+    if config.vocab_from is not None:
+        trimmed, vocabulary = _trim(source, config, progress)
+    with whole_directory(output_dir) as folder:
+        plan, report = shrink_source(
+            source, config, folder, init=config.init, seed=config.seed, trimmed=trimmed, progress=progress
+        )
+        record = make_record(
+            "shrink",
+            config,
+            None,
+            source=source.describe(),
+            base=(source.record or {}).get("base") or (None if source.task else source.name),
+            task=source.task,
+            data=(source.record or {}).get("data"),
+            training_languages=[] if config.init == "scratch" else source.training_languages,
+            layers=list(plan.layers),
+        )
+        result = ShrinkResult(output_dir, tuple(plan.layers), plan.config["hidden_size"], report, vocabulary)
+        record["results"] = {k: v for k, v in result.to_dict().items() if k != "output_dir"}
+        write_json(folder / RECORD, record)
+        (folder / "README.md").write_text(model_card(output_dir.name, record), encoding="utf-8")
+    return result
+
+
+def _trim(
+    source: Source, config: ShrinkConfig, progress: Progress
+) -> tuple[TrimmedTokenizer, dict[str, Any]]:
+    """Cut the tokenizer down to the text of --vocab-from; what was done, for the result."""
+    tokenizer = load_tokenizer(source, config)
+    wanted = replace(config, data=config.vocab_from)
+    data = load_data(wanted, None, purpose="evaluate", labels_required=False, token=config.token)
+    total = sum(map(len, data.splits.values()))
+    chosen = np.zeros(len(tokenizer), dtype=np.int64)
+    held_counts = np.zeros_like(chosen)
+    held_texts: dict[str, list[Text]] = {}
+    done = 0
+    for table in data.splits.values():
+        for batch in table.select_columns(["text", "language"]).iter(1000):
+            rows = range(done, done + len(batch["text"]))
+            held = [i for i, row in enumerate(rows) if is_held_out(row)]
+            rest = [text for text, row in zip(batch["text"], rows, strict=True) if not is_held_out(row)]
+            if rest:
+                chosen += count_pieces(tokenizer, [rest])
+            if held:
+                held_counts += count_pieces(tokenizer, [[batch["text"][i] for i in held]])
+            for i in held:
+                held_texts.setdefault(batch["language"][i], []).append(batch["text"][i])
+            done = rows.stop
+            progress("count pieces", done, total, {})
+    limits: Any = {"vocab_size": config.vocab_size, "min_count": config.vocab_min_count}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        settings = read_settings(Path(folder))
+    estimate = trim_tokenizer(tokenizer, chosen, settings, **limits)
+    costs = held_out_cost(
+        tokenizer.backend_tokenizer, estimate.backend(), tokenizer.unk_token, held_texts
+    )
+    trimmed = trim_tokenizer(tokenizer, chosen + held_counts, settings, **limits)
+    return trimmed, {
+        "before": len(tokenizer),
+        "after": len(trimmed.kept),
+        "data": data.source,
+        "held_out": {language: asdict(cost) for language, cost in costs.items()},
+    }
+
+
+def _default_name(config: ShrinkConfig, source: Source) -> str:
+    name = Path(config.model.partition("@")[0]).name
+    if config.layers is not None:
+        name += f"-{config.layers}l"
+    elif config.layer_map is not None:
+        name += f"-{config.layer_map.replace(',', '-')}"
+    if config.hidden_size is not None:
+        name += f"-{config.hidden_size}h"
+    if config.vocab_from is not None:
+        name += f"-{Path(config.vocab_from).stem}"
+    return name if name != source.name else f"{name}-copy"
+
+
+def plan_for(
+    source: Source, shape: ShapeOptions, vocabulary: list[int] | None = None
+) -> StudentPlan:
+    """The plan of a student of this shape.
+
+    Raises:
+        ShapeError: No such student can be cut from this model.
+        ModelError: The model's family is not supported.
+    """
+    return plan_student(
+        dict(source.config),
+        shape.layers,
+        shape.layer_map,
+        shape.hidden_size,
+        shape.intermediate_size,
+        vocabulary,
+    )
+
+
+def shrink_source(
+    source: Source,
+    shape: ShapeOptions,
+    folder: Path,
+    *,
+    init: str = "copy",
+    seed: int = 42,
+    trimmed: TrimmedTokenizer | None = None,
+    progress: Progress = silent,
+) -> tuple[StudentPlan, CopyReport]:
+    """Write the student's weights, config and tokenizer into an empty folder."""
+    plan = plan_for(source, shape, None if trimmed is None else trimmed.kept)
+    report = copy_weights(source.directory, folder / "model.safetensors", plan, progress)
+    write_json(folder / "config.json", plan.config)
+    if init == "scratch":
+        _draw_weights(folder, seed)
+    if trimmed is not None:
+        trimmed.save(folder)
+    elif (source.directory / "tokenizer.json").exists():
+        for path in tokenizer_files(source):
+            shutil.copy2(path, folder)
+    else:
+        load_tokenizer(source, SourceOptions()).save_pretrained(folder)
+    return plan, report
+
+
+def _draw_weights(folder: Path, seed: int) -> None:
+    """Replace the weights in a folder by random ones of the same shapes."""
+    model = new_model(AutoConfig.from_pretrained(folder), find_model(str(folder), SourceOptions()).task, seed)
+    model.save_pretrained(folder)

@@ -1,0 +1,235 @@
+"""Cutting weights to a student's shape, from file to file, a tensor at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError, ShapeError
+from ..progress import Progress, silent
+from ..tensors import TensorReader, TensorSpec, write_tensors
+from .families import FFN, HIDDEN, VOCABULARY, Family, Row, family_of
+from .layers import choose_layers
+from .slices import even_indices
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("embeddings", "layers", "head")
+_HEAD_CLASSES = ("ForSequenceClassification", "ForTokenClassification")
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """What a student takes of its teacher.
+
+    Attributes:
+        family: The teacher's architecture.
+        layers: Numbers (1-based) of the teacher's layers, one for each of the student's.
+        indices: For an axis (hidden, ffn, vocabulary) the teacher's units that are kept, in the
+            student's order; an axis that is not there stays whole.
+        config: The student's config.json.
+        keeps_head: Whether the teacher has a classification head, which is kept.
+    """
+
+    family: Family
+    layers: tuple[int, ...]
+    indices: Mapping[str, Sequence[int]]
+    config: dict[str, Any]
+    keeps_head: bool
+
+
+@dataclass(frozen=True)
+class Size:
+    parameters: int = 0
+    bytes: int = 0
+
+    def plus(self, spec: TensorSpec) -> Size:
+        return Size(self.parameters + spec.parameters, self.bytes + spec.bytes)
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """Sizes by part (embeddings, layers, head), of the teacher's file and of the student's."""
+
+    before: Mapping[str, Size]
+    after: Mapping[str, Size]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json: totals, and the same by part."""
+
+        def sizes(before: Sequence[Size], after: Sequence[Size]) -> dict[str, int]:
+            return {
+                "parameters_before": sum(size.parameters for size in before),
+                "parameters_after": sum(size.parameters for size in after),
+                "bytes_before": sum(size.bytes for size in before),
+                "bytes_after": sum(size.bytes for size in after),
+            }
+
+        totals = sizes(list(self.before.values()), list(self.after.values()))
+        parts = {part: sizes([self.before[part]], [self.after[part]]) for part in PARTS}
+        return {**totals, "parts": parts}
+
+
+def plan_student(
+    config: Mapping[str, Any],
+    layers: int | None = None,
+    layer_map: str | None = None,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    vocabulary: Sequence[int] | None = None,
+) -> StudentPlan:
+    """Plan a student of this shape; None leaves a size as it is.
+
+    The number of heads stays, so that heads become narrower; where the sizes divide, a student's head
+    draws on the teacher's head of the same number alone. One set of indices serves every axis of
+    hidden width, another the inner axis of the FFN, in proportion unless `intermediate_size` says.
+
+    Args:
+        config: The teacher's config.json.
+        vocabulary: Ids of the pieces to keep, in the student's order.
+
+    Raises:
+        ShapeError: No such student can be cut.
+        ModelError: The architecture is not supported.
+    """
+    family = family_of(config)
+    chosen = choose_layers(config["num_hidden_layers"], layers, layer_map)
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    student_width = hidden_size or width
+    student_inner = intermediate_size or round(inner * student_width / width)
+    _check_width(config, student_width)
+    if student_inner > inner:
+        raise ShapeError(
+            f"--intermediate-size {student_inner}: the teacher's FFN has only {inner} units."
+        )
+    student: dict[str, Any] = {**config, "num_hidden_layers": len(chosen)}
+    indices: dict[str, Sequence[int]] = {}
+    if student_width != width:
+        indices[HIDDEN] = even_indices(width, student_width)
+        for key in ("hidden_size", "pooler_hidden_size", "embedding_size"):
+            if config.get(key) == width:
+                student[key] = student_width
+        if config.get("attention_head_size"):
+            student["attention_head_size"] = student_width // config["num_attention_heads"]
+    if student_inner != inner:
+        indices[FFN] = even_indices(inner, student_inner)
+        student["intermediate_size"] = student_inner
+    if vocabulary is not None:
+        indices[VOCABULARY] = vocabulary
+        student["vocab_size"] = len(vocabulary)
+        new_ids = {old: new for new, old in enumerate(vocabulary)}
+        for key, value in config.items():
+            if key.endswith("_token_id") and isinstance(value, int):
+                student[key] = new_ids[value]
+    architecture = (config.get("architectures") or [""])[0]
+    keeps_head = architecture.endswith(_HEAD_CLASSES)
+    if not keeps_head:
+        student["architectures"] = [family.bare]
+    # A name or path of the teacher's would send transformers to the wrong place.
+    student.pop("_name_or_path", None)
+    return StudentPlan(family, tuple(chosen), indices, student, keeps_head)
+
+
+def _check_width(config: Mapping[str, Any], width: int) -> None:
+    heads, teacher = config["num_attention_heads"], config["hidden_size"]
+    if width > teacher:
+        raise ShapeError(f"--hidden-size {width}: the teacher is only {teacher} wide.")
+    if width % heads:
+        below = width - width % heads
+        near = [size for size in (below, below + heads) if 0 < size <= teacher]
+        raise ShapeError(
+            f"--hidden-size {width}: the {heads} attention heads do not divide it.\n"
+            f"Near it, {' and '.join(map(str, near))} would do."
+        )
+    head_size = config.get("attention_head_size")
+    if head_size and head_size * heads != teacher and width != teacher:
+        raise ShapeError(
+            f"--hidden-size {width}: heads of size {head_size} beside a width of {teacher} cannot be "
+            "sliced by rule."
+        )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A tensor of the student: where it comes from, and what its axes are."""
+
+    source: str
+    row: Row
+    spec: TensorSpec
+
+
+def copy_weights(
+    source: Path, target: Path, plan: StudentPlan, progress: Progress = silent
+) -> CopyReport:
+    """Write the student's weights, reading and writing one tensor at a time.
+
+    Args:
+        source: The teacher's directory.
+        target: The safetensors file to write.
+
+    Raises:
+        ModelError: The teacher's weights are damaged, incomplete, or not as its family has them.
+    """
+    with TensorReader(source) as reader:
+        pieces, before = _match(reader, plan)
+        indices = {axis: torch.tensor(kept) for axis, kept in plan.indices.items()}
+        specs = {name: piece.spec for name, piece in pieces.items()}
+        produce = lambda name: _cut(reader.read(pieces[name].source), pieces[name].row, indices)  # noqa: E731
+        write_tensors(target, specs, produce, progress)
+    after = dict.fromkeys(PARTS, Size())
+    for piece in pieces.values():
+        after[piece.row.part] = after[piece.row.part].plus(piece.spec)
+    return CopyReport(before, after)
+
+
+def _match(reader: TensorReader, plan: StudentPlan) -> tuple[dict[str, _Piece], dict[str, Size]]:
+    """The student's tensors by name, in the order of the teacher's file, and the teacher's sizes."""
+    family = plan.family
+    numbers = {layer - 1: new for new, layer in enumerate(plan.layers)}
+    pieces: dict[str, _Piece] = {}
+    sizes = dict.fromkeys(PARTS, Size())
+    dropped = []
+    for name, spec in reader.specs.items():
+        found = family.find(name)
+        if found is None:
+            if spec.dtype.is_floating_point:
+                sizes["head"] = sizes["head"].plus(spec)
+                dropped.append(name)
+            continue
+        row, layer = found
+        sizes[row.part] = sizes[row.part].plus(spec)
+        if layer is not None and layer not in numbers:
+            continue
+        new_name = name if plan.keeps_head else name.removeprefix(f"{family.prefix}.")
+        if layer is not None:
+            new_name = new_name.replace(f".layer.{layer}.", f".layer.{numbers[layer]}.", 1)
+        shape = tuple(
+            len(plan.indices[axis]) if axis in plan.indices else size
+            for axis, size in zip(row.axes, spec.shape, strict=True)
+        )
+        pieces[new_name] = _Piece(name, row, TensorSpec(shape, spec.dtype))
+    found_layers = {int(n.split(".layer.")[1].split(".")[0]) for n in pieces if ".layer." in n}
+    if found_layers != set(range(len(plan.layers))):
+        raise ModelError(
+            f"{reader.directory}: config.json speaks of {plan.config['num_hidden_layers']} layers or "
+            "more that the weights do not have."
+        )
+    if dropped:
+        logger.info(
+            "left out, since only pretraining needs it: %s", ", ".join(sorted({n.split(".")[0] for n in dropped}))
+        )
+    return pieces, sizes
+
+
+def _cut(tensor: Tensor, row: Row, indices: Mapping[str, Tensor]) -> Tensor:
+    """The units of a tensor that the student keeps."""
+    for dimension, axis in enumerate(row.axes):
+        if axis in indices:
+            tensor = tensor.index_select(dimension, indices[axis])
+    return tensor

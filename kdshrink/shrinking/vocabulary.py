@@ -1,0 +1,309 @@
+"""Cutting a vocabulary down to what a text uses, without changing how that text is split."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import ModelError, ShapeError
+
+logger = logging.getLogger(__name__)
+
+Text = str | list[str]
+"""A text, or its words where the data has them apart."""
+
+_HELD_OUT_EVERY = 10
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class TrimmedTokenizer:
+    """A tokenizer with a part of another's vocabulary.
+
+    Attributes:
+        kept: The old ids in the order of the new ones.
+        content: What its tokenizer.json holds.
+        settings: The other files of the tokenizer, by name.
+    """
+
+    kept: list[int]
+    content: dict[str, Any]
+    settings: Mapping[str, dict[str, Any]]
+
+    def backend(self) -> Tokenizer:
+        return Tokenizer.from_str(json.dumps(self.content))
+
+    def save(self, folder: Path) -> None:
+        """Write it, as tokenizer.json and settings: no file of the whole vocabulary goes along."""
+        for name, content in {"tokenizer.json": self.content, **self.settings}.items():
+            text = json.dumps(content, ensure_ascii=False, indent=None if "vocab" in name else 2)
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def count_pieces(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Text]]
+) -> np.ndarray:
+    """How often each id occurs in texts.
+
+    Args:
+        texts: Batches of texts, or of lists of words.
+
+    Returns:
+        Counts by id, special tokens aside.
+    """
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    for batch in texts:
+        encoded = tokenizer(
+            list(batch),
+            add_special_tokens=False,
+            is_split_into_words=isinstance(batch[0], list),
+            return_attention_mask=False,
+            verbose=False,
+        )
+        ids = np.fromiter((i for one in encoded["input_ids"] for i in one), dtype=np.int64)
+        counts += np.bincount(ids, minlength=len(counts))
+        for text, one in zip(batch, encoded["input_ids"], strict=True):
+            if tokenizer.unk_token_id in one:
+                counts[_beginnings_of_unknown_words(tokenizer, text)] += 1
+    return counts
+
+
+def _beginnings_of_unknown_words(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[int]:
+    """Ids of the pieces that WordPiece matched before it gave a word up as unknown.
+
+    Without them it would match shorter ones, and might then not give up.
+    """
+    backend = tokenizer.backend_tokenizer
+    if type(backend.model).__name__ != "WordPiece":
+        return []
+    vocabulary, prefix = tokenizer.get_vocab(), backend.model.continuing_subword_prefix
+    found = []
+    for part in [text] if isinstance(text, str) else text:
+        normal = backend.normalizer.normalize_str(part) if backend.normalizer else part
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal):
+            begin, end = 0, len(word)
+            while begin < end:
+                piece = (prefix if begin else "") + word[begin:end]
+                if piece in vocabulary:
+                    found.append(vocabulary[piece])
+                    begin, end = end, len(word)
+                else:
+                    end -= 1
+    return found
+
+
+def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """The contents of a tokenizer's JSON files beside tokenizer.json, by name."""
+    paths = [folder / name for name in _SETTINGS]
+    return {p.name: json.loads(p.read_text(encoding="utf-8")) for p in paths if p.is_file()}
+
+
+def trim_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    counts: np.ndarray,
+    settings: Mapping[str, dict[str, Any]],
+    *,
+    vocab_size: int | None = None,
+    min_count: int = 1,
+) -> TrimmedTokenizer:
+    """Keep the pieces that were counted, and what unseen words need to be split at all.
+
+    Kept besides are all special and added tokens, the ids up to the padding's (XLM-R counts positions
+    from it), and every single character of the scripts that the counted pieces are written in.
+    Texts whose pieces are all kept are split as before. Unigram: the best path is still there, and
+    fewer paths compete; the piece of the lowest score stays too, since the score of an unknown
+    character follows from it. WordPiece: the longest match is still there and no longer one comes.
+    BPE: all merges that lead to a kept piece are kept, with their parts.
+
+    Args:
+        counts: From `count_pieces`.
+        settings: From `read_settings`.
+        vocab_size: At most so many pieces in all, the commonest; may change how texts are split.
+        min_count: Pieces that occur less often go; may change how texts are split.
+
+    Raises:
+        ModelError: The tokenizer's model is of a kind that cannot be trimmed.
+        ShapeError: vocab_size has no room for what must be kept.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = content["model"]
+    if model["type"] not in ("Unigram", "WordPiece", "BPE"):
+        raise ModelError(
+            f"The vocabulary of a tokenizer of type {model['type']} cannot be trimmed.\n"
+            "Supported: Unigram, WordPiece and BPE."
+        )
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    needed = _needed(content, tokenizer, pieces, counts)
+    used = set(np.flatnonzero(counts >= min_count).tolist())
+    if vocab_size is not None:
+        used = _commonest(used, needed, counts, vocab_size)
+    kept_set = used | needed
+    if model["type"] == "BPE":
+        kept_set = _closed_under_merges(kept_set, model)
+    kept = sorted(kept_set)
+    new_ids = {old: new for new, old in enumerate(kept)}
+    _renumber(content, new_ids)
+    new_settings = {name: _renumber_settings(value, new_ids) for name, value in settings.items()}
+    return TrimmedTokenizer(kept, content, new_settings)
+
+
+def _commonest(used: set[int], needed: set[int], counts: np.ndarray, vocab_size: int) -> set[int]:
+    room = vocab_size - len(needed)
+    if room < 0:
+        raise ShapeError(
+            f"--vocab-size {vocab_size}: special tokens and single characters alone are {len(needed)}.\n"
+            f"Give {len(needed)} or more."
+        )
+    free = sorted(used - needed, key=lambda i: (-counts[i], i))
+    return set(free[:room])
+
+
+def _needed(
+    content: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    pieces: Sequence[str],
+    counts: np.ndarray,
+) -> set[int]:
+    """Ids that are kept whatever the text."""
+    model = content["model"]
+    needed = {token["id"] for token in content["added_tokens"]} | set(tokenizer.all_special_ids)
+    needed |= set(range(int(tokenizer.pad_token_id or 0) + 1))
+    scripts = {script(c) for i in np.flatnonzero(counts).tolist() for c in pieces[i]}
+    byte_level = model["type"] == "BPE" and "ByteLevel" in json.dumps(
+        [content["pre_tokenizer"], content["decoder"]]
+    )
+    affixes = [model.get("continuing_subword_prefix") or "", "▁", ""]
+    for index, piece in enumerate(pieces):
+        single = next((piece[len(a) :] for a in affixes if a and piece.startswith(a)), piece)
+        if len(single) <= 1 and (byte_level or not single or script(single) in scripts):
+            needed.add(index)
+    if model["type"] == "Unigram":
+        scores = [score for _, score in model["vocab"]]
+        needed.add(int(np.argmin(scores)))
+        needed.add(model["unk_id"])
+    elif unknown := model.get("unk_token"):
+        needed.add(model["vocab"][unknown])
+    return needed
+
+
+def script(character: str) -> str:
+    """The script of a character, by the first word of its Unicode name ("LATIN", "CYRILLIC", "CJK").
+
+    Characters that are no letters or marks, which scripts share, are of "common".
+    """
+    if unicodedata.category(character)[0] not in "LM":
+        return "common" if ord(character) < 0x250 else character
+    return unicodedata.name(character, character).split(" ")[0].split("-")[0]
+
+
+def _closed_under_merges(kept: set[int], model: Mapping[str, Any]) -> set[int]:
+    """Add the parts of every merge that leads to a kept piece, and their parts."""
+    vocabulary = model["vocab"]
+    parts: dict[int, list[int]] = {}
+    for left, right in map(_pair, model["merges"]):
+        parts.setdefault(vocabulary[left + right], []).extend([vocabulary[left], vocabulary[right]])
+    closed, open_ids = set(kept), list(kept)
+    while open_ids:
+        for part in parts.get(open_ids.pop(), []):
+            if part not in closed:
+                closed.add(part)
+                open_ids.append(part)
+    return closed
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _renumber(content: dict[str, Any], new_ids: Mapping[int, int]) -> None:
+    """Rewrite a tokenizer.json for the new ids, in place."""
+    model = content["model"]
+    if model["type"] == "Unigram":
+        model["vocab"] = [model["vocab"][old] for old in new_ids if old < len(model["vocab"])]
+        model["unk_id"] = new_ids[model["unk_id"]]
+    else:
+        model["vocab"] = {
+            piece: new_ids[old] for piece, old in model["vocab"].items() if old in new_ids
+        }
+    if model["type"] == "BPE":
+        vocabulary = model["vocab"]
+        model["merges"] = [
+            merge
+            for merge in model["merges"]
+            if all(p in vocabulary for p in (*_pair(merge), "".join(_pair(merge))))
+        ]
+    for token in content["added_tokens"]:
+        token["id"] = new_ids[token["id"]]
+    if content.get("post_processor"):
+        content["post_processor"] = _renumber_processor(content["post_processor"], new_ids)
+
+
+def _renumber_processor(processor: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
+    processor = copy.deepcopy(processor)
+    for token in (processor.get("special_tokens") or {}).values():
+        token["ids"] = [new_ids[old] for old in token["ids"]]
+    for name in ("sep", "cls"):
+        if isinstance(processor.get(name), list):
+            processor[name][1] = new_ids[processor[name][1]]
+    if "processors" in processor:
+        processor["processors"] = [_renumber_processor(p, new_ids) for p in processor["processors"]]
+    return processor
+
+
+def _renumber_settings(content: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
+    decoder = content.get("added_tokens_decoder")
+    if decoder is None:
+        return content
+    renumbered = {str(new_ids[int(old)]): token for old, token in decoder.items() if int(old) in new_ids}
+    return {**content, "added_tokens_decoder": renumbered}
+
+
+@dataclass(frozen=True)
+class HeldOutCost:
+    """What trimming costs text that it has not seen: means over a language's held-out texts."""
+
+    texts: int
+    tokens_before: float
+    tokens_after: float
+    unknown_before: float
+    unknown_after: float
+
+
+def held_out_cost(
+    before: Tokenizer, after: Tokenizer, unknown: str | None, texts: Mapping[str, Sequence[Text]]
+) -> dict[str, HeldOutCost]:
+    """Tokens a text, and the share of unknown ones, of two tokenizers by language."""
+
+    def cost(tokenizer: Tokenizer, batch: Sequence[Text]) -> tuple[float, float]:
+        pretokenized = isinstance(batch[0], list)
+        encoded = tokenizer.encode_batch(
+            list(batch), is_pretokenized=pretokenized, add_special_tokens=False
+        )
+        tokens = [token for one in encoded for token in one.tokens]
+        return len(tokens) / len(batch), tokens.count(unknown or "") / max(1, len(tokens))
+
+    costs = {}
+    for language, batch in texts.items():
+        (tokens_before, unknown_before), (tokens_after, unknown_after) = (
+            cost(tokenizer, batch) for tokenizer in (before, after)
+        )
+        costs[language] = HeldOutCost(
+            len(batch), tokens_before, tokens_after, unknown_before, unknown_after
+        )
+    return costs
+
+
+def is_held_out(row: int) -> bool:
+    """Whether a row is of the tenth that the estimate counts on."""
+    return row % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1

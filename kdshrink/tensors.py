@@ -1,0 +1,198 @@
+"""Tensors in files, read and written one at a time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import ModelError
+from .progress import Progress, silent
+
+logger = logging.getLogger(__name__)
+
+_CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and type of a tensor that need not be in memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def parameters(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def bytes(self) -> int:
+        return self.parameters * self.dtype.itemsize
+
+
+class TensorReader:
+    """The tensors of a model directory, by name: from safetensors, else from pytorch_model.bin.
+
+    A pickle is read with `torch.load(weights_only=True)`, mapped into memory. Names that end in gamma
+    or beta, as in checkpoints that came from TensorFlow, are read as weight and bias.
+
+    Attributes:
+        specs: Shape and type of every tensor, in the files' order.
+
+    Raises:
+        ModelError: There are no weights, or they are damaged, or the pickle holds more than tensors.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.specs: dict[str, TensorSpec] = {}
+        self._files: dict[str, Path] = {}
+        self._stored: dict[str, str] = {}
+        self._open: dict[Path, Any] = {}
+        self._pickled: dict[str, Tensor] = {}
+        single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+        if single.is_file():
+            self._add_safetensors(single)
+        elif index.is_file():
+            for name in self._shards(index):
+                self._add_safetensors(directory / name)
+        else:
+            self._add_pickles()
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.clear()
+        self._pickled.clear()
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, whole."""
+        stored = self._stored[name]
+        if stored in self._pickled:
+            return self._pickled[stored]
+        path = self._files[name]
+        if path not in self._open:
+            self._open[path] = safe_open(path, framework="pt")
+        return self._open[path].get_tensor(stored)
+
+    def _shards(self, index: Path) -> list[str]:
+        try:
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError) as error:
+            raise ModelError(f"{index} is damaged: it is no index of shards.") from error
+        missing = [name for name in files if not (self.directory / name).is_file()]
+        if missing:
+            raise ModelError(f"{self.directory}: shards are missing: {', '.join(missing)}.")
+        return files
+
+    def _add(self, stored: str, spec: TensorSpec) -> str:
+        name = stored
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+            if stored.endswith(old):
+                name = stored.removesuffix(old) + new
+        self.specs[name] = spec
+        self._stored[name] = stored
+        return name
+
+    def _add_safetensors(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for stored in file.keys():  # noqa: SIM118 (no mapping, despite its keys)
+                    part = file.get_slice(stored)
+                    spec = TensorSpec(tuple(part.get_shape()), _DTYPES[part.get_dtype()])
+                    self._files[self._add(stored, spec)] = path
+        except (SafetensorError, KeyError) as error:
+            raise ModelError(
+                f"{path} is damaged or cut off: {error}.\nFetch or copy it again."
+            ) from error
+
+    def _add_pickles(self) -> None:
+        single, index = self.directory / "pytorch_model.bin", self.directory / "pytorch_model.bin.index.json"
+        if single.is_file():
+            files = [single.name]
+        elif index.is_file():
+            files = self._shards(index)
+        else:
+            raise ModelError(
+                f"{self.directory}: there are no weights.\n"
+                "Looked for model.safetensors and pytorch_model.bin, and for their shards."
+            )
+        logger.warning(
+            "%s has no safetensors: %s is read with torch.load(weights_only=True)",
+            self.directory.name,
+            ", ".join(files),
+        )
+        for name in files:
+            path = self.directory / name
+            try:
+                tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except pickle.UnpicklingError as error:
+                raise ModelError(
+                    f"{path} holds more than tensors, and loading it could run code: it is refused.\n"
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+            except (RuntimeError, EOFError, ValueError, OSError) as error:
+                raise ModelError(f"{path} is damaged or cut off: {str(error).splitlines()[0]}") from error
+            for stored, tensor in tensors.items():
+                self._add(stored, TensorSpec(tuple(tensor.shape), tensor.dtype))
+                self._pickled[stored] = tensor
+
+
+def write_tensors(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    produce: Callable[[str], Tensor],
+    progress: Progress = silent,
+) -> None:
+    """Write a safetensors file, making one tensor after the other.
+
+    The format is a length (8 bytes, little endian), a JSON header, and the tensors' bytes.
+
+    Args:
+        specs: Names, shapes and types, in the order in which they are written.
+        produce: Makes the tensor of a name; what it makes must fit its spec.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, spec in specs.items():
+        offsets = [end, end + spec.bytes]
+        header[name] = {
+            "dtype": _CODES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": offsets,
+        }
+        end = offsets[1]
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for done, (name, spec) in enumerate(specs.items(), 1):
+            tensor = produce(name).contiguous()
+            assert tuple(tensor.shape) == spec.shape and tensor.dtype == spec.dtype, name
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            progress("copy", done, len(specs), {})
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,556 @@
+"""Training: transformers' Trainer with a loss of named terms, and finetune()."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from .checkpoint import (
+    CHECKPOINTS,
+    RECORD,
+    check_output,
+    disk_errors,
+    final_files,
+    find_model,
+    load_tokenizer,
+    load_with_head,
+    make_record,
+    pick_device,
+    write_json,
+)
+from .config import FinetuneConfig, TrainingOptions
+from .data import Collator, TaskData, encode, load_data, match_labels
+from .errors import Interrupted, TrainingError
+from .evaluation import EvalResult, Evaluator
+from .card import model_card
+from .progress import Progress, silent
+
+logger = logging.getLogger(__name__)
+
+LOG = "train_log.jsonl"
+_BEST = "best"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run gave; the score is the best checkpoint's on the development set."""
+
+    output_dir: Path
+    steps: int
+    train_seconds: float
+    examples_per_second: float
+    peak_memory_bytes: int
+    best_step: int
+    development: EvalResult
+    comparison: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json."""
+        result = {
+            "output_dir": str(self.output_dir),
+            "steps": self.steps,
+            "train_seconds": round(self.train_seconds, 3),
+            "examples_per_second": round(self.examples_per_second, 3),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "metric": self.development.metric,
+            "score": self.development.score,
+            "best_step": self.best_step,
+            "per_language": self.development.to_dict()["per_language"],
+        }
+        if self.comparison is not None:
+            result["comparison"] = self.comparison
+        return result
+
+
+class _Signals(TrainerCallback):
+    """Lets a run end after the step under way when SIGTERM or Ctrl-C comes, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch the two signals; a second one interrupts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.received is not None:
+            control.should_save = True
+            control.should_evaluate = False
+            control.should_training_stop = True
+
+
+class TermTrainer(Trainer):
+    """A Trainer whose loss is a weighted sum of named terms.
+
+    Subclasses override `loss_terms`. The terms' means over the logged steps go to the log; the first
+    step at which a term was not finite is noted on the device and read where the run reads the loss
+    anyway and before anything is saved. Evaluation is kdshrink's own; the model of the best score is
+    kept apart from the checkpoints that a run resumes from.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Mapping[str, float],
+        evaluator: Evaluator,
+        output_dir: Path,
+        progress: Progress,
+        what: str,
+        patience: int | None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = False
+        self.term_weights = dict(weights)
+        self.evaluator = evaluator
+        self.result_dir = output_dir
+        self.progress = progress
+        self.what = what
+        self.patience = patience
+        terms = len(self.term_weights)
+        self._sums = torch.zeros(terms, device=self.args.device)
+        self._batches = 0
+        self._first_bad = torch.full((terms,), -1, dtype=torch.int64, device=self.args.device)
+        self.seen_examples = 0
+
+    @property
+    def trained_model(self) -> PreTrainedModel:
+        """The model that evaluation scores and the result holds."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of the loss of a batch, scalars, one for each of the weights."""
+        return {"task": model(**inputs).loss}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        self.seen_examples += len(inputs["input_ids"])
+        terms = self.loss_terms(model, inputs)
+        values = torch.stack([terms[name].float() for name in self.term_weights])
+        with torch.no_grad():
+            self._sums += values
+            self._batches += 1
+            step = self.state.global_step + 1
+            newly_bad = ~torch.isfinite(values) & (self._first_bad < 0)
+            self._first_bad.masked_fill_(newly_bad, step)
+        scale = torch.tensor(list(self.term_weights.values()), device=values.device)
+        return (values * scale).sum()
+
+    def _check_finite(self) -> None:
+        first_bad = self._first_bad.tolist()
+        if max(first_bad) < 0:
+            return
+        step, term = min((s, t) for s, t in zip(first_bad, self.term_weights, strict=True) if s >= 0)
+        last = last_checkpoint(self.result_dir)
+        kept = f"The last good checkpoint is {last}." if last else "There is no checkpoint before it."
+        advice = "Lower --learning-rate, add --warmup-steps" + (", or train without --bf16." if self.args.bf16 else ".")
+        raise TrainingError(
+            f"The {term} term of the loss was not finite at step {step}.\n{kept}\n{advice}"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._check_finite()
+        if "loss" in logs and self._batches:
+            means = (self._sums / self._batches).tolist()
+            logs = {**logs, **dict(zip(self.term_weights, means, strict=True))}
+            self._sums.zero_()
+            self._batches = 0
+        if self.state.epoch is not None:
+            logs["epoch"] = self.state.epoch
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+        if not self.is_world_process_zero():
+            return
+        kept = ("loss", "grad_norm", "learning_rate", "metric", "score", "mean_over_languages")
+        names = [*kept, *self.term_weights]
+        line = {"step": self.state.global_step, "epoch": self.state.epoch}
+        line |= {name: logs[name] for name in names if name in logs}
+        if "loss" in line or "score" in line:
+            with disk_errors(self.result_dir), (self.result_dir / CHECKPOINTS / LOG).open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        figures = {name: logs[name] for name in ("loss", "score") if name in logs}
+        self.progress(self.what, self.state.global_step, self.state.max_steps, figures)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Score the model on the development set, and keep it if it is the best so far."""
+        self._check_finite()
+        result = self.evaluator.score(self.trained_model)
+        former = [entry["score"] for entry in self.state.log_history if "score" in entry]
+        self.log(
+            {
+                "metric": result.metric,  # type: ignore[dict-item]
+                "score": result.score,
+                "mean_over_languages": result.mean_over_languages,
+            }
+        )
+        if result.score > max(former, default=-math.inf) and self.is_world_process_zero():
+            self._keep_best()
+        scores = [*former, result.score]
+        if self.patience is not None and len(scores) - 1 - scores.index(max(scores)) >= self.patience:
+            self.control.should_training_stop = True
+        return {"eval_score": result.score}
+
+    def _keep_best(self) -> None:
+        best = self.result_dir / CHECKPOINTS / _BEST
+        staging = best.with_suffix(".part")
+        shutil.rmtree(staging, ignore_errors=True)
+        with disk_errors(staging):
+            self.trained_model.save_pretrained(staging)
+            (staging / "step").write_text(str(self.state.global_step))
+        shutil.rmtree(best, ignore_errors=True)
+        staging.rename(best)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_finite()
+        with disk_errors(self.result_dir):
+            super()._save_checkpoint(model, trial)
+
+    def best_step(self) -> int:
+        """The step of the best score so far."""
+        scored = [entry for entry in self.state.log_history if "score" in entry]
+        return max(scored, key=lambda entry: (entry["score"], -entry["step"]))["step"]
+
+
+class _Ticker(TrainerCallback):
+    """Tells the progress of every step, so that a rate can be shown between two logs."""
+
+    def __init__(self, progress: Progress, what: str) -> None:
+        self.progress = progress
+        self.what = what
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.progress(self.what, state.global_step, state.max_steps, {})
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: trainer_state.json comes last in one."""
+    found = []
+    for path in (output_dir / CHECKPOINTS).glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+            found.append((int(path.name.split("-")[1]), path))
+        except (OSError, ValueError):
+            continue
+    return max(found)[1] if found else None
+
+
+def training_arguments(
+    config: TrainingOptions, output_dir: Path, device: torch.device
+) -> TrainingArguments:
+    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    arguments = TrainingArguments(
+        output_dir=str(output_dir / CHECKPOINTS),
+        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        bf16=(device.type == "cuda") if config.bf16 is None else config.bf16,
+        num_train_epochs=config.num_train_epochs,
+        max_steps=-1 if config.max_steps is None else config.max_steps,
+        learning_rate=config.learning_rate,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        eval_strategy="epoch" if config.eval_steps is None else "steps",
+        eval_steps=config.eval_steps,
+        save_strategy="epoch" if config.save_steps is None else "steps",
+        save_steps=config.save_steps or 500,
+        logging_steps=config.logging_steps,
+        save_total_limit=config.save_total_limit,
+        report_to=config.report_to,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+    )
+    # Several GPUs in one process would mean nn.DataParallel, which cannot return named terms.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def start_run(config: TrainingOptions, output_dir: Path) -> Path | None:
+    """Make the place for checkpoints and find the one to resume from.
+
+    A fresh run clears the checkpoints of an older one.
+    """
+    checkpoints = output_dir / CHECKPOINTS
+    last = last_checkpoint(output_dir) if config.resume else None
+    if last is None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    _cut_log(checkpoints / LOG, last)
+    return last
+
+
+def _cut_log(log: Path, last: Path | None) -> None:
+    """Drop the lines behind the checkpoint: those steps are done again."""
+    if last is None or not log.exists():
+        return
+    step = int(last.name.split("-")[1])
+    lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
+    log.write_text("".join(line + "\n" for line in lines))
+
+
+def finished_result(output_dir: Path, config: Any) -> TrainResult | None:
+    """The result of a run that ended, for --resume of a finished directory."""
+    record = output_dir / RECORD
+    if not (config.resume and (output_dir / "config.json").exists() and record.exists()):
+        return None
+    results = json.loads(record.read_text())["results"]
+    logger.info("%s is finished already: there is nothing to resume", output_dir)
+    development = EvalResult.from_dict(results["development"])
+    return TrainResult(
+        output_dir=output_dir,
+        development=development,
+        comparison=results.get("comparison"),
+        **{
+            name: results[name]
+            for name in (
+                "steps",
+                "train_seconds",
+                "examples_per_second",
+                "peak_memory_bytes",
+                "best_step",
+            )
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training loop did, before its result is saved."""
+
+    steps: int
+    seconds: float
+    examples_per_second: float
+    peak_memory_bytes: int
+    best_step: int
+    best_dir: Path
+
+
+def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
+    """Train to the end and leave the best model in checkpoints/best.
+
+    Raises:
+        Interrupted: A signal came; a checkpoint was saved.
+        TrainingError: The loss was not finite.
+    """
+    signals = _Signals()
+    trainer.add_callback(signals)
+    trainer.add_callback(_Ticker(trainer.progress, trainer.what))
+    if trainer.args.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    with signals.caught(), disk_errors(trainer.result_dir):
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    seconds = time.perf_counter() - began
+    trainer._check_finite()
+    if signals.received is not None:
+        raise Interrupted(
+            f"Stopped by {signal.Signals(signals.received).name} after step "
+            f"{trainer.state.global_step}; the last checkpoint is "
+            f"{last_checkpoint(trainer.result_dir)}.\nGo on with the same command and --resume.",
+            128 + signals.received,
+        )
+    if not any("score" in entry for entry in trainer.state.log_history):
+        trainer.evaluate()
+    return Run(
+        steps=trainer.state.global_step,
+        seconds=seconds,
+        examples_per_second=trainer.seen_examples / seconds,
+        peak_memory_bytes=peak_memory(trainer.args.device),
+        best_step=trainer.best_step(),
+        best_dir=trainer.result_dir / CHECKPOINTS / _BEST,
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on CUDA the allocator's peak, else the process's peak resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def save_result(
+    output_dir: Path,
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    development: EvalResult,
+    record: dict[str, Any],
+    comparison: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Move the best model, its tokenizer, card, record and log into output_dir."""
+    result = TrainResult(
+        output_dir=output_dir,
+        steps=run.steps,
+        train_seconds=run.seconds,
+        examples_per_second=run.examples_per_second,
+        peak_memory_bytes=run.peak_memory_bytes,
+        best_step=run.best_step,
+        development=development,
+        comparison=comparison,
+    )
+    results = result.to_dict()
+    record["results"] = {
+        **{name: value for name, value in results.items() if name != "output_dir"},
+        "development": development.to_dict(),
+    }
+    with final_files(output_dir) as folder:
+        for path in run.best_dir.iterdir():
+            if path.name != "step":
+                shutil.copy2(path, folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / RECORD, record)
+        (folder / "README.md").write_text(model_card(output_dir.name, record), encoding="utf-8")
+        shutil.copy2(output_dir / CHECKPOINTS / LOG, folder)
+    shutil.rmtree(run.best_dir)
+    return result
+
+
+def development_evaluator(
+    data: TaskData,
+    encoded: Mapping[str, Any],
+    model: PreTrainedModel,
+    collate: Collator,
+    config: TrainingOptions,
+    device: torch.device,
+) -> Evaluator:
+    """What scores the development set during training."""
+    assert data.labels is not None
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    return Evaluator(
+        data.splits["validation"],
+        encoded["validation"],
+        labels=data.labels,
+        model_labels=labels,
+        task=data.task,
+        collate=collate,
+        batch_size=2 * config.batch_size,
+        device=device,
+    )
+
+
+def encode_splits(
+    data: TaskData,
+    splits: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    model_labels: Sequence[str],
+) -> dict[str, Any]:
+    """Tokenise splits, with labels as the model's ids."""
+    ids = None if data.labels is None else match_labels(data.labels, model_labels)
+    return {
+        split: encode(
+            data.splits[split], tokenizer, task=data.task, max_length=max_length, label_ids=ids
+        )
+        for split in splits
+    }
+
+
+def fitting_length(max_length: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """--max-length, or what the model's positions allow if that is less."""
+    return min(max_length, tokenizer.model_max_length)
+
+
+def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainResult:
+    """Fine-tune an encoder as a classifier, on all languages of the data jointly.
+
+    The best checkpoint by the development set's score (macro-F1, or entity F1) is kept.
+
+    Raises:
+        KdshrinkError: As `errors` lists.
+    """
+    output_dir = config.output_dir or Path(f"{Path(config.model).name}-{Path(str(config.data)).stem}")
+    check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
+    if done := finished_result(output_dir, config):
+        return done
+    device = pick_device(config.device)
+    source = find_model(config.model, config)
+    tokenizer = load_tokenizer(source, config)
+    data = load_data(config, ("train", "validation"), purpose="train", token=config.token)
+    assert data.labels is not None
+
+    model = load_with_head(source, config, data.task, data.labels, config.seed)
+    model_labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    length = fitting_length(config.max_length, tokenizer)
+    encoded = encode_splits(data, ("train", "validation"), tokenizer, length, model_labels)
+    collate = Collator(int(tokenizer.pad_token_id))
+    resume_from = start_run(config, output_dir)
+    set_seed(config.seed)
+    trainer = TermTrainer(
+        weights={"task": 1.0},
+        evaluator=development_evaluator(data, encoded, model, collate, config, device),
+        output_dir=output_dir,
+        progress=progress or silent,
+        what="finetune",
+        patience=config.early_stopping_patience,
+        model=model,
+        args=training_arguments(config, output_dir, device),
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        data_collator=collate,
+    )
+    run = run_training(trainer, resume_from)
+    model = type(model).from_pretrained(run.best_dir, dtype=torch.float32).to(device)
+    record = make_record(
+        "finetune",
+        config,
+        device,
+        source=source.describe(),
+        base=source.name if source.task is None else (source.record or {}).get("base"),
+        data=data.source,
+        task=data.task,
+        training_languages=sorted({*source.training_languages, *data.languages}),
+    )
+    return save_result(output_dir, run, tokenizer, trainer.evaluator.score(model), record)
