@@ -12,7 +12,11 @@ from .languages import NAMED
 
 _PIPELINES = {"sequence": "text-classification", "token": "token-classification"}
 _HUB_METRICS = {"macro_f1": "f1", "entity_f1": "seqeval"}
-_METRIC_NAMES = {"macro_f1": "macro-F1", "entity_f1": "entity F1 (seqeval)"}
+_METRIC_NAMES = {
+    "macro_f1": "macro-F1",
+    "entity_f1": "entity F1 (seqeval)",
+    "negative_loss": "negative loss",
+}
 
 
 def model_card(name: str, record: Mapping[str, Any]) -> str:
@@ -25,14 +29,17 @@ def model_card(name: str, record: Mapping[str, Any]) -> str:
     parent = (record.get("teacher") or record.get("source") or {}).get("model")
     task = record.get("task")
     data_name = (record.get("data") or {}).get("name")
+    metric = record.get("results", {}).get("metric")
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag=_PIPELINES.get(task) if task else None,
         base_model=parent if parent and _is_hub_id(parent) else None,
         base_model_relation="finetune" if parent and _is_hub_id(parent) else None,
         language=_codes(record) or None,
-        datasets=[NAMED[data_name].hub_id] if data_name in NAMED and NAMED[data_name].hub_id else None,
-        metrics=[_HUB_METRICS[record["results"]["metric"]]] if record.get("results", {}).get("metric") else None,
+        datasets=[NAMED[data_name].hub_id]
+        if data_name in NAMED and NAMED[data_name].hub_id
+        else None,
+        metrics=[_HUB_METRICS[metric]] if metric in _HUB_METRICS else None,
         tags=["kdshrink", "multilingual", "knowledge-distillation"],
     )
     sections = [f"---\n{metadata.to_yaml()}\n---", f"# {name}", _origin(record)]
@@ -89,7 +96,10 @@ def _scores(record: Mapping[str, Any]) -> str | None:
     if "per_language" not in results:
         return None
     metric = _METRIC_NAMES[results["metric"]]
-    rows = [f"| {name} | {row['score']:.4f} | {row['examples']} |" for name, row in results["per_language"].items()]
+    rows = [
+        f"| {name} | {row['score']:.4f} | {row['examples']} |"
+        for name, row in results["per_language"].items()
+    ]
     return "\n".join(
         [
             "## Scores",
@@ -112,7 +122,9 @@ def _sizes(record: Mapping[str, Any]) -> str | None:
         f"| {part} | {sizes['parameters_before']:,} | {sizes['parameters_after']:,} |"
         for part, sizes in parts.items()
     ]
-    return "\n".join(["## Size", "", "| part | parameters before | after |", "|---|---|---|", *rows])
+    return "\n".join(
+        ["## Size", "", "| part | parameters before | after |", "|---|---|---|", *rows]
+    )
 
 
 def _usage(name: str, task: str) -> str:
@@ -125,7 +137,9 @@ def _usage(name: str, task: str) -> str:
 
 def _made(record: Mapping[str, Any]) -> str:
     options = ", ".join(
-        f"{key}={value}" for key, value in record["config"].items() if value not in (None, False, {})
+        f"{key}={value}"
+        for key, value in record["config"].items()
+        if value not in (None, False, {})
     )
     return (
         f"## How it was made\n\nkdshrink {record['kdshrink_version']}, `kdshrink {record['command']}`, "

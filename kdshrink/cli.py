@@ -132,7 +132,9 @@ def _command(
         fields = dataclasses.fields(config_class)
         parameters = [_parameter(config_class, item, hints[item.name]) for item in fields]
         parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)
-        json_option = typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")
+        json_option = typer.Option(
+            "--json", help="Print one JSON object on stdout.", rich_help_panel="Output"
+        )
         parameters.append(
             inspect.Parameter(
                 "json_output",
@@ -260,7 +262,9 @@ def _print_version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     pass

@@ -105,9 +105,7 @@ class DataOptions:
     max_samples: int | None = option(
         "At most so many examples of each language and split, the same in every command.", None
     )
-    max_eval_samples: int | None = option(
-        "As --max-samples, for the evaluated splits alone.", None
-    )
+    max_eval_samples: int | None = option("As --max-samples, for the evaluated splits alone.", None)
     text_column: str | None = option("Column of the text, or of the list of words.", None)
     label_column: str | None = option("Column of the label, or of the list of tags.", None)
     language_column: str | None = option("Column that names each example's language.", None)
@@ -187,9 +185,14 @@ class TrainingOptions(DeviceOptions):
         ):
             _require(number is None or number >= 1, flag, number, "it must be at least 1")
         _require(
-            self.num_train_epochs > 0, "--num-train-epochs", self.num_train_epochs, "it must be above 0"
+            self.num_train_epochs > 0,
+            "--num-train-epochs",
+            self.num_train_epochs,
+            "it must be above 0",
         )
-        _require(self.learning_rate > 0, "--learning-rate", self.learning_rate, "it must be above 0")
+        _require(
+            self.learning_rate > 0, "--learning-rate", self.learning_rate, "it must be above 0"
+        )
         for flag, amount in (
             ("--warmup-steps", self.warmup_steps),
             ("--weight-decay", self.weight_decay),
@@ -372,7 +375,7 @@ def _check_groups(config: object) -> None:
     """Run the checks of every group of options that a config is built of."""
     for group in type(config).__mro__[1:-1]:
         if "__post_init__" in vars(group):
-            group.__post_init__(config)
+            vars(group)["__post_init__"](config)
     if getattr(config, "resume", False) and getattr(config, "overwrite", False):
         raise UsageError("--resume and --overwrite exclude each other.")
     if hasattr(config, "data") and not isinstance(config, ShrinkConfig) and config.data is None:

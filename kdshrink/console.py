@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress as RichProgress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as RichProgress,
 )
 from rich.table import Table
 
@@ -109,7 +111,7 @@ class Progress:
         if self._bar is not None:
             if what not in self._tasks:
                 self._tasks[what] = self._bar.add_task(what, total=total, figures="", rate="")
-            fields = {"figures": shown} if figures else {}
+            fields: dict[str, Any] = {"figures": shown} if figures else {}
             self._bar.update(self._tasks[what], completed=done, total=total, rate=rate, **fields)
             if total is not None and done >= total:
                 self._bar.remove_task(self._tasks.pop(what))
@@ -132,7 +134,9 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 
 def _metric_name(metric: str) -> str:
-    return {"macro_f1": "macro-F1", "entity_f1": "entity F1", "negative_loss": "negative loss"}[metric]
+    return {"macro_f1": "macro-F1", "entity_f1": "entity F1", "negative_loss": "negative loss"}[
+        metric
+    ]
 
 
 def _score_table(result: Mapping[str, Any], title: str) -> Table:
@@ -192,7 +196,9 @@ def show_shrink(result: Mapping[str, Any]) -> None:
     out.print(table)
     out.print(f"layers of the source, 1-based: {', '.join(map(str, result['layers']))}")
     if vocabulary := result.get("vocabulary"):
-        out.print(f"vocabulary: {vocabulary['before']:,} pieces before, {vocabulary['after']:,} after")
+        out.print(
+            f"vocabulary: {vocabulary['before']:,} pieces before, {vocabulary['after']:,} after"
+        )
         held_out = vocabulary.get("held_out")
         if held_out:
             table = _table("language", "tokens a text, before", "after", "unknown, before", "after")
@@ -204,7 +210,9 @@ def show_shrink(result: Mapping[str, Any]) -> None:
                     f"{row['unknown_before']:.3%}",
                     f"{row['unknown_after']:.3%}",
                 )
-            out.print("what other text suffers, estimated on a tenth of the data that was held out:")
+            out.print(
+                "what other text suffers, estimated on a tenth of the data that was held out:"
+            )
             out.print(table)
     out.print(f"written to {result['output_dir']}")
 
@@ -220,7 +228,9 @@ def _sizes(sizes: Mapping[str, int]) -> list[str]:
 
 def show_training(result: Mapping[str, Any]) -> None:
     out = _stdout()
-    out.print(_score_table(result, f"Development set, best checkpoint (step {result['best_step']})"))
+    out.print(
+        _score_table(result, f"Development set, best checkpoint (step {result['best_step']})")
+    )
     if comparison := result.get("comparison"):
         _show_comparison(out, comparison)
     out.print(
@@ -242,7 +252,9 @@ def _show_comparison(out: Console, comparison: Mapping[str, Any]) -> None:
         for language in first["per_language"]:
             scores = [r["per_language"][language]["score"] for r in results.values()]
             table.add_row(f"{language} ({group})", *map(_number, scores))
-        table.add_row(f"{group}, pooled", *(_number(r["score"]) for r in results.values()), style="bold")
+        table.add_row(
+            f"{group}, pooled", *(_number(r["score"]) for r in results.values()), style="bold"
+        )
         table.add_section()
     sizes = [f"{model['parameters'] / 1e6:,.2f} M" for model in models.values()]
     table.add_row("parameters", *sizes)

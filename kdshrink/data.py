@@ -157,7 +157,16 @@ def _load_named(
     else:
         origin = {"data_dir": str(config.data_dir)} if config.data_dir else {}
     return _finish(
-        config, named.name, named.task, named.labels, loaded, splits, languages, (seen, unseen), purpose, origin
+        config,
+        named.name,
+        named.task,
+        named.labels,
+        loaded,
+        splits,
+        languages,
+        (seen, unseen),
+        purpose,
+        origin,
     )
 
 
@@ -198,7 +207,16 @@ def _load_own(
             loaded[split] = _sample_languages(parts, split, config)
     origin = {"path": str(config.data)}
     return _finish(
-        config, str(config.data), columns.task, labels, loaded, splits, languages, (seen, unseen), purpose, origin
+        config,
+        str(config.data),
+        columns.task,
+        labels,
+        loaded,
+        splits,
+        languages,
+        (seen, unseen),
+        purpose,
+        origin,
     )
 
 
@@ -215,12 +233,19 @@ def _finish(
     origin: dict[str, Any],
 ) -> TaskData:
     """Hold out a development set where there is none, and check that nothing asked for is missing."""
-    if purpose == "train" and "validation" in splits and "train" in loaded and "validation" not in loaded:
+    if (
+        purpose == "train"
+        and "validation" in splits
+        and "train" in loaded
+        and "validation" not in loaded
+    ):
         rows = len(loaded["train"])
         order = np.random.default_rng(crc32(b"validation")).permutation(rows)
         held = max(1, round(rows * _HELD_OUT))
         if rows < 2:
-            raise DataError(f"{name}: one training example is too few to hold one out for validation.")
+            raise DataError(
+                f"{name}: one training example is too few to hold one out for validation."
+            )
         loaded["validation"] = loaded["train"].select(np.sort(order[:held]))
         loaded["train"] = loaded["train"].select(np.sort(order[held:]))
         logger.info("%s has no validation split: %d of %d examples are held out", name, held, rows)
@@ -374,7 +399,9 @@ def _normalise_batch(
     if language is not None:
         languages = [language] * len(texts)
     elif columns.language is not None:
-        languages = [UNDETERMINED if name is None else str(name) for name in batch[columns.language]]
+        languages = [
+            UNDETERMINED if name is None else str(name) for name in batch[columns.language]
+        ]
     else:
         languages = [UNDETERMINED] * len(texts)
     normal = {"text": texts if token else [str(text) for text in texts], "language": languages}

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from . import losses
-from .checkpoint import (
-    Source,
-    check_output,
-    find_model,
+from .checkpoint import Source, check_output, find_model, make_record
+from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
+from .data import IGNORED, Collator, TaskData, language_codes, load_data, match_labels
+from .errors import ModelError, ShapeError, UsageError
+from .evaluation import EvalResult, Evaluator, LanguageScore, make_evaluator
+from .loading import (
+    Loaded,
+    class_names,
     load_tokenizer,
     load_weights,
-    make_record,
     new_model,
     pick_device,
     require_task,
+    to_device,
     with_new_head,
 )
-from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
-from .data import IGNORED, Collator, TaskData, encode, load_data, match_labels
-from .errors import ModelError, ShapeError, UsageError
-from .evaluation import Evaluator
 from .progress import Progress, silent
 from .recording import Record, Recorder
 from .shrinking import plan_for, shrink_source
@@ -41,6 +44,7 @@ from .training import (
     encode_splits,
     finished_result,
     fitting_length,
+    load_best,
     run_training,
     save_result,
     start_run,
@@ -58,10 +62,12 @@ class Targets:
         record: Its embedding output, and hidden states and attention of the mapped layers.
         logits: (B, C), or (B, T, C) for token tasks, in the student's order of classes; None for a
             bare encoder.
+        centred: Whether the attention is scores less their mean over the keys.
     """
 
     record: Record
     logits: Tensor | None
+    centred: bool
 
 
 class DistillationModel(nn.Module):
@@ -130,6 +136,10 @@ class DistillationModel(nn.Module):
             projected = self.hidden_projection(own)
             terms["hidden"] = terms["hidden"] + losses.hidden_mse(projected, other, mask).mean
         for own, other in zip(mine.attention, theirs.attention, strict=True):
+            if targets.centred and not self.recorder.centred:
+                own = losses.centre(own, mask)
+            elif self.recorder.centred and not targets.centred:
+                other = losses.centre(other, mask)
             terms["attention"] = terms["attention"] + losses.attention_mse(own, other, mask).mean
         if targets.logits is not None and self.objective.weight("prediction"):
             examples = None if self.task == "sequence" else self._scored(mask, labels)
@@ -170,8 +180,8 @@ class Teacher:
         ids = input_ids if self.pieces is None else self.pieces[input_ids]
         output, record = self.recorder(input_ids=ids, attention_mask=attention_mask)
         if self.classes is None:
-            return Targets(record, None)
-        return Targets(record, output.logits[..., self.classes])
+            return Targets(record, None, self.recorder.centred)
+        return Targets(record, output.logits[..., self.classes], self.recorder.centred)
 
 
 class DistillationTrainer(TermTrainer):
@@ -218,7 +228,9 @@ def prepare_student(
         source = find_model(config.student, config)
         if source.task != teacher.task:
             if teacher.task is None:
-                raise ModelError(f"{source.name} has a head, and the teacher {teacher.name} has none.")
+                raise ModelError(
+                    f"{source.name} has a head, and the teacher {teacher.name} has none."
+                )
             require_task(source, teacher.task)
         model = load_weights(source, config, teacher.task)
         layers = _layers_of(source, config, depth)
@@ -328,47 +340,14 @@ def match_classes(student: PreTrainedModel, teacher: PreTrainedModel) -> Tensor:
     Raises:
         ModelError: They have different classes.
     """
-    theirs = {name: i for i, name in teacher.config.id2label.items()}
-    mine = [student.config.id2label[i] for i in range(student.config.num_labels)]
+    theirs = {name: i for i, name in enumerate(class_names(teacher))}
+    mine = class_names(student)
     if set(mine) != set(theirs):
         raise ModelError(
             "Teacher and student have different classes.\n"
             f"The student's: {', '.join(mine)}.\nThe teacher's: {', '.join(theirs)}."
         )
     return torch.tensor([theirs[name] for name in mine])
-
-
-def distill(config: DistillConfig, progress: Progress | None = None) -> TrainResult:
-    """Distil a teacher into a smaller student of its own weights, of its base's, or of none.
-
-    Raises:
-        KdshrinkError: As `errors` lists.
-    """
-    progress = progress or silent
-    teacher_source = find_model(config.teacher, config)
-    output_dir = config.output_dir or Path(_default_name(config))
-    check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
-    if done := finished_result(output_dir, config):
-        return done
-    device = pick_device(config.device)
-    _check_terms(config, teacher_source)
-    teacher_tokenizer = load_tokenizer(teacher_source, config)
-    data = load_data(
-        config,
-        ("train", "validation"),
-        purpose="train",
-        labels_required=config.weight("task") > 0 and teacher_source.task is not None,
-        token=config.token,
-    )
-    if teacher_source.task is not None:
-        require_task(teacher_source, data.task)
-        if data.labels is not None:
-            match_labels(data.labels, teacher_source.labels)
-
-    teacher_model = load_weights(teacher_source, config, teacher_source.task).to(device).eval()
-    student = prepare_student(config, teacher_source, teacher_model, teacher_tokenizer)
-    teacher = _ready_teacher(config, teacher_model, student, teacher_tokenizer, data, device)
-    return _train(config, output_dir, device, data, teacher_source, teacher, student, progress)
 
 
 def _default_name(config: DistillConfig) -> str:
@@ -422,36 +401,175 @@ def _recorder(model: PreTrainedModel, layers: Sequence[int], config: DistillConf
     )
 
 
-def _train(
-    config: DistillConfig,
-    output_dir: Path,
-    device: torch.device,
-    data: TaskData,
-    teacher_source: Source,
-    teacher: Teacher,
-    student: Student,
-    progress: Progress,
-) -> TrainResult:
-    """The run itself, once everything is loaded and checked."""
+@dataclass(frozen=True)
+class LossEvaluator:
+    """Scores a student where there are no labels: by the objective itself, its sign turned.
+
+    Attributes:
+        table, encoded: The development set, and the same tokenised.
+        learner: Holds the student that is scored.
+    """
+
+    table: Dataset
+    encoded: Dataset
+    learner: DistillationModel
+    teacher: Teacher
+    collate: Collator
+    batch_size: int
+    device: torch.device
+
+    @torch.no_grad()
+    def score(self, model: PreTrainedModel) -> EvalResult:
+        assert model is self.learner.student
+        training = self.learner.training
+        self.learner.eval()
+        began = time.perf_counter()
+        codes, languages = language_codes(self.table)
+        scores = {}
+        for code, language in enumerate(languages):
+            rows = np.flatnonzero(codes == code)
+            order = rows[np.argsort(np.asarray(self.encoded["length"])[rows], kind="stable")]
+            total = 0.0
+            for start in range(0, len(order), self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                batch = self.collate(self.encoded.__getitems__(chosen.tolist()))
+                batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+                targets = self.teacher.targets(batch["input_ids"], batch["attention_mask"])
+                terms = self.learner(**batch, targets=targets)
+                objective = self.learner.objective
+                loss = sum(float(value) * objective.weight(name) for name, value in terms.items())
+                total += loss * len(chosen)
+            scores[language] = LanguageScore(-total / len(rows), len(rows))
+        self.learner.train(training)
+        examples = len(self.table)
+        return EvalResult(
+            metric="negative_loss",
+            score=sum(row.score * row.examples for row in scores.values()) / examples,
+            details={},
+            mean_over_languages=float(np.mean([row.score for row in scores.values()])),
+            per_language=scores,
+            examples=examples,
+            examples_per_second=examples / (time.perf_counter() - began),
+        )
+
+
+class Comparison:
+    """Scores of the teacher, the untrained student and the distilled one on the test split."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        data: TaskData,
+        teacher: Loaded,
+        student: Loaded,
+        device: torch.device,
+    ) -> None:
+        everything = replace(config, languages=("all",))
+        test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
+        options: Any = {
+            "max_length": config.max_length,
+            "batch_size": 2 * config.batch_size,
+            "device": device,
+        }
+        self._evaluators = {
+            "teacher": make_evaluator(test, "test", teacher, **options),
+            "student": make_evaluator(test, "test", student, **options),
+        }
+        present = language_codes(test.splits["test"])[1]
+        self._groups = {
+            "seen": [name for name in present if name in data.languages],
+            "unseen": [name for name in present if name not in data.languages],
+        }
+        self._models: dict[str, Any] = {}
+
+    def add(self, name: str, model: PreTrainedModel, progress: Progress) -> None:
+        """Score a model; any name but "teacher" is one of the student's."""
+        evaluator = self._evaluators["teacher" if name == "teacher" else "student"]
+        scores = {
+            group: evaluator.part(languages).score(model, progress).to_dict() if languages else None
+            for group, languages in self._groups.items()
+        }
+        self._models[name] = {"parameters": model.num_parameters(), **scores}
+
+    def to_dict(self) -> dict[str, Any]:
+        scores = self._models["teacher"]
+        metric = (scores["seen"] or scores["unseen"])["metric"]
+        return {"metric": metric, "models": self._models}
+
+
+def distill(config: DistillConfig, progress: Progress | None = None) -> TrainResult:
+    """Distil a teacher into a smaller student of its own weights, of its base's, or of none.
+
+    Raises:
+        KdshrinkError: As `errors` lists.
+    """
+    progress = progress or silent
+    source = find_model(config.teacher, config)
+    output_dir = config.output_dir or Path(_default_name(config))
+    check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
+    if done := finished_result(output_dir, config):
+        return done
+    device = pick_device(config.device)
+    _check_terms(config, source)
+    tokenizer = load_tokenizer(source, config)
+    data = load_data(
+        config,
+        ("train", "validation"),
+        purpose="train",
+        labels_required=config.weight("task") > 0 and source.task is not None,
+        token=config.token,
+    )
+    if source.task is not None:
+        require_task(source, data.task)
+        if data.labels is not None:
+            match_labels(data.labels, source.labels)
+
+    teacher_model = to_device(load_weights(source, config, source.task), device).eval()
+    student = prepare_student(config, source, teacher_model, tokenizer)
+    teacher = _ready_teacher(config, teacher_model, student, tokenizer, data, device)
     set_seed(config.seed)
     learner = DistillationModel(
         student.model,
         _recorder(student.model, range(1, len(student.layers) + 1), config),
         config,
-        teacher.recorder.model.config.hidden_size,
-        teacher_source.task,
+        teacher_model.config.hidden_size,
+        source.task,
     ).to(device)
-    length = min(fitting_length(config.max_length, t) for t in (student.tokenizer,))
-    model_labels = list(student.model.config.id2label.values()) if teacher_source.task else []
-    encoded = encode_splits(data, ("train", "validation"), student.tokenizer, length, model_labels)
+    length = fitting_length(config.max_length, student.tokenizer)
+    labelled = data if source.task is not None else replace(data, labels=None)
+    encoded = encode_splits(
+        labelled, ("train", "validation"), student.tokenizer, length, class_names(student.model)
+    )
     collate = Collator(int(student.tokenizer.pad_token_id))
-    if data.labels is None or teacher_source.task is None:
-        evaluator: Any = LossEvaluator(data.splits["validation"], encoded["validation"], learner, teacher, collate, 2 * config.batch_size, device)
+    evaluator: Evaluator | LossEvaluator
+    if labelled.labels is None:
+        evaluator = LossEvaluator(
+            data.splits["validation"],
+            encoded["validation"],
+            learner,
+            teacher,
+            collate,
+            2 * config.batch_size,
+            device,
+        )
     else:
         evaluator = development_evaluator(data, encoded, student.model, collate, config, device)
+
     comparison = None
-    if config.compare or (config.compare is None and config.data == "sample"):
-        comparison = Comparison(config, data, student, teacher, collate, device, progress)
+    if config.compare or (config.compare is None and config.data == "sample" and labelled.labels):
+        student_source = replace(
+            source, config={**source.config, "id2label": student.model.config.id2label}
+        )
+        comparison = Comparison(
+            config,
+            data,
+            Loaded(teacher_model, tokenizer, source),
+            Loaded(student.model, student.tokenizer, student_source),
+            device,
+        )
+        comparison.add("teacher", teacher_model, progress)
+        comparison.add("untrained student", student.model, progress)
+
     resume_from = start_run(config, output_dir)
     trainer = DistillationTrainer(
         teacher=teacher,
@@ -468,3 +586,25 @@ def _train(
         data_collator=collate,
     )
     run = run_training(trainer, resume_from)
+    if comparison is not None:
+        comparison.add("distilled student", load_best(run, student.model), progress)
+    record = make_record(
+        "distill",
+        config,
+        device,
+        teacher=source.describe(),
+        student=config.student,
+        start=student.start,
+        base=(source.record or {}).get("base"),
+        data=data.source,
+        task=source.task,
+        layers=list(student.layers),
+        training_languages=sorted({*student.training_languages, *data.languages}),
+    )
+    return save_result(
+        output_dir,
+        run,
+        student.tokenizer,
+        record,
+        None if comparison is None else comparison.to_dict(),
+    )

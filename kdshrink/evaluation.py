@@ -18,11 +18,12 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from .checkpoint import Loaded, disk_errors, find_model, load_classifier, pick_device
+from .checkpoint import disk_errors, find_model
 from .config import EvalConfig, ZeroShotConfig
 from .data import Collator, TaskData, encode, language_codes, load_data, match_labels
 from .errors import DataError
 from .languages import NAMED, Task
+from .loading import Loaded, load_classifier, pick_device, to_device
 from .metrics import AVERAGING, METRICS, MODE, Scores, entity_scores, text_scores
 from .progress import Progress, silent
 
@@ -318,7 +319,7 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
         batch_size=config.batch_size,
         device=device,
     )
-    model = loaded.model.to(device)
+    model = to_device(loaded.model, device)
     began = time.perf_counter()
     predictions = evaluator.predict(model, progress or silent)
     seconds = time.perf_counter() - began
@@ -429,7 +430,7 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
         batch_size=config.batch_size,
         device=device,
     )
-    model = loaded.model.to(device)
+    model = to_device(loaded.model, device)
     unseen_part = evaluator.part(unseen)
     on_seen = evaluator.part(seen).score(model, progress or silent) if seen else None
     on_unseen = unseen_part.score(model, progress or silent)

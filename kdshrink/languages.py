@@ -105,9 +105,7 @@ MASSIVE = NamedData(
     label_column="intent",
     labels=tuple(_INTENTS),
     units=tuple(Unit(locale, locale[:2]) for locale in _LOCALES),
-    unseen=tuple(
-        "az-AZ da-DK fi-FI he-IL jv-ID kn-IN nl-NL pt-PT sq-AL sw-KE th-TH ur-PK".split()
-    ),
+    unseen=tuple("az-AZ da-DK fi-FI he-IL jv-ID kn-IN nl-NL pt-PT sq-AL sw-KE th-TH ur-PK".split()),
     lists_note=_OWN_CHOICE,
 )
 
@@ -144,7 +142,11 @@ UNIVERSAL_NER = NamedData(
     label_column="ner_tags",
     labels=("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"),
     units=tuple(
-        Unit(name, name.split("_")[0], trains=not name.startswith(("ceb_", "tl_")) and "_pud" not in name)
+        Unit(
+            name,
+            name.split("_")[0],
+            trains=not name.startswith(("ceb_", "tl_")) and "_pud" not in name,
+        )
         for name in """
             ceb_gja da_ddt de_pud en_ewt en_pud hr_set pt_bosque pt_pud ru_pud sk_snk sr_set sv_pud
             sv_talbanken tl_trg tl_ugnayan zh_gsd zh_gsdsimp zh_pud

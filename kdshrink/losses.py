@@ -8,8 +8,8 @@ means over several batches can be had without waiting for it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import gcd
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch.nn import functional
 from .data import IGNORED
 
 
-class Term(NamedTuple):
+@dataclass(frozen=True)
+class Term:
     """A sum (scalar, float32) and the number of things summed (scalar)."""
 
     total: Tensor

@@ -55,6 +55,8 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
             "recall": float(recall_score(*lists, zero_division=0)),
         },
         per_class={
-            name: float(row["f1-score"]) for name, row in report.items() if not name.endswith(" avg")
+            name: float(row["f1-score"])
+            for name, row in report.items()
+            if not name.endswith(" avg")
         },
     )

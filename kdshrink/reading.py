@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,14 @@ def find_shards(config: DataOptions, token: str | None = None) -> list[Shard]:
         )
     path = Path(name).expanduser()
     if path.is_file():
-        return [Shard(None, "train", str(path), lambda: read_file(path))]
+        return [Shard(None, "train", str(path), partial(read_file, path))]
     if path.is_dir():
         return _directory_shards(path, None)
-    if path.suffix.lstrip(".") in _FORMATS or name.count("/") > 1 or name.startswith((".", "/", "~")):
+    if (
+        path.suffix.lstrip(".") in _FORMATS
+        or name.count("/") > 1
+        or name.startswith((".", "/", "~"))
+    ):
         raise DataError(
             f"--data {name}: there is no such file or directory.\n"
             f"Give an existing path, a Hub id, or one of {', '.join(NAMED)}."
@@ -97,7 +102,7 @@ def _directory_shards(folder: Path, named: NamedData | None) -> list[Shard]:
             continue
         for split in SPLITS:
             if path := _split_file(place, split):
-                shards.append(Shard(language, split, str(path), lambda path=path: read_file(path)))
+                shards.append(Shard(language, split, str(path), partial(read_file, path)))
     if not shards:
         what = f" of {named.name}" if named else ""
         raise DataError(
@@ -145,13 +150,17 @@ def _hub_shards(hub_id: str, config: DataOptions, token: str | None) -> list[Sha
         for split, names in _SPLIT_NAMES.items():
             if found := next((name for name in names if name in whole), None):
                 part = whole[found]
-                shards.append(Shard(language, split, hub_id, lambda part=part: part))
+                shards.append(Shard(language, split, hub_id, partial(_itself, part)))
     if not shards:
         raise DataError(f"--data {hub_id}: it has none of the splits {', '.join(SPLITS)}.")
     return shards
 
 
-class _hub_errors:  # noqa: N801 (a context manager, used as a function)
+def _itself(table: Dataset) -> Dataset:
+    return table
+
+
+class _hub_errors:
     """Turn what `datasets` raises about the Hub into errors that say what to do."""
 
     def __init__(self, hub_id: str) -> None:
@@ -200,13 +209,17 @@ def read_file(path: Path) -> Dataset:
         raise DataError(f"{path} is empty.")
     try:
         if ending in ("iob2", "conll"):
-            features = Features({"tokens": List(Value("string")), "ner_tags": List(Value("string"))})
+            features = Features(
+                {"tokens": List(Value("string")), "ner_tags": List(Value("string"))}
+            )
             table = Dataset.from_generator(
                 _sentences, gen_kwargs={"path": str(path)}, features=features, split="train"
             )
         elif ending == "txt":
             table = load_dataset("text", data_files=str(path), split="train")
-            table = table.filter(lambda batch: [bool(t.strip()) for t in batch["text"]], batched=True)
+            table = table.filter(
+                lambda batch: [bool(t.strip()) for t in batch["text"]], batched=True
+            )
         elif ending in ("csv", "tsv"):
             separator = "\t" if ending == "tsv" else ","
             table = load_dataset("csv", data_files=str(path), split="train", sep=separator)
@@ -215,7 +228,9 @@ def read_file(path: Path) -> Dataset:
             table = load_dataset(builder, data_files=str(path), split="train")
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
-        raise DataError(f"{path} cannot be read as {ending}.\n{str(cause).splitlines()[0]}") from error
+        raise DataError(
+            f"{path} cannot be read as {ending}.\n{str(cause).splitlines()[0]}"
+        ) from error
     if len(table) == 0:
         raise DataError(f"{path} holds no example.")
     return table

@@ -134,7 +134,7 @@ class Recorder:
         embedding: dict[int, Tensor] = {}
         hidden: dict[int, Tensor] = {}
         attention: dict[int, Tensor] = {}
-        encoder = self.model.base_model
+        encoder: Any = self.model.base_model
         with ExitStack() as stack:
             if self.embedding:
                 stack.enter_context(_output_kept(encoder.embeddings, embedding, 0))

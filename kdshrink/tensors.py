@@ -130,7 +130,10 @@ class TensorReader:
             ) from error
 
     def _add_pickles(self) -> None:
-        single, index = self.directory / "pytorch_model.bin", self.directory / "pytorch_model.bin.index.json"
+        single, index = (
+            self.directory / "pytorch_model.bin",
+            self.directory / "pytorch_model.bin.index.json",
+        )
         if single.is_file():
             files = [single.name]
         elif index.is_file():
@@ -155,7 +158,9 @@ class TensorReader:
                     f"{str(error).splitlines()[0]}"
                 ) from error
             except (RuntimeError, EOFError, ValueError, OSError) as error:
-                raise ModelError(f"{path} is damaged or cut off: {str(error).splitlines()[0]}") from error
+                raise ModelError(
+                    f"{path} is damaged or cut off: {str(error).splitlines()[0]}"
+                ) from error
             for stored, tensor in tensors.items():
                 self._add(stored, TensorSpec(tuple(tensor.shape), tensor.dtype))
                 self._pickled[stored] = tensor
@@ -191,7 +196,7 @@ def write_tensors(
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for done, (name, spec) in enumerate(specs.items(), 1):
             tensor = produce(name).contiguous()
-            assert tuple(tensor.shape) == spec.shape and tensor.dtype == spec.dtype, name
+            assert TensorSpec(tuple(tensor.shape), tensor.dtype) == spec, name
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
             progress("copy", done, len(specs), {})
         file.flush()

@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from .card import model_card
 from .checkpoint import (
     CHECKPOINTS,
     RECORD,
@@ -38,23 +39,21 @@ from .checkpoint import (
     disk_errors,
     final_files,
     find_model,
-    load_tokenizer,
-    load_with_head,
     make_record,
-    pick_device,
     write_json,
 )
 from .config import FinetuneConfig, TrainingOptions
 from .data import Collator, TaskData, encode, load_data, match_labels
 from .errors import Interrupted, TrainingError
 from .evaluation import EvalResult, Evaluator
-from .card import model_card
+from .loading import class_names, load_tokenizer, load_with_head, pick_device, to_device
 from .progress import Progress, silent
 
 logger = logging.getLogger(__name__)
 
 LOG = "train_log.jsonl"
 _BEST = "best"
+_BEST_SCORE = "score.json"
 
 
 @dataclass(frozen=True)
@@ -188,10 +187,16 @@ class TermTrainer(Trainer):
         first_bad = self._first_bad.tolist()
         if max(first_bad) < 0:
             return
-        step, term = min((s, t) for s, t in zip(first_bad, self.term_weights, strict=True) if s >= 0)
+        step, term = min(
+            (s, t) for s, t in zip(first_bad, self.term_weights, strict=True) if s >= 0
+        )
         last = last_checkpoint(self.result_dir)
-        kept = f"The last good checkpoint is {last}." if last else "There is no checkpoint before it."
-        advice = "Lower --learning-rate, add --warmup-steps" + (", or train without --bf16." if self.args.bf16 else ".")
+        kept = (
+            f"The last good checkpoint is {last}." if last else "There is no checkpoint before it."
+        )
+        advice = "Lower --learning-rate, add --warmup-steps" + (
+            ", or train without --bf16." if self.args.bf16 else "."
+        )
         raise TrainingError(
             f"The {term} term of the loss was not finite at step {step}.\n{kept}\n{advice}"
         )
@@ -214,9 +219,12 @@ class TermTrainer(Trainer):
         line = {"step": self.state.global_step, "epoch": self.state.epoch}
         line |= {name: logs[name] for name in names if name in logs}
         if "loss" in line or "score" in line:
-            with disk_errors(self.result_dir), (self.result_dir / CHECKPOINTS / LOG).open("a") as log:
+            with (
+                disk_errors(self.result_dir),
+                (self.result_dir / CHECKPOINTS / LOG).open("a") as log,
+            ):
                 log.write(json.dumps(line) + "\n")
-        figures = {name: logs[name] for name in ("loss", "score") if name in logs}
+        figures = {str(name): logs[name] for name in ("loss", "score") if name in logs}
         self.progress(self.what, self.state.global_step, self.state.max_steps, figures)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -232,19 +240,23 @@ class TermTrainer(Trainer):
             }
         )
         if result.score > max(former, default=-math.inf) and self.is_world_process_zero():
-            self._keep_best()
+            self._keep_best(result)
         scores = [*former, result.score]
-        if self.patience is not None and len(scores) - 1 - scores.index(max(scores)) >= self.patience:
+        if (
+            self.patience is not None
+            and len(scores) - 1 - scores.index(max(scores)) >= self.patience
+        ):
             self.control.should_training_stop = True
         return {"eval_score": result.score}
 
-    def _keep_best(self) -> None:
+    def _keep_best(self, result: EvalResult) -> None:
         best = self.result_dir / CHECKPOINTS / _BEST
         staging = best.with_suffix(".part")
         shutil.rmtree(staging, ignore_errors=True)
         with disk_errors(staging):
             self.trained_model.save_pretrained(staging)
-            (staging / "step").write_text(str(self.state.global_step))
+            scored = {"step": self.state.global_step, "development": result.to_dict()}
+            write_json(staging / _BEST_SCORE, scored)
         shutil.rmtree(best, ignore_errors=True)
         staging.rename(best)
 
@@ -252,11 +264,6 @@ class TermTrainer(Trainer):
         self._check_finite()
         with disk_errors(self.result_dir):
             super()._save_checkpoint(model, trial)
-
-    def best_step(self) -> int:
-        """The step of the best score so far."""
-        scored = [entry for entry in self.state.log_history if "score" in entry]
-        return max(scored, key=lambda entry: (entry["score"], -entry["step"]))["step"]
 
 
 class _Ticker(TrainerCallback):
@@ -377,6 +384,7 @@ class Run:
     peak_memory_bytes: int
     best_step: int
     best_dir: Path
+    development: EvalResult
 
 
 def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
@@ -405,13 +413,16 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
         )
     if not any("score" in entry for entry in trainer.state.log_history):
         trainer.evaluate()
+    best_dir = trainer.result_dir / CHECKPOINTS / _BEST
+    scored = json.loads((best_dir / _BEST_SCORE).read_text())
     return Run(
         steps=trainer.state.global_step,
         seconds=seconds,
         examples_per_second=trainer.seen_examples / seconds,
         peak_memory_bytes=peak_memory(trainer.args.device),
-        best_step=trainer.best_step(),
-        best_dir=trainer.result_dir / CHECKPOINTS / _BEST,
+        best_step=scored["step"],
+        best_dir=best_dir,
+        development=EvalResult.from_dict(scored["development"]),
     )
 
 
@@ -426,7 +437,6 @@ def save_result(
     output_dir: Path,
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
-    development: EvalResult,
     record: dict[str, Any],
     comparison: Mapping[str, Any] | None = None,
 ) -> TrainResult:
@@ -438,24 +448,30 @@ def save_result(
         examples_per_second=run.examples_per_second,
         peak_memory_bytes=run.peak_memory_bytes,
         best_step=run.best_step,
-        development=development,
+        development=run.development,
         comparison=comparison,
     )
     results = result.to_dict()
     record["results"] = {
         **{name: value for name, value in results.items() if name != "output_dir"},
-        "development": development.to_dict(),
+        "development": run.development.to_dict(),
     }
     with final_files(output_dir) as folder:
         for path in run.best_dir.iterdir():
-            if path.name != "step":
+            if path.name != _BEST_SCORE:
                 shutil.copy2(path, folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / RECORD, record)
         (folder / "README.md").write_text(model_card(output_dir.name, record), encoding="utf-8")
         shutil.copy2(output_dir / CHECKPOINTS / LOG, folder)
-    shutil.rmtree(run.best_dir)
+    shutil.rmtree(output_dir / CHECKPOINTS)
     return result
+
+
+def load_best(run: Run, like: PreTrainedModel) -> PreTrainedModel:
+    """The model of the best score, on the device of the one that was trained."""
+    best = type(like).from_pretrained(run.best_dir, dtype=torch.float32)
+    return to_device(best, like.device)
 
 
 def development_evaluator(
@@ -468,12 +484,11 @@ def development_evaluator(
 ) -> Evaluator:
     """What scores the development set during training."""
     assert data.labels is not None
-    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     return Evaluator(
         data.splits["validation"],
         encoded["validation"],
         labels=data.labels,
-        model_labels=labels,
+        model_labels=class_names(model),
         task=data.task,
         collate=collate,
         batch_size=2 * config.batch_size,
@@ -511,7 +526,9 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     Raises:
         KdshrinkError: As `errors` lists.
     """
-    output_dir = config.output_dir or Path(f"{Path(config.model).name}-{Path(str(config.data)).stem}")
+    output_dir = config.output_dir or Path(
+        f"{Path(config.model).name}-{Path(str(config.data)).stem}"
+    )
     check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
     if done := finished_result(output_dir, config):
         return done
@@ -522,9 +539,8 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     assert data.labels is not None
 
     model = load_with_head(source, config, data.task, data.labels, config.seed)
-    model_labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     length = fitting_length(config.max_length, tokenizer)
-    encoded = encode_splits(data, ("train", "validation"), tokenizer, length, model_labels)
+    encoded = encode_splits(data, ("train", "validation"), tokenizer, length, class_names(model))
     collate = Collator(int(tokenizer.pad_token_id))
     resume_from = start_run(config, output_dir)
     set_seed(config.seed)
@@ -542,7 +558,6 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         data_collator=collate,
     )
     run = run_training(trainer, resume_from)
-    model = type(model).from_pretrained(run.best_dir, dtype=torch.float32).to(device)
     record = make_record(
         "finetune",
         config,
@@ -553,4 +568,4 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         task=data.task,
         training_languages=sorted({*source.training_languages, *data.languages}),
     )
-    return save_result(output_dir, run, tokenizer, trainer.evaluator.score(model), record)
+    return save_result(output_dir, run, tokenizer, record)

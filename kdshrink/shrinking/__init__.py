@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig
 
 from ..card import model_card
 from ..checkpoint import (
@@ -19,14 +18,12 @@ from ..checkpoint import (
     Source,
     check_output,
     find_model,
-    load_tokenizer,
     make_record,
     tokenizer_files,
     whole_directory,
     write_json,
 )
 from ..config import ShapeOptions, ShrinkConfig, SourceOptions
-from ..data import load_data
 from ..progress import Progress, silent
 from .engine import CopyReport, StudentPlan, copy_weights, plan_student
 from .vocabulary import (
@@ -84,7 +81,13 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
         trimmed, vocabulary = _trim(source, config, progress)
     with whole_directory(output_dir) as folder:
         plan, report = shrink_source(
-            source, config, folder, init=config.init, seed=config.seed, trimmed=trimmed, progress=progress
+            source,
+            config,
+            folder,
+            init=config.init,
+            seed=config.seed,
+            trimmed=trimmed,
+            progress=progress,
         )
         record = make_record(
             "shrink",
@@ -97,7 +100,9 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             training_languages=[] if config.init == "scratch" else source.training_languages,
             layers=list(plan.layers),
         )
-        result = ShrinkResult(output_dir, tuple(plan.layers), plan.config["hidden_size"], report, vocabulary)
+        result = ShrinkResult(
+            output_dir, tuple(plan.layers), plan.config["hidden_size"], report, vocabulary
+        )
         record["results"] = {k: v for k, v in result.to_dict().items() if k != "output_dir"}
         write_json(folder / RECORD, record)
         (folder / "README.md").write_text(model_card(output_dir.name, record), encoding="utf-8")
@@ -108,6 +113,9 @@ def _trim(
     source: Source, config: ShrinkConfig, progress: Progress
 ) -> tuple[TrimmedTokenizer, dict[str, Any]]:
     """Cut the tokenizer down to the text of --vocab-from; what was done, for the result."""
+    from ..data import load_data
+    from ..loading import load_tokenizer
+
     tokenizer = load_tokenizer(source, config)
     wanted = replace(config, data=config.vocab_from)
     data = load_data(wanted, None, purpose="evaluate", labels_required=False, token=config.token)
@@ -120,7 +128,9 @@ def _trim(
         for batch in table.select_columns(["text", "language"]).iter(1000):
             rows = range(done, done + len(batch["text"]))
             held = [i for i, row in enumerate(rows) if is_held_out(row)]
-            rest = [text for text, row in zip(batch["text"], rows, strict=True) if not is_held_out(row)]
+            rest = [
+                text for text, row in zip(batch["text"], rows, strict=True) if not is_held_out(row)
+            ]
             if rest:
                 chosen += count_pieces(tokenizer, [rest])
             if held:
@@ -200,11 +210,19 @@ def shrink_source(
         for path in tokenizer_files(source):
             shutil.copy2(path, folder)
     else:
+        from ..loading import load_tokenizer
+
         load_tokenizer(source, SourceOptions()).save_pretrained(folder)
     return plan, report
 
 
 def _draw_weights(folder: Path, seed: int) -> None:
     """Replace the weights in a folder by random ones of the same shapes."""
-    model = new_model(AutoConfig.from_pretrained(folder), find_model(str(folder), SourceOptions()).task, seed)
+    from transformers import AutoConfig
+
+    from ..loading import new_model
+
+    model = new_model(
+        AutoConfig.from_pretrained(folder), find_model(str(folder), SourceOptions()).task, seed
+    )
     model.save_pretrained(folder)

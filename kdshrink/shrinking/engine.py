@@ -222,7 +222,8 @@ def _match(reader: TensorReader, plan: StudentPlan) -> tuple[dict[str, _Piece], 
         )
     if dropped:
         logger.info(
-            "left out, since only pretraining needs it: %s", ", ".join(sorted({n.split(".")[0] for n in dropped}))
+            "left out, since only pretraining needs it: %s",
+            ", ".join(sorted({n.split(".")[0] for n in dropped})),
         )
     return pieces, sizes
 

@@ -148,7 +148,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     Raises:
         ModelError: It is not supported.
     """
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         raise ModelError(
             f"Models of type {kind!r} cannot be shrunk yet.\nSupported: {', '.join(FAMILIES)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ..errors import ShapeError, UsageError
 
@@ -68,7 +69,9 @@ def _listed(teacher: int, layers: int | None, layer_map: str) -> list[int]:
             f"Give {', '.join(_NAMED)}, or a list such as 2,4,6."
         ) from None
     if layers is not None and layers != len(chosen):
-        raise UsageError(f"--layers {layers}, but --layer-map {layer_map} names {len(chosen)} layers.")
+        raise UsageError(
+            f"--layers {layers}, but --layer-map {layer_map} names {len(chosen)} layers."
+        )
     _check(teacher, chosen, layer_map)
     return chosen
 
@@ -80,5 +83,5 @@ def _check(teacher: int, chosen: Sequence[int], layer_map: str) -> None:
             f"--layer-map {layer_map}: the teacher's layers are 1 to {teacher}, and "
             f"{', '.join(map(str, outside))} is none of them."
         )
-    if any(a >= b for a, b in zip(chosen, chosen[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(chosen)):
         raise ShapeError(f"--layer-map {layer_map}: the layers must rise, each taken once.")

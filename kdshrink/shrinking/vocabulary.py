@@ -9,13 +9,15 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from ..errors import ModelError, ShapeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +52,7 @@ class TrimmedTokenizer:
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def count_pieces(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Text]]
-) -> np.ndarray:
+def count_pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Text]]) -> np.ndarray:
     """How often each id occurs in texts.
 
     Args:
@@ -142,7 +142,7 @@ def trim_tokenizer(
             f"The vocabulary of a tokenizer of type {model['type']} cannot be trimmed.\n"
             "Supported: Unigram, WordPiece and BPE."
         )
-    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     needed = _needed(content, tokenizer, pieces, counts)
     used = set(np.flatnonzero(counts >= min_count).tolist())
     if vocab_size is not None:
@@ -265,7 +265,9 @@ def _renumber_settings(content: dict[str, Any], new_ids: Mapping[int, int]) -> d
     decoder = content.get("added_tokens_decoder")
     if decoder is None:
         return content
-    renumbered = {str(new_ids[int(old)]): token for old, token in decoder.items() if int(old) in new_ids}
+    renumbered = {
+        str(new_ids[int(old)]): token for old, token in decoder.items() if int(old) in new_ids
+    }
     return {**content, "added_tokens_decoder": renumbered}
 
 

@@ -37,7 +37,9 @@ def main(massive: Path, out: Path) -> None:
     chooser = random.Random(0)
 
     def draw(split: str, count: int) -> list[str]:
-        ids = [r["id"] for r in rows(massive / "en-US" / f"{split}.jsonl") if r["intent"] in intents]
+        ids = [
+            r["id"] for r in rows(massive / "en-US" / f"{split}.jsonl") if r["intent"] in intents
+        ]
         return chooser.sample(ids, count)
 
     train = draw("train", TRAIN * len(SEEN))

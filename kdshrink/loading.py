@@ -1,0 +1,183 @@
+"""Models and tokenizers loaded into memory, safely and in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from .checkpoint import Source, find_model, tokenizer_files
+from .config import SourceOptions
+from .errors import ModelError
+from .languages import Task
+from .tensors import TensorReader
+
+_AUTO = {
+    "sequence": AutoModelForSequenceClassification,
+    "token": AutoModelForTokenClassification,
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: Source
+
+
+def pick_device(device: str) -> torch.device:
+    """The device that `--device` names; auto is CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        ModelError: There is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ModelError(
+            f"--device {device}: no such device. Give auto, cpu, cuda or cuda:N."
+        ) from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"--device {device}: PyTorch sees {torch.cuda.device_count()} CUDA devices here.\n"
+            "Give --device cpu, or install a CUDA build of PyTorch and its driver."
+        )
+    return chosen
+
+
+def load_tokenizer(source: Source, options: SourceOptions) -> PreTrainedTokenizerBase:
+    """Load a model's own tokenizer.
+
+    Raises:
+        ModelError: It has none, or a damaged one.
+    """
+    tokenizer_files(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.directory, trust_remote_code=options.trust_remote_code
+        )
+    except Exception as error:
+        raise ModelError(
+            f"{source.name}: its tokenizer cannot be loaded.\n{_first_line(error)}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{source.name}: its tokenizer has no padding token.")
+    if len(tokenizer) > source.config.get("vocab_size", len(tokenizer)):
+        raise ModelError(
+            f"{source.name}: the tokenizer has {len(tokenizer)} pieces, the model only "
+            f"{source.config['vocab_size']} embedding rows. They do not belong together."
+        )
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _load_errors(source: Source) -> Iterator[None]:
+    """Check the files of the weights first, since transformers tells little of damaged ones."""
+    with TensorReader(source.directory):
+        pass
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{source.name}: it cannot be loaded.\n{_first_line(error)}") from error
+
+
+def require_task(source: Source, task: Task) -> None:
+    """Raise ModelError unless the model has a head for the task."""
+    if source.task != task:
+        kind = {"sequence": "sequence", "token": "token"}[task]
+        found = (source.config.get("architectures") or ["no architecture"])[0]
+        raise ModelError(
+            f"{source.name}: the data is for {kind} classification, and this model is {found}.\n"
+            "Make a classifier of it first: kdshrink finetune, or distill with a fine-tuned teacher."
+        )
+
+
+def load_classifier(name: str, options: SourceOptions, task: Task) -> Loaded:
+    """Load a fine-tuned model and its tokenizer, in float32.
+
+    Raises:
+        ModelError: It is missing or damaged, or has no head for the task.
+    """
+    source = find_model(name, options)
+    require_task(source, task)
+    tokenizer = load_tokenizer(source, options)
+    return Loaded(load_weights(source, options, task), tokenizer, source)
+
+
+def load_weights(source: Source, options: SourceOptions, task: Task | None) -> PreTrainedModel:
+    """Load a model with the head that it has for the task (None: the bare encoder), in float32."""
+    auto: Any = _AUTO[task] if task else AutoModel
+    with _load_errors(source):
+        return auto.from_pretrained(
+            source.directory, dtype=torch.float32, trust_remote_code=options.trust_remote_code
+        )
+
+
+def load_with_head(
+    source: Source, options: SourceOptions, task: Task, labels: Sequence[str], seed: int
+) -> PreTrainedModel:
+    """Load an encoder with a classification head for these labels.
+
+    A head that the model has for the very same labels is kept; else a new one is drawn from the seed.
+
+    Raises:
+        ModelError: The model is damaged or not supported.
+    """
+    if source.task == task and sorted(source.labels) == sorted(labels):
+        return load_weights(source, options, task)
+    encoder = load_weights(source, options, None)
+    return with_new_head(encoder, task, labels, seed)
+
+
+def with_new_head(
+    encoder: PreTrainedModel, task: Task, labels: Sequence[str], seed: int
+) -> PreTrainedModel:
+    """A classifier of this encoder's weights and a new head."""
+    model = new_classifier(encoder.config, task, labels, seed)
+    inner = getattr(model, model.base_model_prefix)
+    inner.load_state_dict(encoder.state_dict(), strict=False)
+    return model
+
+
+def new_classifier(config: Any, task: Task, labels: Sequence[str], seed: int) -> PreTrainedModel:
+    """A classifier of this architecture with random weights."""
+    config = type(config).from_dict(config.to_dict())
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: i for i, name in enumerate(labels)}
+    return new_model(config, task, seed)
+
+
+def new_model(config: Any, task: Task | None, seed: int) -> PreTrainedModel:
+    """A model of this architecture with random weights and a head for the task (None: no head)."""
+    set_seed(seed)
+    auto: Any = _AUTO[task] if task else AutoModel
+    return auto.from_config(config, dtype=torch.float32)
+
+
+def to_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    return model.to(device)  # type: ignore[arg-type]
+
+
+def class_names(model: PreTrainedModel) -> list[str]:
+    """Names of a classifier's classes, by id."""
+    names: Any = model.config.id2label
+    return [names[index] for index in sorted(names)]
