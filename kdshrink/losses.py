@@ -73,9 +73,11 @@ def centre(scores: Tensor, mask: Tensor) -> Tensor:
         scores: (B, heads, T, T).
         mask: (B, T), true at real tokens.
     """
+    scores = scores.float()
     keys = mask[:, None, None, :]
-    mean = scores.masked_fill(~keys, 0.0).sum(-1, keepdim=True) / keys.sum(-1, keepdim=True)
-    return scores - mean
+    # At least 1: a row without real keys counts nowhere, but its 0/0 would reach the gradient.
+    count = keys.sum(-1, keepdim=True).clamp_min(1)
+    return scores - scores.masked_fill(~keys, 0.0).sum(-1, keepdim=True) / count
 
 
 def centred_log_probabilities(probabilities: Tensor, mask: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
 
 def _over(each: Tensor, mask: Tensor | None) -> Term:
     if mask is None:
-        return Term(each.sum(), torch.tensor(each.numel(), device=each.device))
+        return Term(each.sum(), torch.full((), each.numel(), device=each.device))
     return Term(each.masked_fill(~mask, 0.0).sum(), mask.sum())
 
 

@@ -3,8 +3,8 @@
 Hidden states are read by forward hooks. For attention there are two ways, since sdpa shows none and
 DeBERTa-v2 has no interface for it:
 
-- BERT, RoBERTa and XLM-R go through transformers' AttentionInterface. The chosen layers compute
-  attention eagerly and hand out their scores or probabilities; all others run sdpa.
+- BERT, RoBERTa, XLM-R, ELECTRA and DistilBERT go through transformers' AttentionInterface. The chosen
+  layers compute attention eagerly and hand out their scores or probabilities; all others run sdpa.
 - DeBERTa-v2 computes eagerly. A hook sees a layer's probabilities before dropout, and their logarithms
   less the mean over the real keys are the scores less theirs: what is lost is a constant a query, on
   which attention does not depend.
@@ -27,8 +27,32 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from .errors import ModelError
 from .losses import centred_log_probabilities
 
-_INTERFACE_TYPES = ("bert", "roberta", "xlm-roberta", "camembert")
-_DEBERTA_TYPES = ("deberta-v2",)
+
+@dataclass(frozen=True)
+class _Places:
+    """Names of the modules that are read.
+
+    Attributes:
+        embedding: What puts out hidden state 0: the first of these that the encoder has.
+        layers: The encoder's list of layers.
+        attention: A layer's attention.
+    """
+
+    embedding: tuple[str, ...] = ("embeddings",)
+    layers: str = "encoder.layer"
+    attention: str = "attention.self"
+
+
+_INTERFACE = {
+    "bert": _Places(),
+    "roberta": _Places(),
+    "xlm-roberta": _Places(),
+    "camembert": _Places(),
+    # Where embeddings are narrower than the layers, hidden state 0 comes after the projection.
+    "electra": _Places(embedding=("embeddings_project", "embeddings")),
+    "distilbert": _Places(layers="transformer.layer", attention="attention"),
+}
+_DEBERTA = {"deberta-v2": _Places()}
 _IMPLEMENTATION = "kdshrink_recorded"
 
 _sinks: dict[nn.Module, Callable[[Tensor, Tensor], None]] = {}
@@ -112,17 +136,22 @@ class Recorder:
         embedding: bool,
     ) -> None:
         kind = model.config.model_type
-        if kind not in _INTERFACE_TYPES + _DEBERTA_TYPES:
+        families = _INTERFACE | _DEBERTA
+        if kind not in families:
             raise ModelError(
                 f"Models of type {kind!r} cannot be distilled yet.\n"
-                f"Supported: {', '.join(_INTERFACE_TYPES + _DEBERTA_TYPES)}."
+                f"Supported: {', '.join(families)}."
             )
+        count = model.config.num_hidden_layers
+        if beyond := [number for number in layers if not 1 <= number <= count]:
+            raise ModelError(f"The model has no layer {beyond[0]}: it has {count}, counted from 1.")
         self.model = model
         self.layers = tuple(layers)
         self.hidden = hidden
         self.attention = attention
         self.embedding = embedding
-        self._deberta = kind in _DEBERTA_TYPES
+        self._places = families[kind]
+        self._deberta = kind in _DEBERTA
 
     @property
     def centred(self) -> bool:
@@ -135,20 +164,24 @@ class Recorder:
         hidden: dict[int, Tensor] = {}
         attention: dict[int, Tensor] = {}
         encoder: Any = self.model.base_model
+        all_layers: Any = encoder.get_submodule(self._places.layers)
         with ExitStack() as stack:
             if self.embedding:
-                stack.enter_context(_output_kept(encoder.embeddings, embedding, 0))
-            for number in self.layers:
-                layer = encoder.encoder.layer[number - 1]
+                name = next(name for name in self._places.embedding if hasattr(encoder, name))
+                stack.enter_context(_output_kept(encoder.get_submodule(name), embedding, 0))
+            for number in set(self.layers):
+                layer = all_layers[number - 1]
                 if self.hidden:
                     convolved = self._deberta and number == 1 and encoder.encoder.conv is not None
                     source = encoder.encoder.conv if convolved else layer
                     stack.enter_context(_output_kept(source, hidden, number))
-                if self.attention is not None and self._deberta:
-                    self_attention = layer.attention.self
-                    stack.enter_context(_input_kept(self_attention.dropout, attention, number))
-                elif self.attention is not None:
-                    stack.enter_context(self._sink(layer.attention.self, attention, number))
+                if self.attention is None:
+                    continue
+                module = layer.get_submodule(self._places.attention)
+                if self._deberta:
+                    stack.enter_context(_input_kept(module.dropout, attention, number))
+                else:
+                    stack.enter_context(self._sink(module, attention, number))
             if self.attention is not None and not self._deberta:
                 stack.enter_context(_recording_implementation(self.model))
             output = self.model(input_ids=input_ids, attention_mask=attention_mask)
