@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -18,12 +20,12 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from .checkpoint import disk_errors, find_model
+from .checkpoint import Source, disk_errors, find_model
 from .config import EvalConfig, ZeroShotConfig
 from .data import Collator, TaskData, encode, language_codes, load_data, match_labels
-from .errors import DataError
+from .errors import DataError, OutputError
 from .languages import NAMED, Task
-from .loading import Loaded, load_classifier, pick_device, to_device
+from .loading import Loaded, load_classifier, pick_device, require_task, to_device
 from .metrics import AVERAGING, METRICS, MODE, Scores, entity_scores, text_scores
 from .progress import Progress, silent
 
@@ -62,6 +64,7 @@ class EvalResult:
         details: Accuracy, or precision and recall, pooled.
         mean_over_languages: Mean of the languages' scores.
         cut_off_words: Words beyond --max-length, counted as missed; None for text tasks.
+        split: What was scored, where it is known.
     """
 
     metric: str
@@ -73,6 +76,7 @@ class EvalResult:
     examples_per_second: float
     cut_off_words: int | None = None
     per_class: Mapping[str, float] | None = None
+    split: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of --json."""
@@ -92,6 +96,8 @@ class EvalResult:
         }
         if self.cut_off_words is not None:
             result["cut_off_words"] = self.cut_off_words
+        if self.split is not None:
+            result["split"] = self.split
         if self.per_class is not None:
             result["per_class"] = dict(self.per_class)
         return result
@@ -109,7 +115,20 @@ class EvalResult:
             examples_per_second=content["examples_per_second"],
             cut_off_words=content.get("cut_off_words"),
             per_class=content.get("per_class"),
+            split=content.get("split"),
         )
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put every module in eval mode, and each back in its own mode after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @torch.inference_mode()
@@ -129,8 +148,6 @@ def predict(
     Args:
         encoded: As `data.encode` makes it, for this model's tokenizer.
     """
-    training = model.training
-    model.eval()
     total = len(encoded)
     lengths = np.asarray(encoded.with_format("numpy")["length"])
     order = np.argsort(-lengths, kind="stable")
@@ -140,22 +157,22 @@ def predict(
     probabilities = np.zeros(answers, dtype=np.float32)
     columns = ["input_ids", *(["positions"] if task == "token" else [])]
     examples = encoded.select_columns(columns)
-    for start in range(0, total, batch_size):
-        rows = order[start : start + batch_size]
-        batch = examples.__getitems__(rows.tolist())
-        inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
-        best = model(**inputs).logits.float().softmax(-1).max(-1)
-        values, indices = best.values.cpu().numpy(), best.indices.cpu().numpy()
-        if bounds is None:
-            classes[rows], probabilities[rows] = indices, values
-        else:
-            for line, row in enumerate(rows):
-                positions = np.asarray(batch[line]["positions"])
-                kept = np.flatnonzero(positions >= 0)
-                classes[bounds[row] + kept] = indices[line, positions[kept]]
-                probabilities[bounds[row] + kept] = values[line, positions[kept]]
-        progress(what, min(start + batch_size, total), total, {})
-    model.train(training)
+    with _evaluating(model):
+        for start in range(0, total, batch_size):
+            rows = order[start : start + batch_size]
+            batch = examples.__getitems__(rows.tolist())
+            inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
+            best = model(**inputs).logits.float().softmax(-1).max(-1)
+            values, indices = best.values.cpu().numpy(), best.indices.cpu().numpy()
+            if bounds is None:
+                classes[rows], probabilities[rows] = indices, values
+            else:
+                for line, row in enumerate(rows):
+                    positions = np.asarray(batch[line]["positions"])
+                    kept = np.flatnonzero(positions >= 0)
+                    classes[bounds[row] + kept] = indices[line, positions[kept]]
+                    probabilities[bounds[row] + kept] = values[line, positions[kept]]
+            progress(what, min(start + batch_size, total), total, {})
     return Predictions(classes, probabilities, bounds)
 
 
@@ -178,6 +195,7 @@ class Evaluator:
         encoded: The same, tokenised.
         labels: Names of the data's labels.
         model_labels: Names of the model's classes, by id.
+        split: Which split the examples are, for the result.
     """
 
     table: Dataset
@@ -188,6 +206,7 @@ class Evaluator:
     collate: Collator
     batch_size: int
     device: torch.device
+    split: str | None = None
 
     def predict(self, model: PreTrainedModel, progress: Progress = silent) -> Predictions:
         return predict(
@@ -232,6 +251,7 @@ class Evaluator:
             examples_per_second=len(self.table) / max(seconds, 1e-9),
             cut_off_words=int((predictions.classes < 0).sum()) if token else None,
             per_class=pooled.per_class if per_class else None,
+            split=self.split,
         )
 
     def gold(self) -> list[Any]:
@@ -265,6 +285,17 @@ class Evaluator:
         return replace(self, table=self.table.select(rows), encoded=self.encoded.select(rows))
 
 
+def _label_ids(data: TaskData, source: Source) -> list[int]:
+    """The model's id of each of the data's labels.
+
+    Raises:
+        DataError: The data has no labels, or labels that the model does not know.
+    """
+    if data.labels is None:
+        raise DataError(f"{data.name} has no labels, so there is nothing to score.")
+    return match_labels(data.labels, source.labels)
+
+
 def make_evaluator(
     data: TaskData,
     split: str,
@@ -279,25 +310,24 @@ def make_evaluator(
     Raises:
         DataError: The data has no labels, or labels that the model does not know.
     """
-    if data.labels is None:
-        raise DataError(f"{data.name} has no labels, so there is nothing to score.")
-    model_labels = loaded.source.labels
+    label_ids = _label_ids(data, loaded.source)
     encoded = encode(
         data.splits[split],
         loaded.tokenizer,
         task=data.task,
         max_length=min(max_length, loaded.tokenizer.model_max_length),
-        label_ids=match_labels(data.labels, model_labels),
+        label_ids=label_ids,
     )
     return Evaluator(
         data.splits[split],
         encoded,
-        labels=data.labels,
-        model_labels=model_labels,
+        labels=data.labels or (),
+        model_labels=loaded.source.labels,
         task=data.task,
         collate=Collator(int(loaded.tokenizer.pad_token_id)),
         batch_size=batch_size,
         device=device,
+        split=split,
     )
 
 
@@ -308,8 +338,25 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
         KdshrinkError: As `errors` lists.
     """
     device = pick_device(config.device)
-    find_model(config.model, config)
+    if config.predictions is not None:
+        _check_file(config.predictions)
+    source = find_model(config.model, config)
     data = load_data(config, (config.split,), purpose="evaluate", token=config.token)
+    model, evaluator = _load(config, source, data, device)
+    began = time.perf_counter()
+    predictions = evaluator.predict(model, progress or silent)
+    seconds = time.perf_counter() - began
+    if config.predictions is not None:
+        _write_predictions(config.predictions, evaluator, predictions)
+    return evaluator.score_predictions(predictions, seconds, per_class=config.per_class)
+
+
+def _load(
+    config: EvalConfig | ZeroShotConfig, source: Source, data: TaskData, device: torch.device
+) -> tuple[PreTrainedModel, Evaluator]:
+    """The model on its device and what scores it; what its config.json rules out is told first."""
+    require_task(source, data.task)
+    _label_ids(data, source)
     loaded = load_classifier(config.model, config, data.task)
     evaluator = make_evaluator(
         data,
@@ -319,13 +366,18 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
         batch_size=config.batch_size,
         device=device,
     )
-    model = to_device(loaded.model, device)
-    began = time.perf_counter()
-    predictions = evaluator.predict(model, progress or silent)
-    seconds = time.perf_counter() - began
-    if config.predictions is not None:
-        _write_predictions(config.predictions, evaluator, predictions)
-    return evaluator.score_predictions(predictions, seconds, per_class=config.per_class)
+    return to_device(loaded.model, device), evaluator
+
+
+def _check_file(path: Path) -> None:
+    """Raise OutputError unless --predictions can be written here."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise OutputError(f"--predictions {path} is a directory. Give the name of a file.")
+    if not folder.is_dir():
+        raise OutputError(f"--predictions {path}: there is no directory {folder}. Make it first.")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"--predictions {path} cannot be written: no permission in {folder}.")
 
 
 def _write_predictions(path: Path, evaluator: Evaluator, predictions: Predictions) -> None:
@@ -333,23 +385,27 @@ def _write_predictions(path: Path, evaluator: Evaluator, predictions: Prediction
     codes, languages = language_codes(evaluator.table)
     partial = path.with_name(f".{path.name}.part")
     gold, answers = evaluator.gold(), evaluator.answers(predictions)
-    with disk_errors(path):
-        with partial.open("w", encoding="utf-8") as file:
-            for row, (right, answer) in enumerate(zip(gold, answers, strict=True)):
-                if predictions.bounds is None:
-                    probability: Any = round(float(predictions.probabilities[row]), 6)
-                else:
-                    begin, end = predictions.bounds[row], predictions.bounds[row + 1]
-                    values = predictions.probabilities[begin:end]
-                    probability = [round(float(value), 6) for value in values]
-                line = {
-                    "language": languages[codes[row]],
-                    "gold": right,
-                    "predicted": answer,
-                    "probability": probability,
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        os.replace(partial, path)
+    try:
+        with disk_errors(path):
+            with partial.open("w", encoding="utf-8") as file:
+                for row, (right, answer) in enumerate(zip(gold, answers, strict=True)):
+                    if predictions.bounds is None:
+                        probability: Any = round(float(predictions.probabilities[row]), 6)
+                    else:
+                        begin, end = predictions.bounds[row], predictions.bounds[row + 1]
+                        values = predictions.probabilities[begin:end]
+                        probability = [round(float(value), 6) for value in values]
+                    line = {
+                        "language": languages[codes[row]],
+                        "gold": right,
+                        "predicted": answer,
+                        "probability": probability,
+                    }
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -400,37 +456,13 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
     everything = replace(config, languages=config.languages or ("all",))
     data = load_data(everything, (config.split,), purpose="evaluate", token=config.token)
     present = language_codes(data.splits[config.split])[1]
-    if config.seen_languages is not None:
-        seen, seen_from = list(data.seen), "--seen-languages"
-    elif config.unseen_languages is not None:
-        seen, seen_from = list(data.seen), "--unseen-languages"
-    elif source.training_languages:
-        seen, seen_from = source.training_languages, "kdshrink.json"
-    else:
-        seen, seen_from = list(data.seen), "the data set's list"
-        note = NAMED[data.name].lists_note if data.name in NAMED else "this data has none"
-        logger.info("%s does not say its training languages; seen: %s", config.model, note)
-    seen = [name for name in present if name in seen]
-    unseen = [
-        name
-        for name in present
-        if name not in seen and (config.unseen_languages is None or name in data.unseen)
-    ]
+    seen, unseen, seen_from = _language_groups(config, source, data, present)
     if not unseen:
         raise DataError(
-            f"{config.model} was trained on all of these languages: {', '.join(seen)}.\n"
+            f"None of these languages is unseen by {seen_from}: {', '.join(present)}.\n"
             "Name others with --languages, or say which count as unseen with --unseen-languages."
         )
-    loaded = load_classifier(config.model, config, data.task)
-    evaluator = make_evaluator(
-        data,
-        config.split,
-        loaded,
-        max_length=config.max_length,
-        batch_size=config.batch_size,
-        device=device,
-    )
-    model = to_device(loaded.model, device)
+    model, evaluator = _load(config, source, data, device)
     unseen_part = evaluator.part(unseen)
     on_seen = evaluator.part(seen).score(model, progress or silent) if seen else None
     on_unseen = unseen_part.score(model, progress or silent)
@@ -444,6 +476,49 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
         majority_accuracy=majority_accuracy,
         seen_from=seen_from,
     )
+
+
+def _language_groups(
+    config: ZeroShotConfig, source: Source, data: TaskData, present: Sequence[str]
+) -> tuple[list[str], list[str], str]:
+    """Which of the present languages are seen and unseen, and what says so.
+
+    What the flags name counts as it stands. A kdshrink.json is compared by language, so that a model
+    trained on `en_ewt` has seen `en_pud`. --unseen-languages takes languages out of any seen list and
+    leaves unseen only what it names.
+    """
+    trained = {_language(name) for name in source.training_languages}
+    named_unseen = config.unseen_languages is not None
+    if config.seen_languages is not None:
+        seen, seen_from = [name for name in present if name in data.seen], "--seen-languages"
+    elif trained:
+        seen, seen_from = [name for name in present if _language(name) in trained], "kdshrink.json"
+        if named_unseen and (both := [name for name in seen if name in data.unseen]):
+            logger.warning(
+                "%s was trained on %s, which --unseen-languages names",
+                config.model,
+                ", ".join(both),
+            )
+            seen = [name for name in seen if name not in both]
+    else:
+        seen = [name for name in present if name in data.seen]
+        seen_from = "--unseen-languages" if named_unseen else "the data set's list"
+        if not named_unseen:
+            note = NAMED[data.name].lists_note if data.name in NAMED else "this data has none"
+            logger.info("%s does not say its training languages; seen: %s", config.model, note)
+    unseen = [
+        name for name in present if name not in seen and (not named_unseen or name in data.unseen)
+    ]
+    return seen, unseen, seen_from
+
+
+_CODES = {unit.name: unit.code for data in NAMED.values() for unit in data.units}
+
+
+def _language(name: str) -> str:
+    """The language of a unit: `de` of `de-DE`, `de_pud` and `german`; else the name as it is."""
+    prefix = re.match(r"([a-z]{2,3})(?:[-_]|$)", name.lower())
+    return _CODES.get(name) or (prefix.group(1) if prefix else name)
 
 
 def majority_scores(gold: Sequence[Any], task: Task) -> tuple[float, float]:

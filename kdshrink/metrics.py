@@ -45,8 +45,14 @@ def text_scores(gold: Sequence[str], predicted: Sequence[str]) -> Scores:
 
 
 def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Scores:
-    """Entity F1, precision and recall as seqeval counts them by default, over all entities."""
+    """Entity F1, precision and recall as seqeval counts them by default, over all entities.
+
+    All are 0 where neither side has an entity.
+    """
     lists = [list(tags) for tags in gold], [list(tags) for tags in predicted]
+    if all(tag == "O" for side in lists for tags in side for tag in tags):
+        # seqeval gives the same zeros, but takes the mean of nothing on the way and warns.
+        return Scores(score=0.0, details={"precision": 0.0, "recall": 0.0}, per_class={})
     report: Mapping[str, Any] = classification_report(*lists, output_dict=True, zero_division=0)
     return Scores(
         score=float(f1_score(*lists, zero_division=0)),

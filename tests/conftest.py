@@ -9,7 +9,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +51,12 @@ FAMILIES = ("xlm-roberta", "roberta", "bert", "deberta-v2", "deberta-conv")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Arrow files of the tests go to their own place; torch keeps to one thread, for equal sums."""
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("arrow")
     torch.set_num_threads(1)
-    yield
 
 
 def sample_texts() -> list[str]:
@@ -71,7 +69,9 @@ def make_tokenizer(kind: str, size: int = 500) -> PreTrainedTokenizerFast:
     texts = sample_texts()
     if kind in ("xlm-roberta", "deberta-v2"):
         mdeberta = kind == "deberta-v2"
-        special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"] if mdeberta else ["<s>", "<pad>", "</s>", "<unk>"]
+        special = (
+            ["[PAD]", "[CLS]", "[SEP]", "[UNK]"] if mdeberta else ["<s>", "<pad>", "</s>", "<unk>"]
+        )
         cls, sep = ("[CLS]", "[SEP]") if mdeberta else ("<s>", "</s>")
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.Sequence(

@@ -22,7 +22,9 @@ IDS = torch.tensor([[0, 5, 9, 44, 17, 2], [0, 8, 6, 2, 1, 1]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
 
 
-def saved(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, family: str, task: str | None) -> Path:
+def saved(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, family: str, task: str | None
+) -> Path:
     folder = tmp_path / "teacher"
     make_model(family, task).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -224,11 +226,15 @@ def test_output_is_not_overwritten_unasked(encoder_dir: Path, tmp_path: Path) ->
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_old_names_of_norms_are_read(tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_old_names_of_norms_are_read(
+    tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast
+) -> None:
     teacher_dir = saved(tmp_path, xlmr_tokenizer, "bert", None)
     tensors = load_file(teacher_dir / "model.safetensors")
     old = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): t
         for name, t in tensors.items()
     }
     save_file(old, teacher_dir / "model.safetensors")
@@ -274,7 +280,9 @@ def test_shards_are_read(tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast
 
 def test_the_record_tells_what_was_done(encoder_dir: Path, tmp_path: Path) -> None:
     shrink(
-        ShrinkConfig(model=str(encoder_dir), layers=2, output_dir=tmp_path / "out", token="hf_secret")
+        ShrinkConfig(
+            model=str(encoder_dir), layers=2, output_dir=tmp_path / "out", token="hf_secret"
+        )
     )
     record = json.loads((tmp_path / "out" / "kdshrink.json").read_text())
     assert record["command"] == "shrink"

@@ -292,8 +292,10 @@ def held_out_cost(
         encoded = tokenizer.encode_batch(
             list(batch), is_pretokenized=pretokenized, add_special_tokens=False
         )
-        tokens = [token for one in encoded for token in one.tokens]
-        return len(tokens) / len(batch), tokens.count(unknown or "") / max(1, len(tokens))
+        # By id: Unigram shows an unknown piece's own text as its token.
+        ids = [index for one in encoded for index in one.ids]
+        unknown_id = None if unknown is None else tokenizer.token_to_id(unknown)
+        return len(ids) / len(batch), ids.count(unknown_id) / max(1, len(ids))
 
     costs = {}
     for language, batch in texts.items():
