@@ -293,9 +293,13 @@ def last_checkpoint(output_dir: Path) -> Path | None:
 
 
 def training_arguments(
-    config: TrainingOptions, output_dir: Path, device: torch.device
+    config: TrainingOptions, output_dir: Path, device: torch.device, examples: int
 ) -> TrainingArguments:
-    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults."""
+    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults.
+
+    Args:
+        examples: Size of the training set.
+    """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     arguments = TrainingArguments(
@@ -310,10 +314,8 @@ def training_arguments(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        eval_strategy="epoch" if config.eval_steps is None else "steps",
-        eval_steps=config.eval_steps,
-        save_strategy="epoch" if config.save_steps is None else "steps",
-        save_steps=config.save_steps or 500,
+        eval_strategy="steps",
+        save_strategy="steps",
         logging_steps=config.logging_steps,
         save_total_limit=config.save_total_limit,
         report_to=config.report_to,
@@ -323,6 +325,12 @@ def training_arguments(
     )
     # Several GPUs in one process would mean nn.DataParallel, which cannot return named terms.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    # An epoch is told in steps: transformers evaluates at an epoch's end after it saved there, so that
+    # a run killed in between would resume without that evaluation.
+    batches = math.ceil(examples / (config.batch_size * arguments.world_size))
+    epoch = math.ceil(batches / config.gradient_accumulation_steps)
+    arguments.eval_steps = config.eval_steps or epoch
+    arguments.save_steps = config.save_steps or epoch
     return arguments
 
 
@@ -411,7 +419,8 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
             f"{last_checkpoint(trainer.result_dir)}.\nGo on with the same command and --resume.",
             128 + signals.received,
         )
-    if not any("score" in entry for entry in trainer.state.log_history):
+    scored_steps = [entry["step"] for entry in trainer.state.log_history if "score" in entry]
+    if trainer.state.global_step not in scored_steps:
         trainer.evaluate()
     best_dir = trainer.result_dir / CHECKPOINTS / _BEST
     scored = json.loads((best_dir / _BEST_SCORE).read_text())
@@ -552,7 +561,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         what="finetune",
         patience=config.early_stopping_patience,
         model=model,
-        args=training_arguments(config, output_dir, device),
+        args=training_arguments(config, output_dir, device, len(encoded["train"])),
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
         data_collator=collate,
