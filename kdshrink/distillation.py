@@ -22,9 +22,11 @@ from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
 from .data import IGNORED, Collator, TaskData, language_codes, load_data, match_labels
 from .errors import ModelError, ShapeError, UsageError
 from .evaluation import EvalResult, Evaluator, LanguageScore, make_evaluator
+from .languages import language_of
 from .loading import (
     Loaded,
     class_names,
+    fitting_length,
     load_tokenizer,
     load_weights,
     new_model,
@@ -43,7 +45,6 @@ from .training import (
     development_evaluator,
     encode_splits,
     finished_result,
-    fitting_length,
     load_best,
     run_training,
     save_result,
@@ -476,9 +477,10 @@ class Comparison:
             "student": make_evaluator(test, "test", student, **options),
         }
         present = language_codes(test.splits["test"])[1]
+        trained = {language_of(name) for name in data.languages}
         self._groups = {
-            "seen": [name for name in present if name in data.languages],
-            "unseen": [name for name in present if name not in data.languages],
+            "seen": [name for name in present if language_of(name) in trained],
+            "unseen": [name for name in present if language_of(name) not in trained],
         }
         self._models: dict[str, Any] = {}
 
@@ -535,7 +537,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         teacher_model.config.hidden_size,
         source.task,
     ).to(device)
-    length = fitting_length(config.max_length, student.tokenizer)
+    length = fitting_length(config.max_length, student.tokenizer, student.model.config.to_dict())
     labelled = data if source.task is not None else replace(data, labels=None)
     encoded = encode_splits(
         labelled, ("train", "validation"), student.tokenizer, length, class_names(student.model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +23,8 @@ from .checkpoint import Source, disk_errors, find_model
 from .config import EvalConfig, ZeroShotConfig
 from .data import Collator, TaskData, encode, language_codes, load_data, match_labels
 from .errors import DataError, OutputError
-from .languages import NAMED, Task
-from .loading import Loaded, load_classifier, pick_device, require_task, to_device
+from .languages import NAMED, Task, language_of
+from .loading import Loaded, fitting_length, load_classifier, pick_device, require_task, to_device
 from .metrics import AVERAGING, METRICS, MODE, Scores, entity_scores, text_scores
 from .progress import Progress, silent
 
@@ -315,7 +314,7 @@ def make_evaluator(
         data.splits[split],
         loaded.tokenizer,
         task=data.task,
-        max_length=min(max_length, loaded.tokenizer.model_max_length),
+        max_length=fitting_length(max_length, loaded.tokenizer, loaded.source.config),
         label_ids=label_ids,
     )
     return Evaluator(
@@ -487,12 +486,15 @@ def _language_groups(
     trained on `en_ewt` has seen `en_pud`. --unseen-languages takes languages out of any seen list and
     leaves unseen only what it names.
     """
-    trained = {_language(name) for name in source.training_languages}
+    trained = {language_of(name) for name in source.training_languages}
     named_unseen = config.unseen_languages is not None
     if config.seen_languages is not None:
         seen, seen_from = [name for name in present if name in data.seen], "--seen-languages"
     elif trained:
-        seen, seen_from = [name for name in present if _language(name) in trained], "kdshrink.json"
+        seen, seen_from = (
+            [name for name in present if language_of(name) in trained],
+            "kdshrink.json",
+        )
         if named_unseen and (both := [name for name in seen if name in data.unseen]):
             logger.warning(
                 "%s was trained on %s, which --unseen-languages names",
@@ -510,15 +512,6 @@ def _language_groups(
         name for name in present if name not in seen and (not named_unseen or name in data.unseen)
     ]
     return seen, unseen, seen_from
-
-
-_CODES = {unit.name: unit.code for data in NAMED.values() for unit in data.units}
-
-
-def _language(name: str) -> str:
-    """The language of a unit: `de` of `de-DE`, `de_pud` and `german`; else the name as it is."""
-    prefix = re.match(r"([a-z]{2,3})(?:[-_]|$)", name.lower())
-    return _CODES.get(name) or (prefix.group(1) if prefix else name)
 
 
 def majority_scores(gold: Sequence[Any], task: Task) -> tuple[float, float]:

@@ -5,6 +5,7 @@ A data set is made of units: massive's are locales, tsm's languages, universal-n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -178,6 +179,15 @@ SAMPLE = NamedData(
 )
 
 NAMED = {data.name: data for data in (MASSIVE, TSM, UNIVERSAL_NER, SAMPLE)}
+
+
+_CODES = {unit.name: unit.code for data in NAMED.values() for unit in data.units}
+
+
+def language_of(name: str) -> str:
+    """The language of a unit: `de` of `de-DE`, `de_pud` and `german`; else the name as it is."""
+    prefix = re.match(r"([a-z]{2,3})(?:[-_]|$)", name.lower())
+    return _CODES.get(name) or (prefix.group(1) if prefix else name)
 
 
 def _plain(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +82,20 @@ def load_tokenizer(source: Source, options: SourceOptions) -> PreTrainedTokenize
             f"{source.config['vocab_size']} embedding rows. They do not belong together."
         )
     return tokenizer
+
+
+def fitting_length(
+    max_length: int, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]
+) -> int:
+    """--max-length, or what the model's positions allow if that is less.
+
+    Args:
+        config: The model's config.json.
+    """
+    positions = config.get("max_position_embeddings", max_length)
+    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.get("pad_token_id", 1) + 1  # they count from behind the padding's id
+    return min(max_length, tokenizer.model_max_length, positions)
 
 
 def _first_line(error: BaseException) -> str:

@@ -46,7 +46,14 @@ from .config import FinetuneConfig, TrainingOptions
 from .data import Collator, TaskData, encode, load_data, match_labels
 from .errors import Interrupted, TrainingError
 from .evaluation import EvalResult, Evaluator
-from .loading import class_names, load_tokenizer, load_with_head, pick_device, to_device
+from .loading import (
+    class_names,
+    fitting_length,
+    load_tokenizer,
+    load_with_head,
+    pick_device,
+    to_device,
+)
 from .progress import Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -522,11 +529,6 @@ def encode_splits(
     }
 
 
-def fitting_length(max_length: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    """--max-length, or what the model's positions allow if that is less."""
-    return min(max_length, tokenizer.model_max_length)
-
-
 def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainResult:
     """Fine-tune an encoder as a classifier, on all languages of the data jointly.
 
@@ -548,7 +550,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     assert data.labels is not None
 
     model = load_with_head(source, config, data.task, data.labels, config.seed)
-    length = fitting_length(config.max_length, tokenizer)
+    length = fitting_length(config.max_length, tokenizer, source.config)
     encoded = encode_splits(data, ("train", "validation"), tokenizer, length, class_names(model))
     collate = Collator(int(tokenizer.pad_token_id))
     resume_from = start_run(config, output_dir)

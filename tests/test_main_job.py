@@ -135,7 +135,11 @@ def test_output_needs_no_kdshrink(
     teacher = make_teacher(tmp_path / "t", xlmr_tokenizer)
     distill(
         DistillConfig(
-            teacher=str(teacher), data=str(text_data), output_dir=tmp_path / "s", max_steps=2, **FAST
+            teacher=str(teacher),
+            data=str(text_data),
+            output_dir=tmp_path / "s",
+            max_steps=2,
+            **FAST,
         )
     )
     script = (
@@ -144,7 +148,9 @@ def test_output_needs_no_kdshrink(
         f"AutoModel.from_pretrained({str(tmp_path / 's')!r})\n"
         f"print(pipeline('text-classification', model={str(tmp_path / 's')!r})('warm 3')[0]['label'])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split()[-1] in LABELS
 
 
@@ -181,7 +187,9 @@ def test_students_made_on_the_fly(
 ) -> None:
     data: dict[str, Any] = {"data": str(text_data), "languages": ("de",)}
     finetune(
-        FinetuneConfig(model=str(encoder_dir), output_dir=tmp_path / "t", max_steps=2, **data, **FAST)
+        FinetuneConfig(
+            model=str(encoder_dir), output_dir=tmp_path / "t", max_steps=2, **data, **FAST
+        )
     )
     distill(
         DistillConfig(
@@ -272,7 +280,9 @@ def test_a_resumed_run_ends_with_the_same_bits(
 
     def run(out: Path, resume: bool = False) -> None:
         if job == "finetune":
-            finetune(FinetuneConfig(model=str(encoder_dir), output_dir=out, resume=resume, **options))
+            finetune(
+                FinetuneConfig(model=str(encoder_dir), output_dir=out, resume=resume, **options)
+            )
         else:
             distill(
                 DistillConfig(

@@ -137,7 +137,11 @@ def test_held_out_cost_counts_tokens_and_unknowns() -> None:
     before = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts["xx"]]
     assert cost.tokens_before == sum(map(len, before)) / 2
     assert cost.tokens_after >= cost.tokens_before
-    assert cost.unknown_before == sum(t.count(tokenizer.unk_token_id) for t in before) / sum(map(len, before)) > 0
+    assert (
+        cost.unknown_before
+        == sum(t.count(tokenizer.unk_token_id) for t in before) / sum(map(len, before))
+        > 0
+    )
 
 
 def test_layers_width_and_vocabulary_together(tmp_path: Path) -> None:

@@ -294,8 +294,9 @@ def held_out_cost(
         )
         # By id: Unigram shows an unknown piece's own text as its token.
         ids = [index for one in encoded for index in one.ids]
-        unknown_id = None if unknown is None else tokenizer.token_to_id(unknown)
-        return len(ids) / len(batch), ids.count(unknown_id) / max(1, len(ids))
+        unknown_id = tokenizer.token_to_id(unknown) if unknown else None
+        unknowns = sum(index == unknown_id for index in ids)
+        return len(ids) / len(batch), unknowns / max(1, len(ids))
 
     costs = {}
     for language, batch in texts.items():

@@ -1,0 +1,1 @@
+complete --command kdshrink --no-files --arguments "(env _KDSHRINK_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) kdshrink)" --condition "env _KDSHRINK_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) kdshrink"
