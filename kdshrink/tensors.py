@@ -101,11 +101,16 @@ class TensorReader:
     def _shards(self, index: Path) -> list[str]:
         try:
             files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError) as error:
-            raise ModelError(f"{index} is damaged: it is no index of shards.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"{index} is damaged: it is no index of shards.\nFetch or copy it again."
+            ) from error
         missing = [name for name in files if not (self.directory / name).is_file()]
         if missing:
-            raise ModelError(f"{self.directory}: shards are missing: {', '.join(missing)}.")
+            raise ModelError(
+                f"{self.directory}: shards are missing: {', '.join(missing)}.\n"
+                f"{index.name} names {len(files)}. Fetch or copy the others too."
+            )
         return files
 
     def _add(self, stored: str, spec: TensorSpec) -> str:
@@ -122,12 +127,13 @@ class TensorReader:
             with safe_open(path, framework="pt") as file:
                 for stored in file.keys():  # noqa: SIM118 (no mapping, despite its keys)
                     part = file.get_slice(stored)
-                    spec = TensorSpec(tuple(part.get_shape()), _DTYPES[part.get_dtype()])
+                    code = part.get_dtype()
+                    if code not in _DTYPES:
+                        raise _unsupported(path, stored, code)
+                    spec = TensorSpec(tuple(part.get_shape()), _DTYPES[code])
                     self._files[self._add(stored, spec)] = path
-        except (SafetensorError, KeyError) as error:
-            raise ModelError(
-                f"{path} is damaged or cut off: {error}.\nFetch or copy it again."
-            ) from error
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
 
     def _add_pickles(self) -> None:
         single, index = (
@@ -149,21 +155,64 @@ class TensorReader:
             ", ".join(files),
         )
         for name in files:
-            path = self.directory / name
-            try:
-                tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except pickle.UnpicklingError as error:
-                raise ModelError(
-                    f"{path} holds more than tensors, and loading it could run code: it is refused.\n"
-                    f"{str(error).splitlines()[0]}"
-                ) from error
-            except (RuntimeError, EOFError, ValueError, OSError) as error:
-                raise ModelError(
-                    f"{path} is damaged or cut off: {str(error).splitlines()[0]}"
-                ) from error
-            for stored, tensor in tensors.items():
+            for stored, tensor in _load_pickle(self.directory / name).items():
+                if tensor.dtype not in _CODES:
+                    raise _unsupported(self.directory / name, stored, str(tensor.dtype))
                 self._add(stored, TensorSpec(tuple(tensor.shape), tensor.dtype))
-                self._pickled[stored] = tensor
+                self._pickled[stored] = tensor.detach()
+
+
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle, without running any code of its."""
+    # Files from before PyTorch 1.6 are no zip archives, and cannot be mapped into memory.
+    mapped = _begins(path, b"PK")
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" not in str(error):
+            raise _damaged(path, error) from error
+        raise ModelError(
+            f"{path} holds more than tensors, and loading it could run code: it is refused.\n"
+            f"{_reason(error)}"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(tensor, Tensor) for tensor in tensors.values()
+    ):
+        raise ModelError(
+            f"{path} is no model's weights: it holds something else than tensors by name.\n"
+            "Save the model with save_pretrained()."
+        )
+    return dict(tensors)
+
+
+def _unsupported(path: Path, name: str, dtype: str) -> ModelError:
+    return ModelError(
+        f"{path}: tensors of type {dtype}, as {name} is, are not supported.\n"
+        f"Save the model in one of {', '.join(_DTYPES)}."
+    )
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _damaged(path: Path, error: BaseException) -> ModelError:
+    if _begins(path, b"version https://git-lfs"):
+        return ModelError(
+            f"{path} is a Git LFS pointer, not the weights.\nRun git lfs pull where it was cloned."
+        )
+    return ModelError(f"{path} is damaged or cut off: {_reason(error)}\nFetch or copy it again.")
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, in a line and without torch's advice to load the file unsafely."""
+    text = str(error)
+    told = text.partition("WeightsUnpickler error:")[2] or text
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    return lines[0].partition(". Please")[0] if lines else type(error).__name__
 
 
 def write_tensors(
