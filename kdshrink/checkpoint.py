@@ -11,13 +11,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from errno import ENOSPC
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 from .config import SourceOptions
-from .errors import HubError, ModelError, OutputError
+from .errors import HubError, KdshrinkError, ModelError, OutputError
 from .languages import Task
 
 logger = logging.getLogger(__name__)
@@ -25,6 +24,8 @@ logger = logging.getLogger(__name__)
 SAMPLES = ("sample", "sample-base")
 RECORD = "kdshrink.json"
 CHECKPOINTS = "checkpoints"
+_FULL = 2**20
+"""A disk with fewer bytes free than this counts as full when writing fails."""
 _HEADS: dict[str, Task] = {
     "ForSequenceClassification": "sequence",
     "ForTokenClassification": "token",
@@ -244,10 +245,13 @@ def disk_errors(what: Path) -> Iterator[None]:
     """Turn a full disk into an OutputError that names what was being written."""
     try:
         yield
+    except KdshrinkError:
+        raise
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno == ENOSPC
-        if full or "No space left on device" in str(error):
-            free = shutil.disk_usage(_existing(what)).free
+        free = shutil.disk_usage(_existing(what)).free
+        told = "No space left on device" in str(error)
+        # torch.save tells of a full disk by errors of its own, which do not name it.
+        if told or free < _FULL:
             raise OutputError(
                 f"{what}: the disk is full ({free / 2**20:.0f} MiB free).\n"
                 "Make room and run the command again; what was complete before is still there."

@@ -28,15 +28,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# In the order in which --help shows them.
 _PANELS = {
-    "SourceOptions": "Hub",
     "DataOptions": "Data",
-    "TrainingOptions": "Training",
-    "DeviceOptions": "Run",
-    "EvaluationOptions": "Run",
-    "OutputOptions": "Output",
     "ShapeOptions": "Shape of the student",
     "ObjectiveOptions": "Objective",
+    "TrainingOptions": "Training",
+    "EvaluationOptions": "Run",
+    "DeviceOptions": "Run",
+    "OutputOptions": "Output",
+    "SourceOptions": "Hub",
 }
 _DATA_NAMES = ("massive", "tsm", "universal-ner", "sample")
 _MODEL_NAMES = ("sample", "sample-base")
@@ -72,12 +73,20 @@ _COMPLETERS: dict[str, Callable[..., list[str]]] = {
 }
 
 
-def _panel(config_class: type, name: str) -> str | None:
-    """The help panel of a field: that of the group of options which declares it."""
-    for group in reversed(config_class.__mro__):
-        if name in vars(group).get("__annotations__", {}):
-            return _PANELS.get(group.__name__)
-    return None
+def _group(config_class: type, name: str) -> str:
+    """The name of the class, a config or a group of options, that declares a field."""
+    return next(
+        group.__name__
+        for group in reversed(config_class.__mro__)
+        if name in vars(group).get("__annotations__", {})
+    )
+
+
+def _help_order(config_class: type, item: dataclasses.Field[Any]) -> tuple[bool, int]:
+    """What is required comes first, then the command's own options, then the groups."""
+    required = item.default is item.default_factory is dataclasses.MISSING
+    group = _group(config_class, item.name)
+    return not required, [*_PANELS].index(group) if group in _PANELS else -1
 
 
 def _parameter(config_class: type, item: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
@@ -98,11 +107,11 @@ def _parameter(config_class: type, item: dataclasses.Field[Any], hint: Any) -> i
             flags = ["--bf16/--no-bf16"]
         elif item.name == "compare":
             flags = ["--compare/--no-compare"]
-        shown = default not in (None, False, []) and default is not dataclasses.MISSING
+        shown = not (default is None or default is False or default == [])
         metadata = typer.Option(
             *flags,
-            rich_help_panel=_panel(config_class, item.name),
-            show_default=shown,
+            rich_help_panel=_PANELS.get(_group(config_class, item.name)),
+            show_default=shown and default is not dataclasses.MISSING,
             metavar=_metavar(item, hint),
             **options,
         )
@@ -129,9 +138,10 @@ def _command(
 
     def register(documented: Callable[[], None]) -> None:
         hints = get_type_hints(config_class)
-        fields = dataclasses.fields(config_class)
+        fields = sorted(
+            dataclasses.fields(config_class), key=lambda item: _help_order(config_class, item)
+        )
         parameters = [_parameter(config_class, item, hints[item.name]) for item in fields]
-        parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)
         json_option = typer.Option(
             "--json", help="Print one JSON object on stdout.", rich_help_panel="Output"
         )
@@ -152,9 +162,13 @@ def _command(
                     typed[item.name] = parse(typed[item.name])
             chosen = config_class(**typed)
             module, function = target.split(":")
-            with console.Progress() as progress:
-                work = getattr(import_module(f".{module}", __package__), function)
-                result = work(chosen, progress).to_dict()
+            try:
+                with console.Progress() as progress:
+                    work = getattr(import_module(f".{module}", __package__), function)
+                    result = work(chosen, progress).to_dict()
+            except KeyboardInterrupt:
+                # Typer would end with 130 too, but without a word.
+                raise Interrupted("Stopped by Ctrl-C; no result was written.", 130) from None
             if json_output:
                 console.print_json(result)
             else:
@@ -301,13 +315,6 @@ def main() -> None:
     except KdshrinkError as error:
         console.print_error(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print_error("Stopped by Ctrl-C; no result was written.")
-        sys.exit(130)
-    except BrokenPipeError:
-        # Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

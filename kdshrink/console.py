@@ -22,24 +22,32 @@ from rich.progress import (
     Progress as RichProgress,
 )
 from rich.table import Table
+from rich.text import Text
 
 _PLAIN_SECONDS = 15.0
 
 
 def _stdout() -> Console:
     # Without a terminal a table keeps its natural width: rich would fold it at 80 columns.
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    width = None if sys.stdout.isatty() else 200
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def _stderr() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _labelled(label: str, colour: str, message: str) -> Text:
+    return Text.assemble((f"{label}:", colour), " ", message)
 
 
 class _LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        label = {"WARNING": "[yellow]warning:[/yellow] ", "ERROR": "[red]error:[/red] "}
-        text = self.format(record).replace("[", r"\[")
-        _active_console().print(label.get(record.levelname, "") + text)
+        text: str | Text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            colour = "yellow" if record.levelno == logging.WARNING else "red"
+            text = _labelled(record.levelname.lower(), colour, str(text))
+        _active_console().print(text)
 
 
 def show_log() -> None:
@@ -51,11 +59,11 @@ def show_log() -> None:
 
 
 def print_error(message: str) -> None:
-    _stderr().print("[red]error:[/red] " + message.replace("[", r"\["))
+    _stderr().print(_labelled("error", "red", message))
 
 
 def print_line(line: str) -> None:
-    _stdout().print(line)
+    _stdout().print(line, soft_wrap=True)
 
 
 def print_json(result: Mapping[str, Any]) -> None:
@@ -83,7 +91,7 @@ class Progress:
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
             self._bar = RichProgress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}{task.fields[figures]}"),
@@ -214,7 +222,7 @@ def show_shrink(result: Mapping[str, Any]) -> None:
                 "what other text suffers, estimated on a tenth of the data that was held out:"
             )
             out.print(table)
-    out.print(f"written to {result['output_dir']}")
+    out.print(f"written to {result['output_dir']}", soft_wrap=True)
 
 
 def _sizes(sizes: Mapping[str, int]) -> list[str]:
@@ -238,7 +246,7 @@ def show_training(result: Mapping[str, Any]) -> None:
         f"{result['examples_per_second']:.1f} examples/s, "
         f"peak memory {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
     )
-    out.print(f"written to {result['output_dir']}")
+    out.print(f"written to {result['output_dir']}", soft_wrap=True)
 
 
 def _show_comparison(out: Console, comparison: Mapping[str, Any]) -> None:

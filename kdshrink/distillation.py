@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from . import losses
 from .checkpoint import Source, check_output, find_model, make_record
@@ -213,10 +213,7 @@ class Student:
 
 
 def prepare_student(
-    config: DistillConfig,
-    teacher: Source,
-    teacher_model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokenizerBase
 ) -> Student:
     """Load the student that --student names, or make the one that --init asks for.
 
@@ -224,7 +221,7 @@ def prepare_student(
         ShapeError: No such student can be cut, or its layers cannot be mapped to the teacher's.
         ModelError: The student, the base or its tokenizer does not fit the teacher.
     """
-    depth = teacher_model.config.num_hidden_layers
+    depth = teacher.config["num_hidden_layers"]
     if config.student is not None:
         source = find_model(config.student, config)
         if source.task != teacher.task:
@@ -233,10 +230,9 @@ def prepare_student(
                     f"{source.name} has a head, and the teacher {teacher.name} has none."
                 )
             require_task(source, teacher.task)
-        model = load_weights(source, config, teacher.task)
         layers = _layers_of(source, config, depth)
         return Student(
-            model,
+            load_weights(source, config, teacher.task),
             load_tokenizer(source, config),
             layers,
             f"from {source.name}",
@@ -247,7 +243,7 @@ def prepare_student(
     layers = tuple(plan.layers)
     init = config.init or "from-teacher"
     if init == "from-scratch":
-        student_config = type(teacher_model.config).from_dict(plan.config)
+        student_config = AutoConfig.for_model(**plan.config)
         model = new_model(student_config, teacher.task, config.seed)
         return Student(model, tokenizer, layers, init, ())
     origin = teacher if init == "from-teacher" else _base_of(config, teacher, tokenizer)
@@ -276,9 +272,9 @@ def _default_layers(config: DistillConfig, depth: int) -> int | None:
 def _layers_of(source: Source, config: DistillConfig, depth: int) -> tuple[int, ...]:
     """The teacher's layers of a given student: --layer-map, its record, or uniform."""
     own = source.config.get("num_hidden_layers")
-    recorded = (source.record or {}).get("layers")
-    if config.layer_map is None and recorded and len(recorded) == own and max(recorded) <= depth:
-        return tuple(recorded)
+    record = source.record or {}
+    if config.layer_map is None and record.get("layers") and record.get("of_layers") == depth:
+        return tuple(record["layers"])
     return tuple(choose_layers(depth, own, config.layer_map))
 
 
@@ -526,8 +522,9 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         if data.labels is not None:
             match_labels(data.labels, source.labels)
 
+    set_seed(config.seed)
+    student = prepare_student(config, source, tokenizer)
     teacher_model = to_device(load_weights(source, config, source.task), device).eval()
-    student = prepare_student(config, source, teacher_model, tokenizer)
     teacher = _ready_teacher(config, teacher_model, student, tokenizer, data, device)
     set_seed(config.seed)
     learner = DistillationModel(
@@ -601,6 +598,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         data=data.source,
         task=source.task,
         layers=list(student.layers),
+        of_layers=source.config["num_hidden_layers"],
         training_languages=sorted({*student.training_languages, *data.languages}),
     )
     return save_result(

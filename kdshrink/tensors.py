@@ -70,7 +70,6 @@ class TensorReader:
         self.specs: dict[str, TensorSpec] = {}
         self._files: dict[str, Path] = {}
         self._stored: dict[str, str] = {}
-        self._open: dict[Path, Any] = {}
         self._pickled: dict[str, Tensor] = {}
         single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
         if single.is_file():
@@ -85,7 +84,6 @@ class TensorReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.clear()
         self._pickled.clear()
 
     def read(self, name: str) -> Tensor:
@@ -93,10 +91,9 @@ class TensorReader:
         stored = self._stored[name]
         if stored in self._pickled:
             return self._pickled[stored]
-        path = self._files[name]
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
-        return self._open[path].get_tensor(stored)
+        # Opened anew each time, since the pages of a mapping count as memory until it is closed.
+        with safe_open(self._files[name], framework="pt") as file:
+            return file.get_tensor(stored)
 
     def _shards(self, index: Path) -> list[str]:
         try:

@@ -158,6 +158,7 @@ class TermTrainer(Trainer):
         self.patience = patience
         terms = len(self.term_weights)
         self._sums = torch.zeros(terms, device=self.args.device)
+        self._scale = torch.tensor(list(self.term_weights.values()), device=self.args.device)
         self._batches = 0
         self._first_bad = torch.full((terms,), -1, dtype=torch.int64, device=self.args.device)
         self.seen_examples = 0
@@ -187,8 +188,7 @@ class TermTrainer(Trainer):
             step = self.state.global_step + 1
             newly_bad = ~torch.isfinite(values) & (self._first_bad < 0)
             self._first_bad.masked_fill_(newly_bad, step)
-        scale = torch.tensor(list(self.term_weights.values()), device=values.device)
-        return (values * scale).sum()
+        return (values * self._scale).sum()
 
     def _check_finite(self) -> None:
         first_bad = self._first_bad.tolist()
@@ -549,6 +549,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     data = load_data(config, ("train", "validation"), purpose="train", token=config.token)
     assert data.labels is not None
 
+    set_seed(config.seed)
     model = load_with_head(source, config, data.task, data.labels, config.seed)
     length = fitting_length(config.max_length, tokenizer, source.config)
     encoded = encode_splits(data, ("train", "validation"), tokenizer, length, class_names(model))

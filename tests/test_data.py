@@ -223,8 +223,8 @@ def test_bad_files(tmp_path: Path, text_data: Path) -> None:
             load_data(config(path), ("test",), purpose="evaluate", labels_required=False)
     with pytest.raises(DataError, match="no such file"):
         load(tmp_path / "nowhere.csv")
+    (tmp_path / "void").mkdir()
     with pytest.raises(DataError, match="no data"):
-        (tmp_path / "void").mkdir()
         load(tmp_path / "void")
     for path in text_data.glob("*/test.jsonl"):
         path.unlink()

@@ -99,6 +99,7 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             data=(source.record or {}).get("data"),
             training_languages=[] if config.init == "scratch" else source.training_languages,
             layers=list(plan.layers),
+            of_layers=source.config["num_hidden_layers"],
         )
         result = ShrinkResult(
             output_dir, tuple(plan.layers), plan.config["hidden_size"], report, vocabulary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,15 @@ from torch import Tensor
 from ..errors import ModelError, ShapeError
 from ..progress import Progress, silent
 from ..tensors import TensorReader, TensorSpec, write_tensors
-from .families import FFN, HIDDEN, VOCABULARY, Family, Row, family_of
+from .families import EMBEDDING, FFN, GROUP, HIDDEN, VOCABULARY, Family, Row, family_of
 from .layers import choose_layers
 from .slices import even_indices
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("embeddings", "layers", "head")
-_HEAD_CLASSES = ("ForSequenceClassification", "ForTokenClassification")
+_LANGUAGE_MODEL = "ForMaskedLM"
+_HEAD_CLASSES = ("ForSequenceClassification", "ForTokenClassification", _LANGUAGE_MODEL)
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,22 @@ class StudentPlan:
         layers: Numbers (1-based) of the teacher's layers, one for each of the student's.
         indices: For an axis (hidden, ffn, vocabulary) the teacher's units that are kept, in the
             student's order; an axis that is not there stays whole.
+        sizes: The teacher's size of each axis, as its config.json has it.
         config: The student's config.json.
-        keeps_head: Whether the teacher has a classification head, which is kept.
+        keeps_head: Whether the teacher has a head for classification or masked language modelling,
+            which is kept; others are left out.
     """
 
     family: Family
     layers: tuple[int, ...]
     indices: Mapping[str, Sequence[int]]
+    sizes: Mapping[str, int]
     config: dict[str, Any]
     keeps_head: bool
+
+    @property
+    def keeps_language_model(self) -> bool:
+        return self.keeps_head and self.config["architectures"][0].endswith(_LANGUAGE_MODEL)
 
 
 @dataclass(frozen=True)
@@ -99,8 +108,9 @@ def plan_student(
         ModelError: The architecture is not supported.
     """
     family = family_of(config)
-    chosen = choose_layers(config["num_hidden_layers"], layers, layer_map)
-    width, inner = config["hidden_size"], config["intermediate_size"]
+    sizes = _sizes(config)
+    width, inner = sizes[HIDDEN], sizes[FFN]
+    chosen = choose_layers(_size(config, "num_hidden_layers"), layers, layer_map)
     student_width = hidden_size or width
     student_inner = intermediate_size or round(inner * student_width / width)
     _check_width(config, student_width)
@@ -111,7 +121,8 @@ def plan_student(
     student: dict[str, Any] = {**config, "num_hidden_layers": len(chosen)}
     indices: dict[str, Sequence[int]] = {}
     if student_width != width:
-        indices[HIDDEN] = even_indices(width, student_width)
+        units = even_indices(width, student_width)
+        indices |= {axis: units for axis in (HIDDEN, EMBEDDING, GROUP) if sizes[axis] == width}
         for key in ("hidden_size", "pooler_hidden_size", "embedding_size"):
             if config.get(key) == width:
                 student[key] = student_width
@@ -122,22 +133,47 @@ def plan_student(
         student["intermediate_size"] = student_inner
     if vocabulary is not None:
         indices[VOCABULARY] = vocabulary
-        student["vocab_size"] = len(vocabulary)
-        new_ids = {old: new for new, old in enumerate(vocabulary)}
-        for key, value in config.items():
-            if key.endswith("_token_id") and isinstance(value, int):
-                student[key] = new_ids[value]
+        student |= {"vocab_size": len(vocabulary), **_token_ids(config, vocabulary)}
     architecture = (config.get("architectures") or [""])[0]
     keeps_head = architecture.endswith(_HEAD_CLASSES)
     if not keeps_head:
         student["architectures"] = [family.bare]
     # A name or path of the teacher's would send transformers to the wrong place.
     student.pop("_name_or_path", None)
-    return StudentPlan(family, tuple(chosen), indices, student, keeps_head)
+    return StudentPlan(family, tuple(chosen), indices, sizes, student, keeps_head)
+
+
+def _size(config: Mapping[str, Any], key: str) -> int:
+    size = config.get(key)
+    if not isinstance(size, int) or size < 1:
+        raise ModelError(f"config.json has no {key}, or no sensible one: {size!r}.")
+    return size
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """The size of each axis that config.json tells."""
+    width = _size(config, "hidden_size")
+    return {
+        HIDDEN: width,
+        FFN: _size(config, "intermediate_size"),
+        VOCABULARY: _size(config, "vocab_size"),
+        EMBEDDING: config.get("embedding_size") or width,
+        GROUP: width // (config.get("conv_groups") or 1),
+    }
+
+
+def _token_ids(config: Mapping[str, Any], vocabulary: Sequence[int]) -> dict[str, Any]:
+    """The `*_token_id` of a config for the new ids; None where the piece has gone."""
+    new_ids = {old: new for new, old in enumerate(vocabulary)}
+    ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
+    return {
+        key: [new_ids.get(old) for old in value] if isinstance(value, list) else new_ids.get(value)
+        for key, value in ids.items()
+    }
 
 
 def _check_width(config: Mapping[str, Any], width: int) -> None:
-    heads, teacher = config["num_attention_heads"], config["hidden_size"]
+    heads, teacher = _size(config, "num_attention_heads"), config["hidden_size"]
     if width > teacher:
         raise ShapeError(f"--hidden-size {width}: the teacher is only {teacher} wide.")
     if width % heads:
@@ -147,11 +183,22 @@ def _check_width(config: Mapping[str, Any], width: int) -> None:
             f"--hidden-size {width}: the {heads} attention heads do not divide it.\n"
             f"Near it, {' and '.join(map(str, near))} would do."
         )
+    if width == teacher:
+        return
     head_size = config.get("attention_head_size")
-    if head_size and head_size * heads != teacher and width != teacher:
+    if head_size and head_size * heads != teacher:
         raise ShapeError(
             f"--hidden-size {width}: heads of size {head_size} beside a width of {teacher} cannot be "
             "sliced by rule."
+        )
+    if width == config.get("embedding_size"):
+        raise ShapeError(
+            f"--hidden-size {width}: it is the width of the embedding tables, and a model of equal "
+            "widths has\nno projection between them, which this one needs. Take another size."
+        )
+    if config.get("conv_kernel_size") and (groups := config.get("conv_groups") or 1) > 1:
+        raise ShapeError(
+            f"--hidden-size {width}: a convolution in {groups} groups cannot be sliced by rule."
         )
 
 
@@ -192,17 +239,21 @@ def _match(reader: TensorReader, plan: StudentPlan) -> tuple[dict[str, _Piece], 
     """The student's tensors by name, in the order of the teacher's file, and the teacher's sizes."""
     family = plan.family
     numbers = {layer - 1: new for new, layer in enumerate(plan.layers)}
+    tied = plan.config.get("tie_word_embeddings", True)
     pieces: dict[str, _Piece] = {}
     sizes = dict.fromkeys(PARTS, Size())
-    dropped = []
+    dropped = set()
     for name, spec in reader.specs.items():
-        found = family.find(name)
+        if tied and family.is_tied(name):
+            continue
+        found = family.find(name, language_model=plan.keeps_language_model)
         if found is None:
             if spec.dtype.is_floating_point:
                 sizes["head"] = sizes["head"].plus(spec)
-                dropped.append(name)
+                dropped.add(name.split(".")[0])
             continue
         row, layer = found
+        _check_shape(reader, name, spec, row, plan)
         sizes[row.part] = sizes[row.part].plus(spec)
         if layer is not None and layer not in numbers:
             continue
@@ -214,18 +265,38 @@ def _match(reader: TensorReader, plan: StudentPlan) -> tuple[dict[str, _Piece], 
             for axis, size in zip(row.axes, spec.shape, strict=True)
         )
         pieces[new_name] = _Piece(name, row, TensorSpec(shape, spec.dtype))
-    found_layers = {int(n.split(".layer.")[1].split(".")[0]) for n in pieces if ".layer." in n}
-    if found_layers != set(range(len(plan.layers))):
-        raise ModelError(
-            f"{reader.directory}: config.json speaks of {plan.config['num_hidden_layers']} layers or "
-            "more that the weights do not have."
-        )
+    _check_layers(reader, pieces, plan)
     if dropped:
-        logger.info(
-            "left out, since only pretraining needs it: %s",
-            ", ".join(sorted({n.split(".")[0] for n in dropped})),
-        )
+        logger.info("left out, since only pretraining needs it: %s", ", ".join(sorted(dropped)))
     return pieces, sizes
+
+
+def _check_shape(
+    reader: TensorReader, name: str, spec: TensorSpec, row: Row, plan: StudentPlan
+) -> None:
+    expected = [plan.sizes.get(axis) for axis in row.axes]
+    if len(expected) != len(spec.shape) or any(
+        size not in (None, found) for size, found in zip(expected, spec.shape, strict=True)
+    ):
+        told = " × ".join("?" if size is None else str(size) for size in expected)
+        raise ModelError(
+            f"{reader.directory}: the weights do not belong to config.json.\n"
+            f"{name} is {' × '.join(map(str, spec.shape))}, and should be {told}."
+        )
+
+
+def _check_layers(reader: TensorReader, pieces: Mapping[str, _Piece], plan: StudentPlan) -> None:
+    """Raise ModelError unless every layer that is taken has all the tensors that any has."""
+    number = re.compile(r"\.layer\.\d+\.")
+    kinds = sorted({number.sub(".layer.#.", name) for name in pieces if number.search(name)})
+    for new, old in enumerate(plan.layers):
+        missing = [kind for kind in kinds if kind.replace("#", str(new)) not in pieces]
+        if missing or not kinds:
+            missed = f" {missing[0].replace('#', str(old - 1))} is missing." if missing else ""
+            raise ModelError(
+                f"{reader.directory}: the weights do not belong to config.json, or not all are there.\n"
+                f"There is no whole layer {old}.{missed}"
+            )
 
 
 def _cut(tensor: Tensor, row: Row, indices: Mapping[str, Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ def count_pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Te
 
     Returns:
         Counts by id, special tokens aside.
+
+    Raises:
+        ModelError: The tokenizer's ids have gaps.
     """
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     for batch in texts:
@@ -71,11 +75,19 @@ def count_pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Te
             verbose=False,
         )
         ids = np.fromiter((i for one in encoded["input_ids"] for i in one), dtype=np.int64)
+        if ids.max(initial=0) >= len(counts):
+            raise _gaps(len(counts), ids.max())
         counts += np.bincount(ids, minlength=len(counts))
         for text, one in zip(batch, encoded["input_ids"], strict=True):
             if tokenizer.unk_token_id in one:
                 counts[_beginnings_of_unknown_words(tokenizer, text)] += 1
     return counts
+
+
+def _gaps(pieces: int, index: int) -> ModelError:
+    return ModelError(
+        f"The vocabulary cannot be trimmed: its ids have gaps ({pieces:,} pieces, but an id {index:,})."
+    )
 
 
 def _beginnings_of_unknown_words(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[int]:
@@ -119,11 +131,14 @@ def trim_tokenizer(
     """Keep the pieces that were counted, and what unseen words need to be split at all.
 
     Kept besides are all special and added tokens, the ids up to the padding's (XLM-R counts positions
-    from it), and every single character of the scripts that the counted pieces are written in.
+    from it), and every single character of the scripts that the counted pieces are written in, alone
+    and as it begins or continues a word.
     Texts whose pieces are all kept are split as before. Unigram: the best path is still there, and
-    fewer paths compete; the piece of the lowest score stays too, since the score of an unknown
-    character follows from it. WordPiece: the longest match is still there and no longer one comes.
-    BPE: all merges that lead to a kept piece are kept, with their parts.
+    fewer paths compete, so that it wins as before, ties too; the piece of the lowest score stays,
+    since the score of an unknown character follows from it. WordPiece: the longest match is still
+    there and no longer one comes. BPE: all merges that lead to a kept piece are kept, with their
+    parts; those that remain are tried in the old order, so that the next one is always that of
+    before.
 
     Args:
         counts: From `count_pieces`.
@@ -142,14 +157,21 @@ def trim_tokenizer(
             f"The vocabulary of a tokenizer of type {model['type']} cannot be trimmed.\n"
             "Supported: Unigram, WordPiece and BPE."
         )
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    needed = _needed(content, tokenizer, pieces, counts)
-    used = set(np.flatnonzero(counts >= min_count).tolist())
-    if vocab_size is not None:
-        used = _commonest(used, needed, counts, vocab_size)
-    kept_set = used | needed
-    if model["type"] == "BPE":
-        kept_set = _closed_under_merges(kept_set, model)
+    ids = tokenizer.get_vocab()
+    if max(ids.values()) >= len(counts):
+        raise _gaps(len(counts), max(ids.values()))
+    parts = _parts_of_merged(model) if model["type"] == "BPE" else {}
+    kept_set = _with_parts(_needed(content, tokenizer, ids, counts), parts, set())
+    if vocab_size is not None and vocab_size < len(kept_set):
+        raise ShapeError(
+            f"--vocab-size {vocab_size}: special tokens and single characters alone are "
+            f"{len(kept_set)}.\nGive {len(kept_set)} or more."
+        )
+    used = np.flatnonzero(counts >= min_count).tolist()
+    for index in sorted(used, key=lambda i: (-counts[i], i)):
+        added = _with_parts({index}, parts, kept_set)
+        if vocab_size is None or len(kept_set) + len(added) <= vocab_size:
+            kept_set |= added
     kept = sorted(kept_set)
     new_ids = {old: new for new, old in enumerate(kept)}
     _renumber(content, new_ids)
@@ -157,68 +179,81 @@ def trim_tokenizer(
     return TrimmedTokenizer(kept, content, new_settings)
 
 
-def _commonest(used: set[int], needed: set[int], counts: np.ndarray, vocab_size: int) -> set[int]:
-    room = vocab_size - len(needed)
-    if room < 0:
-        raise ShapeError(
-            f"--vocab-size {vocab_size}: special tokens and single characters alone are {len(needed)}.\n"
-            f"Give {len(needed)} or more."
-        )
-    free = sorted(used - needed, key=lambda i: (-counts[i], i))
-    return set(free[:room])
-
-
 def _needed(
     content: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
-    pieces: Sequence[str],
+    ids: Mapping[str, int],
     counts: np.ndarray,
 ) -> set[int]:
     """Ids that are kept whatever the text."""
     model = content["model"]
-    needed = {token["id"] for token in content["added_tokens"]} | set(tokenizer.all_special_ids)
-    needed |= set(range(int(tokenizer.pad_token_id or 0) + 1))
-    scripts = {script(c) for i in np.flatnonzero(counts).tolist() for c in pieces[i]}
-    byte_level = model["type"] == "BPE" and "ByteLevel" in json.dumps(
-        [content["pre_tokenizer"], content["decoder"]]
-    )
-    affixes = [model.get("continuing_subword_prefix") or "", "▁", ""]
-    for index, piece in enumerate(pieces):
-        single = next((piece[len(a) :] for a in affixes if a and piece.startswith(a)), piece)
-        if len(single) <= 1 and (byte_level or not single or script(single) in scripts):
-            needed.add(index)
+    special = {token["id"] for token in content["added_tokens"]} | set(tokenizer.all_special_ids)
+    needed = special | set(range(int(tokenizer.pad_token_id or 0) + 1))
     if model["type"] == "Unigram":
-        scores = [score for _, score in model["vocab"]]
-        needed.add(int(np.argmin(scores)))
-        needed.add(model["unk_id"])
+        needed |= {int(np.argmin([score for _, score in model["vocab"]])), model["unk_id"]}
     elif unknown := model.get("unk_token"):
         needed.add(model["vocab"][unknown])
+    byte_level = "ByteLevel" in json.dumps([content["pre_tokenizer"], content["decoder"]])
+    counted = {piece for piece, index in ids.items() if counts[index] and index not in special}
+    scripts = {"common"} | {script(character) for piece in counted for character in piece}
+    for piece, index in ids.items():
+        single = _bare(piece, model)
+        if len(single) <= 1 and (byte_level or not single or script(single) in scripts):
+            needed.add(index)
+        elif model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", piece):
+            needed.add(index)
     return needed
 
 
+def _bare(piece: str, model: Mapping[str, Any]) -> str:
+    """A piece without the mark that tells where in a word it stands."""
+    for mark in (model.get("continuing_subword_prefix"), "▁"):
+        if mark and piece.startswith(mark):
+            return piece.removeprefix(mark)
+    return piece.removesuffix(model.get("end_of_word_suffix") or "")
+
+
 def script(character: str) -> str:
-    """The script of a character, by the first word of its Unicode name ("LATIN", "CYRILLIC", "CJK").
+    """The script of a character, by the first word of its Unicode name ("CYRILLIC", "CJK").
 
-    Characters that are no letters or marks, which scripts share, are of "common".
+    Python's tables have no scripts, and the names tell them with few exceptions, which are seen to
+    here. Digits, punctuation and accents that scripts share are of "common"; a symbol is its own.
     """
-    if unicodedata.category(character)[0] not in "LM":
-        return "common" if ord(character) < 0x250 else character
-    return unicodedata.name(character, character).split(" ")[0].split("-")[0]
+    if character < "\u0250":
+        return "LATIN" if character.isalpha() else "common"
+    name = unicodedata.name(character, character).split(" ")[0].split("-")[0]
+    if "\u2000" <= character < "\u2070" or name in ("COMBINING", "MODIFIER", "VARIATION"):
+        return "common"
+    if "\u3000" <= character < "\u3040" or name in ("IDEOGRAPHIC", "FULLWIDTH"):
+        return "CJK"
+    if unicodedata.category(character)[0] not in "LMNP":
+        return character
+    return "ARABIC" if name == "EXTENDED" else name
 
 
-def _closed_under_merges(kept: set[int], model: Mapping[str, Any]) -> set[int]:
-    """Add the parts of every merge that leads to a kept piece, and their parts."""
+def _parts_of_merged(model: Mapping[str, Any]) -> dict[int, list[int]]:
+    """The parts of each merged piece, by ids: those of every merge that leads to it."""
     vocabulary = model["vocab"]
     parts: dict[int, list[int]] = {}
     for left, right in map(_pair, model["merges"]):
-        parts.setdefault(vocabulary[left + right], []).extend([vocabulary[left], vocabulary[right]])
-    closed, open_ids = set(kept), list(kept)
-    while open_ids:
-        for part in parts.get(open_ids.pop(), []):
-            if part not in closed:
-                closed.add(part)
-                open_ids.append(part)
+        merged = vocabulary[_merged(left, right, model)]
+        parts.setdefault(merged, []).extend([vocabulary[left], vocabulary[right]])
+    return parts
+
+
+def _with_parts(ids: set[int], parts: Mapping[int, Sequence[int]], kept: set[int]) -> set[int]:
+    """These ids and all that they are merged from, less those kept already with theirs."""
+    closed, to_do = set[int](), [index for index in ids if index not in kept]
+    while to_do:
+        index = to_do.pop()
+        if index not in closed:
+            closed.add(index)
+            to_do += [part for part in parts.get(index, ()) if part not in kept]
     return closed
+
+
+def _merged(left: str, right: str, model: Mapping[str, Any]) -> str:
+    return left + right.removeprefix(model.get("continuing_subword_prefix") or "")
 
 
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
@@ -241,7 +276,7 @@ def _renumber(content: dict[str, Any], new_ids: Mapping[int, int]) -> None:
         model["merges"] = [
             merge
             for merge in model["merges"]
-            if all(p in vocabulary for p in (*_pair(merge), "".join(_pair(merge))))
+            if all(p in vocabulary for p in (*_pair(merge), _merged(*_pair(merge), model)))
         ]
     for token in content["added_tokens"]:
         token["id"] = new_ids[token["id"]]
