@@ -599,7 +599,10 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         task=source.task,
         layers=list(student.layers),
         of_layers=source.config["num_hidden_layers"],
-        training_languages=sorted({*student.training_languages, *data.languages}),
+        # What an encoder without a task saw is pretraining, and leaves a language unseen for any task.
+        training_languages=(
+            sorted({*student.training_languages, *data.languages}) if source.task else []
+        ),
     )
     return save_result(
         output_dir,

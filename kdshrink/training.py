@@ -123,8 +123,23 @@ class _Signals(TrainerCallback):
     ) -> None:
         if self.received is not None:
             control.should_save = True
-            control.should_evaluate = False
+            control.should_evaluate = False  # made up for at the next start, see _Resumer
             control.should_training_stop = True
+
+
+class _Resumer(TrainerCallback):
+    """Makes up for an evaluation that was due when a signal ended the run that is resumed."""
+
+    def __init__(self, trainer: TermTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        scored = {entry["step"] for entry in state.log_history if "score" in entry}
+        due = state.global_step > 0 and state.global_step % (args.eval_steps or 1) == 0
+        if due and state.global_step not in scored:
+            self.trainer.evaluate()
 
 
 class TermTrainer(Trainer):
@@ -411,6 +426,7 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
     """
     signals = _Signals()
     trainer.add_callback(signals)
+    trainer.add_callback(_Resumer(trainer))
     trainer.add_callback(_Ticker(trainer.progress, trainer.what))
     if trainer.args.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

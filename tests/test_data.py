@@ -60,7 +60,7 @@ def test_the_registry() -> None:
 def test_the_sample() -> None:
     data = load("sample", "train", "validation", purpose="train")
     assert data.languages == ("de-DE", "en-US", "es-ES", "ru-RU")
-    assert len(data.splits["train"]) == 2400
+    assert len(data.splits["train"]) == 1000
     assert set(data.splits["train"].unique("label")) == set(range(20))
     unseen = load("sample", languages=("unseen",))
     assert unseen.languages == ("nl-NL", "pt-PT", "sv-SE")
@@ -133,7 +133,7 @@ def test_samples_are_the_same_rows_in_every_command() -> None:
     assert mine == list(theirs["text"])
     assert len(set(some.splits["test"]["label"])) > 5  # not the first of the file, of one topic
     train = load("sample", "train", "validation", purpose="train", max_eval_samples=7)
-    assert (len(train.splits["train"]), len(train.splits["validation"])) == (2400, 28)
+    assert (len(train.splits["train"]), len(train.splits["validation"])) == (1000, 28)
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5])
@@ -151,7 +151,7 @@ def test_fractions_are_stratified(fraction: float) -> None:
     if fraction >= 0.25:
         for language in set(table["language"]):
             share = sum(c for (name, _), c in part.items() if name == language)
-            assert share == round(600 * fraction)
+            assert share == round(250 * fraction)
 
 
 def test_words_are_aligned_by_their_first_piece(

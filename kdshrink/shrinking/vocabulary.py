@@ -197,10 +197,9 @@ def _needed(
     counted = {piece for piece, index in ids.items() if counts[index] and index not in special}
     scripts = {"common"} | {script(character) for piece in counted for character in piece}
     for piece, index in ids.items():
-        single = _bare(piece, model)
-        if len(single) <= 1 and (byte_level or not single or script(single) in scripts):
-            needed.add(index)
-        elif model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", piece):
+        bare = _bare(piece, model)
+        single = len(bare) <= 1 and (byte_level or not bare or script(bare) in scripts)
+        if single or (model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", piece)):
             needed.add(index)
     return needed
 

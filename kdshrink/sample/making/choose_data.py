@@ -1,9 +1,10 @@
 """Choose the sample's data out of MASSIVE 1.1.
 
-    python choose_data.py MASSIVE_DIR OUTPUT_DIR
+    python choose_data.py MASSIVE_DIR WHOLE_DIR KEPT_DIR
 
 MASSIVE_DIR holds <locale>/<split>.jsonl with the columns id, utt and intent. Taken are the 20 most
 frequent intents; training rows differ between languages, test rows are each other's translations.
+WHOLE_DIR gets what the teacher is made with, KEPT_DIR the part of it that is embedded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 SEEN = ("de-DE", "en-US", "es-ES", "ru-RU")
 UNSEEN = ("nl-NL", "pt-PT", "sv-SE")
 INTENTS = 20
-TRAIN, VALIDATION, TEST = 600, 150, 250
+WHOLE = {"train": 600, "validation": 150, "test": 250}
+KEPT = {"train": 250, "validation": 75, "test": 200}
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -30,7 +32,7 @@ def write(path: Path, chosen: list[dict[str, str]]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def main(massive: Path, out: Path) -> None:
+def main(massive: Path, whole: Path, kept: Path) -> None:
     counts = Counter(row["intent"] for row in rows(massive / "en-US" / "train.jsonl"))
     intents = {intent for intent, _ in counts.most_common(INTENTS)}
     print(" ".join(sorted(intents)))
@@ -42,18 +44,21 @@ def main(massive: Path, out: Path) -> None:
         ]
         return chooser.sample(ids, count)
 
-    train = draw("train", TRAIN * len(SEEN))
-    validation = draw("validation", VALIDATION)
-    test = draw("test", TEST)
+    train = draw("train", WHOLE["train"] * len(SEEN))
+    validation = draw("validation", WHOLE["validation"])
+    test = draw("test", WHOLE["test"])
     for number, locale in enumerate((*SEEN, *UNSEEN)):
         chosen = {"test": test}
         if locale in SEEN:
-            chosen["train"] = train[number * TRAIN : (number + 1) * TRAIN]
+            first = number * WHOLE["train"]
+            chosen["train"] = train[first : first + WHOLE["train"]]
             chosen["validation"] = validation
         for split, ids in chosen.items():
             by_id = {row["id"]: row for row in rows(massive / locale / f"{split}.jsonl")}
-            write(out / locale / f"{split}.jsonl", [by_id[i] for i in ids])
+            for folder, sizes in ((whole, WHOLE), (kept, KEPT)):
+                some = [by_id[i] for i in ids[: sizes[split]]]
+                write(folder / locale / f"{split}.jsonl", some)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:4]))
