@@ -327,6 +327,25 @@ def test_ids_are_renumbered_everywhere(tmp_path: Path, kind: str) -> None:
     assert torch.equal(rows[0][kept], rows[1])
 
 
+def test_ids_in_settings_are_renumbered() -> None:
+    """transformers 4 wrote the ids of added tokens, and DeBERTa's class writes that of the unknown."""
+    tokenizer = with_special_tokens_in_the_middle("deberta-v2")
+    mask, unk = tokenizer.mask_token_id, tokenizer.unk_token_id
+    decoder = {str(mask): {"content": "[MASK]"}, "4": {"content": "[PAD]"}}
+    config = {"added_tokens_decoder": decoder, "unk_id": unk, "model_max_length": unk}
+    settings = {"tokenizer_config.json": config, "special_tokens_map.json": {"unk_token": "[UNK]"}}
+    trimmed = trim_tokenizer(tokenizer, count_pieces(tokenizer, [SOME[:9]]), settings)
+    new = {old: i for i, old in enumerate(trimmed.kept)}
+    assert new[mask] < mask
+    assert new[unk] < unk
+    assert trimmed.settings["tokenizer_config.json"] == {
+        "added_tokens_decoder": {str(new[mask]): {"content": "[MASK]"}, "4": {"content": "[PAD]"}},
+        "unk_id": new[unk],
+        "model_max_length": unk,
+    }
+    assert trimmed.settings["special_tokens_map.json"] == {"unk_token": "[UNK]"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokenizers_of_the_families_own_classes(tmp_path: Path, kind: str) -> None:
     """As on the Hub: the family's own files alone, whose class builds the tokenizer anew."""

@@ -296,13 +296,17 @@ def _renumber_processor(processor: dict[str, Any], new_ids: Mapping[int, int]) -
 
 
 def _renumber_settings(content: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
-    decoder = content.get("added_tokens_decoder")
-    if decoder is None:
-        return content
-    renumbered = {
-        str(new_ids[int(old)]): token for old, token in decoder.items() if int(old) in new_ids
+    """The ids in tokenizer_config.json: of added tokens, by transformers 4, and DeBERTa's unknown."""
+    changed: dict[str, Any] = {
+        key: new_ids[old]
+        for key, old in content.items()
+        if (key == "unk_id" or key.endswith("_token_id")) and old in new_ids
     }
-    return {**content, "added_tokens_decoder": renumbered}
+    if decoder := content.get("added_tokens_decoder"):
+        changed["added_tokens_decoder"] = {
+            str(new_ids[int(old)]): token for old, token in decoder.items() if int(old) in new_ids
+        }
+    return {**content, **changed}
 
 
 @dataclass(frozen=True)
