@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from kdshrink.config import EvalConfig
@@ -60,7 +61,7 @@ def test_the_registry() -> None:
 def test_the_sample() -> None:
     data = load("sample", "train", "validation", purpose="train")
     assert data.languages == ("de-DE", "en-US", "es-ES", "ru-RU")
-    assert len(data.splits["train"]) == 1000
+    assert len(data.splits["train"]) == 160
     assert set(data.splits["train"].unique("label")) == set(range(20))
     unseen = load("sample", languages=("unseen",))
     assert unseen.languages == ("nl-NL", "pt-PT", "sv-SE")
@@ -133,25 +134,24 @@ def test_samples_are_the_same_rows_in_every_command() -> None:
     assert mine == list(theirs["text"])
     assert len(set(some.splits["test"]["label"])) > 5  # not the first of the file, of one topic
     train = load("sample", "train", "validation", purpose="train", max_eval_samples=7)
-    assert (len(train.splits["train"]), len(train.splits["validation"])) == (1000, 28)
+    assert (len(train.splits["train"]), len(train.splits["validation"])) == (160, 28)
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5])
 def test_fractions_are_stratified(fraction: float) -> None:
-    table = load("sample", "train", purpose="train").splits["train"]
+    sizes = {("de", 0): 70, ("de", 1): 25, ("de", 2): 5, ("sw", 0): 33, ("sw", 1): 7}
+    rows = [key for key, size in sizes.items() for _ in range(size)]
+    table = Dataset.from_dict({"language": [r[0] for r in rows], "label": [r[1] for r in rows]})
     chosen = table.select(stratified_rows(table, fraction, labelled=True))
-
-    def counts(rows: Any) -> Counter:
-        return Counter(zip(rows["language"], rows["label"], strict=True))
-
-    whole, part = counts(table), counts(chosen)
-    assert set(part) == set(whole)
-    for key, count in whole.items():
+    part = Counter(zip(chosen["language"], chosen["label"], strict=True))
+    assert set(part) == set(sizes)
+    for key, count in sizes.items():
         assert max(1, int(count * fraction)) <= part[key] <= max(1, int(count * fraction) + 1)
     if fraction >= 0.25:
-        for language in set(table["language"]):
-            share = sum(c for (name, _), c in part.items() if name == language)
-            assert share == round(250 * fraction)
+        assert sum(c for (language, _), c in part.items() if language == "de") == 100 * fraction
+        assert sum(c for (language, _), c in part.items() if language == "sw") == 40 * fraction
+    again = stratified_rows(table, fraction, labelled=True)
+    assert list(chosen["label"]) == list(table.select(again)["label"])
 
 
 def test_words_are_aligned_by_their_first_piece(

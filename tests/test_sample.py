@@ -26,7 +26,9 @@ def run(*arguments: str, cwd: Path) -> dict[str, Any]:
 
 
 def test_it_is_small_and_names_no_place() -> None:
-    files = [path for path in SAMPLE.rglob("*") if path.is_file() and "__pycache__" not in str(path)]
+    files = [
+        path for path in SAMPLE.rglob("*") if path.is_file() and "__pycache__" not in str(path)
+    ]
     assert sum(path.stat().st_size for path in files) <= 16 * 2**20
     for path in files:
         if path.suffix in (".json", ".md", ".sh", ".py") and path.name != "tokenizer.json":
@@ -47,11 +49,29 @@ def test_the_teacher_knows_its_task(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_student_learns_from_it(tmp_path: Path) -> None:
-    common = ("--teacher", "sample", "--data", "sample", "--max-steps", "320", "--eval-steps", "160")
+    common = (
+        "--teacher",
+        "sample",
+        "--data",
+        "sample",
+        "--max-steps",
+        "320",
+        "--eval-steps",
+        "160",
+    )
     rate = ("--learning-rate", "3e-4")
     copied = run("distill", *common, *rate, "-o", "copied", cwd=tmp_path)
     scratch = run(
-        "distill", *common, *rate, "--init", "from-scratch", "--layers", "6", "-o", "new", cwd=tmp_path
+        "distill",
+        *common,
+        *rate,
+        "--init",
+        "from-scratch",
+        "--layers",
+        "6",
+        "-o",
+        "new",
+        cwd=tmp_path,
     )
     models = copied["comparison"]["models"]
     for group in ("seen", "unseen"):

@@ -19,7 +19,8 @@ SEEN = ("de-DE", "en-US", "es-ES", "ru-RU")
 UNSEEN = ("nl-NL", "pt-PT", "sv-SE")
 INTENTS = 20
 WHOLE = {"train": 600, "validation": 150, "test": 250}
-KEPT = {"train": 250, "validation": 75, "test": 200}
+KEPT_EACH_INTENT = 2  # of the training rows
+KEPT = {"validation": 60, "test": 120}
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -30,6 +31,18 @@ def write(path: Path, chosen: list[dict[str, str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
     path.write_text("".join(lines), encoding="utf-8")
+
+
+def part(split: str, chosen: list[dict[str, str]]) -> list[dict[str, str]]:
+    if split in KEPT:
+        return chosen[: KEPT[split]]
+    counts: Counter[str] = Counter()
+    few = []
+    for row in chosen:
+        counts[row["intent"]] += 1
+        if counts[row["intent"]] <= KEPT_EACH_INTENT:
+            few.append(row)
+    return few
 
 
 def main(massive: Path, whole: Path, kept: Path) -> None:
@@ -55,9 +68,9 @@ def main(massive: Path, whole: Path, kept: Path) -> None:
             chosen["validation"] = validation
         for split, ids in chosen.items():
             by_id = {row["id"]: row for row in rows(massive / locale / f"{split}.jsonl")}
-            for folder, sizes in ((whole, WHOLE), (kept, KEPT)):
-                some = [by_id[i] for i in ids[: sizes[split]]]
-                write(folder / locale / f"{split}.jsonl", some)
+            chosen_rows = [by_id[i] for i in ids]
+            write(whole / locale / f"{split}.jsonl", chosen_rows)
+            write(kept / locale / f"{split}.jsonl", part(split, chosen_rows))
 
 
 if __name__ == "__main__":
