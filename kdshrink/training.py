@@ -269,7 +269,12 @@ class TermTrainer(Trainer):
             and len(scores) - 1 - scores.index(max(scores)) >= self.patience
         ):
             self.control.should_training_stop = True
-        return {"eval_score": result.score}
+        metrics = {"eval_score": result.score}
+        # Without this the control flags go on asking, and an epoch's end evaluates once more.
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     def _keep_best(self, result: EvalResult) -> None:
         best = self.result_dir / CHECKPOINTS / _BEST

@@ -185,7 +185,7 @@ def encoder_dir(tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast) -> Path
 @pytest.fixture
 def text_data(tmp_path: Path) -> Path:
     """Own data in two languages: which word a text has says its label."""
-    words = {"de": ["kalt", "mild", "warm"], "es": ["frío", "templado", "calor"]}
+    words = {"de": ["wetter", "musik", "email"], "es": ["tiempo", "música", "correo"]}
     folder = tmp_path / "weather"
     for language, names in words.items():
         for split, count in (("train", 24), ("validation", 9), ("test", 12)):

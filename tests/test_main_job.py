@@ -60,7 +60,7 @@ def test_the_chain_for_texts(encoder_dir: Path, text_data: Path, tmp_path: Path)
     data: dict[str, Any] = {"data": str(text_data)}
     teacher = finetune(
         FinetuneConfig(
-            model=str(encoder_dir), output_dir=tmp_path / "t", num_train_epochs=6, **data, **FAST
+            model=str(encoder_dir), output_dir=tmp_path / "t", num_train_epochs=24, **data, **FAST
         )
     )
     assert teacher.development.score > 0.9
@@ -102,6 +102,8 @@ def test_the_chain_for_texts(encoder_dir: Path, text_data: Path, tmp_path: Path)
     terms = ("embedding", "hidden", "attention", "prediction", "task")
     assert first["loss"] == pytest.approx(sum(first[term] for term in terms), rel=1e-4)
     assert all(first[term] > 0 for term in terms)
+    scored = [row["step"] for row in log_of(tmp_path / "s") if "score" in row]
+    assert len(scored) == len(set(scored)) == 16  # once an epoch
     assert not (tmp_path / "s" / "checkpoints").exists()
 
 
@@ -146,7 +148,7 @@ def test_output_needs_no_kdshrink(
         "import sys; sys.modules['kdshrink'] = None\n"
         "from transformers import pipeline, AutoModel\n"
         f"AutoModel.from_pretrained({str(tmp_path / 's')!r})\n"
-        f"print(pipeline('text-classification', model={str(tmp_path / 's')!r})('warm 3')[0]['label'])"
+        f"print(pipeline('text-classification', model={str(tmp_path / 's')!r})('musik 3')[0]['label'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -521,7 +523,7 @@ def test_a_repository_with_a_pickle_and_a_sentencepiece_model(
             )
         )
     tokenizer = AutoTokenizer.from_pretrained(out)
-    pieces = tokenizer.tokenize("warm 3 de tag")
+    pieces = tokenizer.tokenize("musik de tag")
     assert len(pieces) > 2
     assert tokenizer.unk_token not in pieces
     assert (out / "model.safetensors").exists()
