@@ -6,6 +6,7 @@ its name in kebab-case is its flag. Nothing here imports torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -159,6 +160,14 @@ class TrainingOptions(DeviceOptions):
         32,
         flags=("--batch-size", "--per-device-train-batch-size"),
     )
+    tokens_per_batch: int | None = option(
+        "Fill each batch up to so many tokens, padding included, instead of --batch-size examples.",
+        None,
+    )
+    batches: Literal["by-length", "random"] = option(
+        "by-length: examples of like length go together, which saves padding; random: any.",
+        "by-length",
+    )
     gradient_accumulation_steps: int = option("Batches a step.", 1)
     warmup_steps: int = option("Steps over which the learning rate rises.", 0)
     weight_decay: float = option("AdamW's weight decay.", 0.0)
@@ -176,6 +185,7 @@ class TrainingOptions(DeviceOptions):
         for flag, number in (
             ("--max-steps", self.max_steps),
             ("--batch-size", self.batch_size),
+            ("--tokens-per-batch", self.tokens_per_batch),
             ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
             ("--eval-steps", self.eval_steps),
             ("--save-steps", self.save_steps),
@@ -184,6 +194,11 @@ class TrainingOptions(DeviceOptions):
             ("--early-stopping-patience", self.early_stopping_patience),
         ):
             _require(number is None or number >= 1, flag, number, "it must be at least 1")
+        if self.tokens_per_batch is not None and self.batches == "random":
+            raise UsageError(
+                "--tokens-per-batch and --batches random exclude each other: how many batches an epoch "
+                "has would\ndepend on chance. Give --batch-size with --batches random."
+            )
         _require(
             self.num_train_epochs > 0,
             "--num-train-epochs",
@@ -255,7 +270,12 @@ class ObjectiveOptions:
                 f"{term}={weight:g}",
                 f"the terms are {', '.join(LOSS_TERMS)}",
             )
-            _require(weight >= 0, "--weight", f"{term}={weight:g}", "it must not be negative")
+            _require(
+                0 <= weight < math.inf,
+                "--weight",
+                f"{term}={weight:g}",
+                "it must be finite and not negative",
+            )
 
     def weight(self, term: str) -> float:
         """The weight of a term of the loss."""
@@ -318,6 +338,12 @@ class DistillConfig(
         None,
     )
 
+    cache_teacher: Literal["auto", "none", "logits", "all"] = option(
+        "Keep the teacher's targets on disk, in OUTPUT_DIR/checkpoints, for the epochs to come: all, its "
+        "logits alone (where nothing else is matched), none, or auto: all where they fit into a quarter "
+        "of the memory and half of the free disk.",
+        "auto",
+    )
     compare: bool | None = option(
         "After training, score the teacher, the untrained student and the distilled one on the test "
         "split, seen and unseen languages apart. On by itself for sample alone: it takes time.",
@@ -338,6 +364,12 @@ class DistillConfig(
                         f"{flag} {value} and --student {self.student} exclude each other: the student "
                         f"is made already.\nGive --student, or {flag} to have one made."
                     )
+        matched = [term for term in ("embedding", "hidden", "attention") if self.weight(term)]
+        if self.cache_teacher == "logits" and matched:
+            raise UsageError(
+                f"--cache-teacher logits: the {', '.join(matched)} terms need more than the logits, so the "
+                "teacher would run anyway.\nGive all, or switch those terms off, as in --weight hidden=0."
+            )
         if self.base is not None and self.init != "from-base":
             raise UsageError(f"--base {self.base} needs --init from-base.")
 

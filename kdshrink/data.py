@@ -567,6 +567,11 @@ def first_pieces(word_ids: Sequence[int | None], words: int) -> list[int]:
     return positions
 
 
+def token_counts(encoded: Dataset) -> np.ndarray:
+    """(n,) tokens of each encoded example, int32."""
+    return np.asarray(encoded.with_format("numpy")["length"], dtype=np.int32)
+
+
 def _labels_at(positions: Sequence[int], labels: Sequence[int], length: int) -> list[int]:
     spread = [IGNORED] * length
     for position, label in zip(positions, labels, strict=True):
@@ -581,9 +586,14 @@ class Collator:
 
     Returns int64 tensors: `input_ids` and `attention_mask` (B, T), and `labels`, (B) or (B, T),
     where the examples have them.
+
+    Attributes:
+        compact_ids: For each id of the tokenizer's the one that the model knows, where its embedding
+            table was compacted; the padding's is the same.
     """
 
     pad_token_id: int
+    compact_ids: torch.Tensor | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         lengths = [len(example["input_ids"]) for example in examples]
@@ -593,6 +603,8 @@ class Collator:
         for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
             ids[row, :length] = torch.as_tensor(example["input_ids"])
             mask[row, :length] = 1
+        if self.compact_ids is not None:
+            ids = self.compact_ids[ids]
         batch = {"input_ids": ids, "attention_mask": mask}
         if "labels" not in examples[0]:
             return batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,31 +14,37 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from . import losses
-from .checkpoint import Source, check_output, find_model, make_record
+from .batching import steps_per_epoch
+from .checkpoint import CHECKPOINTS, Source, check_output, find_model, make_record
+from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
+from .comparison import Comparison
 from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
-from .data import IGNORED, Collator, TaskData, language_codes, load_data, match_labels
-from .errors import ModelError, ShapeError, UsageError
+from .data import (
+    IGNORED,
+    Collator,
+    TaskData,
+    language_codes,
+    load_data,
+    match_labels,
+    token_counts,
+)
+from .errors import UsageError
 from .evaluation import EvalResult, Evaluator, LanguageScore, make_evaluator
-from .languages import language_of
 from .loading import (
-    Loaded,
-    class_names,
     fitting_length,
     load_tokenizer,
     load_weights,
-    new_model,
     pick_device,
     require_task,
     to_device,
-    with_new_head,
 )
 from .progress import Progress, silent
-from .recording import Record, Recorder
-from .shrinking import plan_for, shrink_source
-from .shrinking.layers import choose_layers
+from .recording import Recorder
+from .students import Student, map_pieces, match_classes, prepare_student
+from .teaching import Targets, TargetSource, Teacher, open_cache
 from .training import (
     TermTrainer,
     TrainResult,
@@ -46,6 +52,7 @@ from .training import (
     encode_splits,
     finished_result,
     load_best,
+    plan_batches,
     run_training,
     save_result,
     start_run,
@@ -53,22 +60,6 @@ from .training import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What the teacher says of a batch.
-
-    Attributes:
-        record: Its embedding output, and hidden states and attention of the mapped layers.
-        logits: (B, C), or (B, T, C) for token tasks, in the student's order of classes; None for a
-            bare encoder.
-        centred: Whether the attention is scores less their mean over the keys.
-    """
-
-    record: Record
-    logits: Tensor | None
-    centred: bool
 
 
 class DistillationModel(nn.Module):
@@ -161,190 +152,51 @@ class DistillationModel(nn.Module):
         return mask if labels is None else labels != IGNORED
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A teacher in eval mode, and how its world maps onto the student's.
-
-    Attributes:
-        recorder: Records the layers that the student's layers are matched with.
-        pieces: For each id of the student's vocabulary the teacher's; None if they are the same.
-        classes: For each class of the student the teacher's; None for a bare encoder.
-    """
-
-    recorder: Recorder
-    pieces: Tensor | None
-    classes: Tensor | None
-
-    @torch.inference_mode()
-    def targets(self, input_ids: Tensor, attention_mask: Tensor) -> Targets:
-        """What the teacher says of a batch that the student's tokenizer made."""
-        ids = input_ids if self.pieces is None else self.pieces[input_ids]
-        output, record = self.recorder(input_ids=ids, attention_mask=attention_mask)
-        if self.classes is None:
-            return Targets(record, None, self.recorder.centred)
-        return Targets(record, output.logits[..., self.classes], self.recorder.centred)
-
-
 class DistillationTrainer(TermTrainer):
     """Trains a DistillationModel on its teacher's targets."""
 
-    def __init__(self, *, teacher: Teacher, **arguments: Any) -> None:
+    def __init__(self, *, targets: TargetSource, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.teacher = teacher
+        self.targets = targets
+        self._next: tuple[int, int] | None = None
 
     @property
     def trained_model(self) -> PreTrainedModel:
         return self.accelerator.unwrap_model(self.model).student
 
     def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        targets = self.teacher.targets(inputs["input_ids"], inputs["attention_mask"])
-        return model(**inputs, targets=targets)
+        return model(**inputs)
 
+    def term_units(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        mask = inputs["attention_mask"]
+        tokens, pairs = mask.sum(), mask.sum(1).pow(2).sum()
+        examples = torch.full_like(tokens, len(mask))
+        labels = (inputs["labels"] != IGNORED).sum() if "labels" in inputs else examples
+        sequence = self.accelerator.unwrap_model(self.model).task == "sequence"
+        answers = examples if sequence else labels if "labels" in inputs else tokens
+        return {
+            "embedding": tokens,
+            "hidden": tokens,
+            "attention": pairs,
+            "prediction": answers,
+            "task": labels,
+        }
 
-@dataclass(frozen=True)
-class Student:
-    """A student before training, and which of the teacher's layers (1-based) its layers stand for."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    layers: tuple[int, ...]
-    start: str
-    training_languages: tuple[str, ...]
-
-
-def prepare_student(
-    config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokenizerBase
-) -> Student:
-    """Load the student that --student names, or make the one that --init asks for.
-
-    Raises:
-        ShapeError: No such student can be cut, or its layers cannot be mapped to the teacher's.
-        ModelError: The student, the base or its tokenizer does not fit the teacher.
-    """
-    depth = teacher.config["num_hidden_layers"]
-    if config.student is not None:
-        source = find_model(config.student, config)
-        if source.task != teacher.task:
-            if teacher.task is None:
-                raise ModelError(
-                    f"{source.name} has a head, and the teacher {teacher.name} has none."
-                )
-            require_task(source, teacher.task)
-        layers = _layers_of(source, config, depth)
-        return Student(
-            load_weights(source, config, teacher.task),
-            load_tokenizer(source, config),
-            layers,
-            f"from {source.name}",
-            tuple(source.training_languages),
-        )
-    shape = replace(config, layers=_default_layers(config, depth))
-    plan = plan_for(teacher, shape)
-    layers = tuple(plan.layers)
-    init = config.init or "from-teacher"
-    if init == "from-scratch":
-        student_config = AutoConfig.for_model(**plan.config)
-        model = new_model(student_config, teacher.task, config.seed)
-        return Student(model, tokenizer, layers, init, ())
-    origin = teacher if init == "from-teacher" else _base_of(config, teacher, tokenizer)
-    with tempfile.TemporaryDirectory() as folder:
-        shrink_source(origin, shape, Path(folder))
-        shrunk = find_model(folder, config)
-        model = load_weights(shrunk, config, teacher.task if init == "from-teacher" else None)
-    if init == "from-base" and teacher.task is not None:
-        model = with_new_head(model, teacher.task, teacher.labels, config.seed)
-    languages = tuple(origin.training_languages)
-    return Student(model, tokenizer, layers, init, languages)
-
-
-def _default_layers(config: DistillConfig, depth: int) -> int | None:
-    if config.layers is not None or config.layer_map is not None:
-        return config.layers
-    if config.hidden_size is not None:
-        return depth
-    if depth % 2:
-        raise ShapeError(
-            f"The teacher has {depth} layers, which cannot be halved.\nSay how many with --layers."
-        )
-    return depth // 2
-
-
-def _layers_of(source: Source, config: DistillConfig, depth: int) -> tuple[int, ...]:
-    """The teacher's layers of a given student: --layer-map, its record, or uniform."""
-    own = source.config.get("num_hidden_layers")
-    record = source.record or {}
-    if config.layer_map is None and record.get("layers") and record.get("of_layers") == depth:
-        return tuple(record["layers"])
-    return tuple(choose_layers(depth, own, config.layer_map))
-
-
-def _base_of(config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokenizerBase) -> Source:
-    name = config.base or (teacher.record or {}).get("base")
-    if not name:
-        raise UsageError(
-            f"--init from-base: nothing says which model {teacher.name} was fine-tuned from.\n"
-            "Name it with --base."
-        )
-    base = find_model(name, config)
-    if load_tokenizer(base, config).get_vocab() != tokenizer.get_vocab():
-        raise ModelError(
-            f"--base {name}: its tokenizer is not that of the teacher {teacher.name}.\n"
-            "Give the base that the teacher was fine-tuned from, with the same vocabulary."
-        )
-    return base
-
-
-def map_pieces(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, data: TaskData
-) -> Tensor | None:
-    """The teacher's id for each of the student's pieces; None where the tokenizers are the same.
-
-    A student's vocabulary may be a part of the teacher's if it splits the data's texts alike.
-
-    Raises:
-        ModelError: The tokenizers do not fit.
-    """
-    if student.backend_tokenizer.to_str() == teacher.backend_tokenizer.to_str():
-        return None
-    theirs = teacher.get_vocab()
-    pieces = student.get_vocab()
-    missing = [piece for piece in pieces if piece not in theirs]
-    advice = "Distil with a student made from this teacher, or whose vocabulary was cut from its."
-    if missing:
-        raise ModelError(
-            f"The student has {len(missing)} pieces that the teacher does not have, such as "
-            f"{', '.join(map(repr, missing[:5]))}.\n{advice}"
-        )
-    table = torch.zeros(max(pieces.values()) + 1, dtype=torch.int64)
-    for piece, index in pieces.items():
-        table[index] = theirs[piece]
-    options: Any = {"is_split_into_words": data.task == "token"}
-    for split in data.splits.values():
-        for batch in split.select_columns(["text"]).iter(1000):
-            own = student(batch["text"], **options)["input_ids"]
-            other = teacher(batch["text"], **options)["input_ids"]
-            for text, ids, expected in zip(batch["text"], own, other, strict=True):
-                if table[torch.tensor(ids)].tolist() != expected:
-                    raise ModelError(
-                        f"Teacher and student split this text differently: {str(text)[:80]!r}.\n{advice}"
-                    )
-    return table
-
-
-def match_classes(student: PreTrainedModel, teacher: PreTrainedModel) -> Tensor:
-    """For each class of the student the teacher's id of the same name.
-
-    Raises:
-        ModelError: They have different classes.
-    """
-    theirs = {name: i for i, name in enumerate(class_names(teacher))}
-    mine = class_names(student)
-    if set(mine) != set(theirs):
-        raise ModelError(
-            "Teacher and student have different classes.\n"
-            f"The student's: {', '.join(mine)}.\nThe teacher's: {', '.join(theirs)}."
-        )
-    return torch.tensor([theirs[name] for name in mine])
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        accumulation = self.args.gradient_accumulation_steps
+        if self._next is None:
+            steps = steps_per_epoch(self.batches, accumulation)
+            epoch, step = divmod(self.state.global_step, steps)
+            self._next = epoch, step * accumulation
+        epoch, index = self._next
+        for batch in samples:
+            batch["targets"] = self.targets.of_batch(epoch, index)
+            index += 1
+        self._next = (epoch, index) if index < len(self.batches) else (epoch + 1, 0)
+        return samples, items
 
 
 def _default_name(config: DistillConfig) -> str:
@@ -365,27 +217,6 @@ def _check_terms(config: DistillConfig, teacher: Source) -> None:
             "--weight: every term that this teacher can teach has weight 0, so there is nothing to learn.\n"
             f"Give one of {', '.join(possible)} a weight."
         )
-
-
-def _ready_teacher(
-    config: DistillConfig,
-    model: PreTrainedModel,
-    student: Student,
-    tokenizer: PreTrainedTokenizerBase,
-    data: TaskData,
-    device: torch.device,
-) -> Teacher:
-    if student.model.config.num_hidden_layers != len(student.layers):
-        raise ShapeError(
-            f"--layer-map names {len(student.layers)} layers, and the student has "
-            f"{student.model.config.num_hidden_layers}."
-        )
-    pieces = map_pieces(student.tokenizer, tokenizer, data)
-    classes = None
-    if hasattr(model, "classifier"):
-        classes = match_classes(student.model, model).to(device)
-    recorder = _recorder(model, student.layers, config)
-    return Teacher(recorder, None if pieces is None else pieces.to(device), classes)
 
 
 def _recorder(model: PreTrainedModel, layers: Sequence[int], config: DistillConfig) -> Recorder:
@@ -422,10 +253,11 @@ class LossEvaluator:
         self.learner.eval()
         began = time.perf_counter()
         codes, languages = language_codes(self.table)
+        lengths = token_counts(self.encoded)
         scores = {}
         for code, language in enumerate(languages):
             rows = np.flatnonzero(codes == code)
-            order = rows[np.argsort(np.asarray(self.encoded["length"])[rows], kind="stable")]
+            order = rows[np.argsort(lengths[rows], kind="stable")]
             total = 0.0
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
@@ -450,16 +282,18 @@ class LossEvaluator:
         )
 
 
-class Comparison:
-    """Scores of the teacher, the untrained student and the distilled one on the test split."""
+class _Judge:
+    """Compares the student with its teacher on the test split, before training and after."""
 
     def __init__(
         self,
         config: DistillConfig,
         data: TaskData,
-        teacher: Loaded,
-        student: Loaded,
+        source: Source,
+        tokenizer: PreTrainedTokenizerBase,
+        student: Student,
         device: torch.device,
+        progress: Progress,
     ) -> None:
         everything = replace(config, languages=("all",))
         test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
@@ -468,31 +302,62 @@ class Comparison:
             "batch_size": 2 * config.batch_size,
             "device": device,
         }
-        self._evaluators = {
-            "teacher": make_evaluator(test, "test", teacher, **options),
-            "student": make_evaluator(test, "test", student, **options),
-        }
-        present = language_codes(test.splits["test"])[1]
-        trained = {language_of(name) for name in data.languages}
-        self._groups = {
-            "seen": [name for name in present if language_of(name) in trained],
-            "unseen": [name for name in present if language_of(name) not in trained],
-        }
-        self._models: dict[str, Any] = {}
+        self.comparison = Comparison(test, data.languages)
+        self.progress = progress
+        evaluator = make_evaluator(test, "test", tokenizer, source, **options)
+        teacher = to_device(load_weights(source, config, source.task), device)
+        self.comparison.add("teacher", teacher, evaluator, progress)
+        named = {**student.source.config, "id2label": dict(enumerate(student.labels))}
+        labelled = replace(student.source, config=named)
+        self._evaluator = make_evaluator(test, "test", student.tokenizer, labelled, **options)
+        untrained = to_device(student.load(config, source.task), device)
+        self.comparison.add("untrained student", untrained, self._evaluator, progress)
 
-    def add(self, name: str, model: PreTrainedModel, progress: Progress) -> None:
-        """Score a model; any name but "teacher" is one of the student's."""
-        evaluator = self._evaluators["teacher" if name == "teacher" else "student"]
-        scores = {
-            group: evaluator.part(languages).score(model, progress).to_dict() if languages else None
-            for group, languages in self._groups.items()
-        }
-        self._models[name] = {"parameters": model.num_parameters(), **scores}
+    def add_distilled(self, model: PreTrainedModel) -> None:
+        self.comparison.add("distilled student", model, self._evaluator, self.progress)
 
-    def to_dict(self) -> dict[str, Any]:
-        scores = self._models["teacher"]
-        metric = (scores["seen"] or scores["unseen"])["metric"]
-        return {"metric": metric, "models": self._models}
+
+@dataclass(frozen=True)
+class _Pair:
+    """Student and teacher with the embedding rows alone that the data can reach, in one order."""
+
+    learner: DistillationModel
+    teacher: Teacher
+    collate: Collator
+    table: WholeTable
+
+
+def _load_pair(
+    config: DistillConfig,
+    source: Source,
+    student: Student,
+    encoded: Mapping[str, Dataset],
+    pieces: Tensor | None,
+    output_dir: Path,
+    device: torch.device,
+) -> _Pair:
+    vocabulary = student.source.config["vocab_size"]
+    kept = reachable_ids(student.tokenizer, list(encoded.values()), vocabulary)
+    model = student.load(config, source.task, kept)
+    table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, student.source.directory, model, kept)
+    rows = kept if pieces is None else pieces[kept]
+    teacher_model = to_device(load_weights(source, config, source.task, rows), device).eval()
+    classes = None
+    if source.task is not None:
+        classes = match_classes(student.labels, source.labels).to(device)
+    learner = DistillationModel(
+        model,
+        _recorder(model, range(1, len(student.layers) + 1), config),
+        config,
+        teacher_model.config.hidden_size,
+        source.task,
+    ).to(device)
+    return _Pair(
+        learner,
+        Teacher(_recorder(teacher_model, student.layers, config), classes),
+        Collator(int(student.tokenizer.pad_token_id), compact_ids(kept, vocabulary)),
+        table,
+    )
 
 
 def distill(config: DistillConfig, progress: Progress | None = None) -> TrainResult:
@@ -522,71 +387,70 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         if data.labels is not None:
             match_labels(data.labels, source.labels)
 
-    set_seed(config.seed)
-    student = prepare_student(config, source, tokenizer)
-    teacher_model = to_device(load_weights(source, config, source.task), device).eval()
-    teacher = _ready_teacher(config, teacher_model, student, tokenizer, data, device)
-    set_seed(config.seed)
-    learner = DistillationModel(
-        student.model,
-        _recorder(student.model, range(1, len(student.layers) + 1), config),
-        config,
-        teacher_model.config.hidden_size,
-        source.task,
-    ).to(device)
-    length = fitting_length(config.max_length, student.tokenizer, student.model.config.to_dict())
     labelled = data if source.task is not None else replace(data, labels=None)
-    encoded = encode_splits(
-        labelled, ("train", "validation"), student.tokenizer, length, class_names(student.model)
+    arguments = training_arguments(config, output_dir, device)
+    with tempfile.TemporaryDirectory() as folder:
+        student = prepare_student(config, source, tokenizer, Path(folder))
+        pieces = map_pieces(student.tokenizer, tokenizer, data)
+        length = fitting_length(config.max_length, student.tokenizer, student.source.config)
+        encoded = encode_splits(
+            labelled, ("train", "validation"), student.tokenizer, length, student.labels
+        )
+        comparing = config.compare or (config.compare is None and config.data == "sample")
+        judge = None
+        if comparing and labelled.labels is not None:
+            judge = _Judge(config, data, source, tokenizer, student, device, progress)
+        resume_from = start_run(config, output_dir)
+        set_seed(config.seed)
+        pair = _load_pair(config, source, student, encoded, pieces, output_dir, device)
+    if arguments.bf16 and device.type == "cuda":
+        pair.teacher.recorder.model.bfloat16()
+    batches = plan_batches(config, arguments, encoded["train"])
+    steps = steps_per_epoch(batches, config.gradient_accumulation_steps)
+    epochs = config.num_train_epochs if config.max_steps is None else config.max_steps / steps
+    cache = open_cache(
+        config.cache_teacher,
+        pair.teacher,
+        source.directory,
+        encoded["train"],
+        output_dir / CHECKPOINTS,
+        token_logits=source.task == "token",
+        epochs=epochs,
     )
-    collate = Collator(int(student.tokenizer.pad_token_id))
     evaluator: Evaluator | LossEvaluator
     if labelled.labels is None:
         evaluator = LossEvaluator(
             data.splits["validation"],
             encoded["validation"],
-            learner,
-            teacher,
-            collate,
+            pair.learner,
+            pair.teacher,
+            pair.collate,
             2 * config.batch_size,
             device,
         )
     else:
-        evaluator = development_evaluator(data, encoded, student.model, collate, config, device)
-
-    comparison = None
-    if config.compare or (config.compare is None and config.data == "sample" and labelled.labels):
-        student_source = replace(
-            source, config={**source.config, "id2label": student.model.config.id2label}
+        evaluator = development_evaluator(
+            data, encoded, student.labels, pair.collate, config, device
         )
-        comparison = Comparison(
-            config,
-            data,
-            Loaded(teacher_model, tokenizer, source),
-            Loaded(student.model, student.tokenizer, student_source),
-            device,
-        )
-        comparison.add("teacher", teacher_model, progress)
-        comparison.add("untrained student", student.model, progress)
-
-    resume_from = start_run(config, output_dir)
     trainer = DistillationTrainer(
-        teacher=teacher,
+        targets=TargetSource(pair.teacher, encoded["train"], batches, pair.collate, cache),
         weights={term: config.weight(term) for term in LOSS_TERMS},
+        batches=batches,
+        table=pair.table,
         evaluator=evaluator,
         output_dir=output_dir,
         progress=progress,
         what="distill",
         patience=config.early_stopping_patience,
-        model=learner,
-        args=training_arguments(config, output_dir, device, len(encoded["train"])),
+        model=pair.learner,
+        args=arguments,
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
-        data_collator=collate,
+        data_collator=pair.collate,
     )
     run = run_training(trainer, resume_from)
-    if comparison is not None:
-        comparison.add("distilled student", load_best(run, student.model), progress)
+    if judge is not None:
+        judge.add_distilled(load_best(run, pair.learner.student))
     record = make_record(
         "distill",
         config,
@@ -604,10 +468,5 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
             sorted({*student.training_languages, *data.languages}) if source.task else []
         ),
     )
-    return save_result(
-        output_dir,
-        run,
-        student.tokenizer,
-        record,
-        None if comparison is None else comparison.to_dict(),
-    )
+    comparison = None if judge is None else judge.comparison.to_dict()
+    return save_result(output_dir, run, student.tokenizer, record, comparison)

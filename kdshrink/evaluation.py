@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import Source, disk_errors, find_model
 from .config import EvalConfig, ZeroShotConfig
-from .data import Collator, TaskData, encode, language_codes, load_data, match_labels
+from .data import Collator, TaskData, encode, language_codes, load_data, match_labels, token_counts
 from .errors import DataError, OutputError
 from .languages import NAMED, Task, language_of
-from .loading import Loaded, fitting_length, load_classifier, pick_device, require_task, to_device
+from .loading import fitting_length, load_classifier, pick_device, require_task, to_device
 from .metrics import AVERAGING, METRICS, MODE, Scores, entity_scores, text_scores
 from .progress import Progress, silent
 
@@ -148,8 +148,7 @@ def predict(
         encoded: As `data.encode` makes it, for this model's tokenizer.
     """
     total = len(encoded)
-    lengths = np.asarray(encoded.with_format("numpy")["length"])
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(-token_counts(encoded), kind="stable")
     bounds = _word_bounds(encoded) if task == "token" else None
     answers = total if bounds is None else int(bounds[-1])
     classes = np.full(answers, -1, dtype=np.int32)
@@ -298,32 +297,33 @@ def _label_ids(data: TaskData, source: Source) -> list[int]:
 def make_evaluator(
     data: TaskData,
     split: str,
-    loaded: Loaded,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Source,
     *,
     max_length: int,
     batch_size: int,
     device: torch.device,
 ) -> Evaluator:
-    """What scores a loaded model on a split of the data.
+    """What scores a model, of which only the tokenizer and the classes matter, on a split of the data.
 
     Raises:
         DataError: The data has no labels, or labels that the model does not know.
     """
-    label_ids = _label_ids(data, loaded.source)
+    label_ids = _label_ids(data, source)
     encoded = encode(
         data.splits[split],
-        loaded.tokenizer,
+        tokenizer,
         task=data.task,
-        max_length=fitting_length(max_length, loaded.tokenizer, loaded.source.config),
+        max_length=fitting_length(max_length, tokenizer, source.config),
         label_ids=label_ids,
     )
     return Evaluator(
         data.splits[split],
         encoded,
         labels=data.labels or (),
-        model_labels=loaded.source.labels,
+        model_labels=source.labels,
         task=data.task,
-        collate=Collator(int(loaded.tokenizer.pad_token_id)),
+        collate=Collator(int(tokenizer.pad_token_id)),
         batch_size=batch_size,
         device=device,
         split=split,
@@ -360,7 +360,8 @@ def _load(
     evaluator = make_evaluator(
         data,
         config.split,
-        loaded,
+        loaded.tokenizer,
+        loaded.source,
         max_length=config.max_length,
         batch_size=config.batch_size,
         device=device,

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 from .checkpoint import Source, find_model, tokenizer_files
+from .compaction import compact, embedding_name
 from .config import SourceOptions
 from .errors import ModelError
 from .languages import Task
@@ -137,8 +140,16 @@ def load_classifier(name: str, options: SourceOptions, task: Task) -> Loaded:
     return Loaded(load_weights(source, options, task), tokenizer, source)
 
 
-def load_weights(source: Source, options: SourceOptions, task: Task | None) -> PreTrainedModel:
-    """Load a model with the head that it has for the task (None: the bare encoder), in float32."""
+def load_weights(
+    source: Source, options: SourceOptions, task: Task | None, rows: Tensor | None = None
+) -> PreTrainedModel:
+    """Load a model with the head that it has for the task (None: the bare encoder), in float32.
+
+    Args:
+        rows: The rows of its word embedding table to load, and no others; None loads it whole.
+    """
+    if rows is not None:
+        return _assemble(source, options, task, None, rows)
     auto: Any = _AUTO[task] if task else AutoModel
     with _load_errors(source):
         return auto.from_pretrained(
@@ -147,51 +158,68 @@ def load_weights(source: Source, options: SourceOptions, task: Task | None) -> P
 
 
 def load_with_head(
-    source: Source, options: SourceOptions, task: Task, labels: Sequence[str], seed: int
+    source: Source,
+    options: SourceOptions,
+    task: Task,
+    labels: Sequence[str],
+    seed: int,
+    rows: Tensor | None = None,
 ) -> PreTrainedModel:
     """Load an encoder with a classification head for these labels.
 
     A head that the model has for the very same labels is kept; else a new one is drawn from the seed.
 
+    Args:
+        rows: As in `load_weights`.
+
     Raises:
         ModelError: The model is damaged or not supported.
     """
     if source.task == task and sorted(source.labels) == sorted(labels):
-        return load_weights(source, options, task)
-    encoder = load_weights(source, options, None)
-    return with_new_head(encoder, task, labels, seed)
-
-
-def with_new_head(
-    encoder: PreTrainedModel, task: Task, labels: Sequence[str], seed: int
-) -> PreTrainedModel:
-    """A classifier of this encoder's weights and a new head."""
-    model = new_classifier(encoder.config, task, labels, seed)
-    inner = getattr(model, model.base_model_prefix)
-    inner.load_state_dict(encoder.state_dict(), strict=False)
-    return model
-
-
-def new_classifier(config: Any, task: Task, labels: Sequence[str], seed: int) -> PreTrainedModel:
-    """A classifier of this architecture with random weights."""
-    config = type(config).from_dict(config.to_dict())
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {name: i for i, name in enumerate(labels)}
-    return new_model(config, task, seed)
-
-
-def new_model(config: Any, task: Task | None, seed: int) -> PreTrainedModel:
-    """A model of this architecture with random weights and a head for the task (None: no head)."""
+        return load_weights(source, options, task, rows)
     set_seed(seed)
+    return _assemble(source, options, task, labels, rows)
+
+
+def _assemble(
+    source: Source,
+    options: SourceOptions,
+    task: Task | None,
+    labels: Sequence[str] | None,
+    rows: Tensor | None,
+) -> PreTrainedModel:
+    """A model of a source's tensors, read one at a time: with a new head for labels, or its own."""
     auto: Any = _AUTO[task] if task else AutoModel
-    return auto.from_config(config, dtype=torch.float32)
+    with _load_errors(source):
+        config = AutoConfig.from_pretrained(
+            source.directory, trust_remote_code=options.trust_remote_code
+        )
+        vocabulary = config.vocab_size
+        if labels is not None:
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {name: i for i, name in enumerate(labels)}
+        with torch.device("meta"):
+            shell = auto.from_config(config, trust_remote_code=options.trust_remote_code)
+        encoder = set(shell.base_model.state_dict())
+        table = embedding_name(shell)
+        tensors = {}
+        with TensorReader(source.directory) as reader:
+            for name in reader.specs:
+                inner = name.removeprefix(f"{shell.base_model_prefix}.")
+                if labels is not None and inner not in encoder:
+                    continue
+                tensor = reader.read(name)
+                tensors[name] = tensor[rows] if rows is not None and inner == table else tensor
+        if rows is not None:
+            config.vocab_size = len(rows)
+        model = type(shell).from_pretrained(
+            None, config=config, state_dict=tensors, dtype=torch.float32
+        )
+        if rows is not None:
+            compact(model)
+            model.config.vocab_size = vocabulary
+        return model
 
 
 def to_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return model.to(device)  # type: ignore[arg-type]
-
-
-def class_names(model: PreTrainedModel) -> list[str]:
-    """Names of a classifier's classes, by id."""
-    names: Any = model.config.id2label
-    return [names[index] for index in sorted(names)]

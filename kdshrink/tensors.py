@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,7 @@ def _reason(error: BaseException) -> str:
 def write_tensors(
     path: Path,
     specs: Mapping[str, TensorSpec],
-    produce: Callable[[str], Tensor],
+    produce: Callable[[str], Tensor | Iterable[Tensor]],
     progress: Progress = silent,
 ) -> None:
     """Write a safetensors file, making one tensor after the other.
@@ -224,7 +224,7 @@ def write_tensors(
 
     Args:
         specs: Names, shapes and types, in the order in which they are written.
-        produce: Makes the tensor of a name; what it makes must fit its spec.
+        produce: Makes the tensor of a name, whole or as blocks of its rows; it must fit its spec.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -241,9 +241,14 @@ def write_tensors(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for done, (name, spec) in enumerate(specs.items(), 1):
-            tensor = produce(name).contiguous()
-            assert TensorSpec(tuple(tensor.shape), tensor.dtype) == spec, name
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            made = produce(name)
+            written = 0
+            for tensor in [made] if isinstance(made, Tensor) else made:
+                assert tensor.dtype == spec.dtype, name
+                assert tensor.shape[1:] == spec.shape[1:], name
+                written += tensor.numel()
+                file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            assert written == spec.parameters, name
             progress("copy", done, len(specs), {})
         file.flush()
         os.fsync(file.fileno())

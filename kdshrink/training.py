@@ -13,12 +13,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
+from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,6 +35,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from .batching import Batches, make_batches, steps_per_epoch
 from .card import model_card
 from .checkpoint import (
     CHECKPOINTS,
@@ -42,18 +47,19 @@ from .checkpoint import (
     make_record,
     write_json,
 )
+from .compaction import TABLE, WholeTable, compact_ids, count_decay, reachable_ids
 from .config import FinetuneConfig, TrainingOptions
-from .data import Collator, TaskData, encode, load_data, match_labels
+from .data import IGNORED, Collator, TaskData, encode, load_data, match_labels, token_counts
 from .errors import Interrupted, TrainingError
 from .evaluation import EvalResult, Evaluator
 from .loading import (
-    class_names,
     fitting_length,
     load_tokenizer,
     load_with_head,
     pick_device,
     to_device,
 )
+from .losses import task_cross_entropy
 from .progress import Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -148,7 +154,13 @@ class TermTrainer(Trainer):
     Subclasses override `loss_terms`. The terms' means over the logged steps go to the log; the first
     step at which a term was not finite is noted on the device and read where the run reads the loss
     anyway and before anything is saved. Evaluation is kdshrink's own; the model of the best score is
-    kept apart from the checkpoints that a run resumes from.
+    kept apart from the checkpoints that a run resumes from, with its whole embedding table.
+
+    A step over several batches, accumulated or on several devices, has the loss of one batch of all
+    their examples: each term is a mean over what `term_units` says, and a batch counts by its share.
+
+    Args:
+        table: The trained model's embedding table, which it holds a part of.
     """
 
     def __init__(
@@ -156,6 +168,8 @@ class TermTrainer(Trainer):
         *,
         weights: Mapping[str, float],
         evaluator: Evaluator,
+        batches: Batches,
+        table: WholeTable,
         output_dir: Path,
         progress: Progress,
         what: str,
@@ -164,9 +178,11 @@ class TermTrainer(Trainer):
     ) -> None:
         super().__init__(**arguments)
         self.remove_callback(PrinterCallback)
-        self.loss_is_scaled_for_ga = False
+        self.loss_is_scaled_for_ga = True
         self.term_weights = dict(weights)
         self.evaluator = evaluator
+        self.batches = batches
+        self.table = table
         self.result_dir = output_dir
         self.progress = progress
         self.what = what
@@ -174,7 +190,7 @@ class TermTrainer(Trainer):
         terms = len(self.term_weights)
         self._sums = torch.zeros(terms, device=self.args.device)
         self._scale = torch.tensor(list(self.term_weights.values()), device=self.args.device)
-        self._batches = 0
+        self._steps = 0
         self._first_bad = torch.full((terms,), -1, dtype=torch.int64, device=self.args.device)
         self.seen_examples = 0
 
@@ -185,7 +201,48 @@ class TermTrainer(Trainer):
 
     def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms of the loss of a batch, scalars, one for each of the weights."""
-        return {"task": model(**inputs).loss}
+        labels = inputs.pop("labels")
+        return {"task": task_cross_entropy(model(**inputs).logits, labels).mean}
+
+    def term_units(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How many things each term of a batch is a mean over, scalars."""
+        return {"task": (inputs["labels"] != IGNORED).sum()}
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        # The batches are this process's own already.
+        return prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            non_blocking=True,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of a step, each with its terms' shares in the step's loss."""
+        samples = list(islice(epoch_iterator, num_batches))
+        self._steps += 1
+        if len(samples) > 1 or self.args.world_size > 1:
+            counts = torch.stack([self._unit_counts(batch) for batch in samples])
+            total = self.accelerator.reduce(counts.sum(0), "sum").clamp_min(1)
+            # Gradients of several processes are averaged.
+            shares = counts * (self.args.world_size / total)
+            for batch, share in zip(samples, shares, strict=True):
+                batch["shares"] = share
+        return samples, None
+
+    def _unit_counts(self, batch: dict[str, Tensor]) -> Tensor:
+        units = self.term_units(batch)
+        return torch.stack([units[name] for name in self.term_weights]).float()
 
     def compute_loss(
         self,
@@ -195,11 +252,13 @@ class TermTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         self.seen_examples += len(inputs["input_ids"])
+        shares = inputs.pop("shares", None)
         terms = self.loss_terms(model, inputs)
         values = torch.stack([terms[name].float() for name in self.term_weights])
+        if shares is not None:
+            values = values * shares
         with torch.no_grad():
             self._sums += values
-            self._batches += 1
             step = self.state.global_step + 1
             newly_bad = ~torch.isfinite(values) & (self._first_bad < 0)
             self._first_bad.masked_fill_(newly_bad, step)
@@ -225,11 +284,12 @@ class TermTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._check_finite()
-        if "loss" in logs and self._batches:
-            means = (self._sums / self._batches).tolist()
+        if "loss" in logs and self._steps:
+            sums = self.accelerator.reduce(self._sums.clone(), "mean")
+            means = (sums / self._steps).tolist()
             logs = {**logs, **dict(zip(self.term_weights, means, strict=True))}
             self._sums.zero_()
-            self._batches = 0
+            self._steps = 0
         if self.state.epoch is not None:
             logs["epoch"] = self.state.epoch
         self.state.log_history.append({**logs, "step": self.state.global_step})
@@ -280,8 +340,9 @@ class TermTrainer(Trainer):
         best = self.result_dir / CHECKPOINTS / _BEST
         staging = best.with_suffix(".part")
         shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
         with disk_errors(staging):
-            self.trained_model.save_pretrained(staging)
+            self.table.save_whole(self.trained_model, staging)
             scored = {"step": self.state.global_step, "development": result.to_dict()}
             write_json(staging / _BEST_SCORE, scored)
         shutil.rmtree(best, ignore_errors=True)
@@ -291,6 +352,15 @@ class TermTrainer(Trainer):
         self._check_finite()
         with disk_errors(self.result_dir):
             super()._save_checkpoint(model, trial)
+
+
+class _DecayCounter(TrainerCallback):
+    """Keeps account of the weight decay of embedding rows that are not held."""
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any
+    ) -> None:
+        count_decay(held["model"], held["optimizer"])
 
 
 class _Ticker(TrainerCallback):
@@ -320,13 +390,9 @@ def last_checkpoint(output_dir: Path) -> Path | None:
 
 
 def training_arguments(
-    config: TrainingOptions, output_dir: Path, device: torch.device, examples: int
+    config: TrainingOptions, output_dir: Path, device: torch.device
 ) -> TrainingArguments:
-    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults.
-
-    Args:
-        examples: Size of the training set.
-    """
+    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     arguments = TrainingArguments(
@@ -344,6 +410,8 @@ def training_arguments(
         eval_strategy="steps",
         save_strategy="steps",
         logging_steps=config.logging_steps,
+        # It would wait for the device at every step; what is not finite is found by other means.
+        logging_nan_inf_filter=False,
         save_total_limit=config.save_total_limit,
         report_to=config.report_to,
         remove_unused_columns=False,
@@ -352,13 +420,27 @@ def training_arguments(
     )
     # Several GPUs in one process would mean nn.DataParallel, which cannot return named terms.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def plan_batches(
+    config: TrainingOptions, arguments: TrainingArguments, encoded: Dataset
+) -> Batches:
+    """The run's batches; when to evaluate and to save, each epoch unless said, goes to `arguments`."""
+    batches = make_batches(
+        token_counts(encoded), config, rank=arguments.process_index, world=arguments.world_size
+    )
+    logger.info(
+        "%d batches an epoch; %.1f %% of their positions are padding",
+        len(batches),
+        100 * batches.padding().share,
+    )
     # An epoch is told in steps: transformers evaluates at an epoch's end after it saved there, so that
     # a run killed in between would resume without that evaluation.
-    batches = math.ceil(examples / (config.batch_size * arguments.world_size))
-    epoch = math.ceil(batches / config.gradient_accumulation_steps)
+    epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
     arguments.eval_steps = config.eval_steps or epoch
     arguments.save_steps = config.save_steps or epoch
-    return arguments
+    return batches
 
 
 def start_run(config: TrainingOptions, output_dir: Path) -> Path | None:
@@ -432,6 +514,7 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
     signals = _Signals()
     trainer.add_callback(signals)
     trainer.add_callback(_Resumer(trainer))
+    trainer.add_callback(_DecayCounter())
     trainer.add_callback(_Ticker(trainer.progress, trainer.what))
     if trainer.args.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -514,7 +597,7 @@ def load_best(run: Run, like: PreTrainedModel) -> PreTrainedModel:
 def development_evaluator(
     data: TaskData,
     encoded: Mapping[str, Any],
-    model: PreTrainedModel,
+    model_labels: Sequence[str],
     collate: Collator,
     config: TrainingOptions,
     device: torch.device,
@@ -525,7 +608,7 @@ def development_evaluator(
         data.splits["validation"],
         encoded["validation"],
         labels=data.labels,
-        model_labels=class_names(model),
+        model_labels=model_labels,
         task=data.task,
         collate=collate,
         batch_size=2 * config.batch_size,
@@ -570,22 +653,28 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     data = load_data(config, ("train", "validation"), purpose="train", token=config.token)
     assert data.labels is not None
 
-    set_seed(config.seed)
-    model = load_with_head(source, config, data.task, data.labels, config.seed)
+    own_head = source.task == data.task and sorted(source.labels) == sorted(data.labels)
+    labels = source.labels if own_head else data.labels
     length = fitting_length(config.max_length, tokenizer, source.config)
-    encoded = encode_splits(data, ("train", "validation"), tokenizer, length, class_names(model))
-    collate = Collator(int(tokenizer.pad_token_id))
+    encoded = encode_splits(data, ("train", "validation"), tokenizer, length, labels)
+    kept = reachable_ids(tokenizer, list(encoded.values()), source.config["vocab_size"])
+    model = load_with_head(source, config, data.task, labels, config.seed, kept)
     resume_from = start_run(config, output_dir)
+    table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, source.directory, model, kept)
+    collate = Collator(int(tokenizer.pad_token_id), compact_ids(kept, source.config["vocab_size"]))
+    arguments = training_arguments(config, output_dir, device)
     set_seed(config.seed)
     trainer = TermTrainer(
         weights={"task": 1.0},
-        evaluator=development_evaluator(data, encoded, model, collate, config, device),
+        batches=plan_batches(config, arguments, encoded["train"]),
+        table=table,
+        evaluator=development_evaluator(data, encoded, labels, collate, config, device),
         output_dir=output_dir,
         progress=progress or silent,
         what="finetune",
         patience=config.early_stopping_patience,
         model=model,
-        args=training_arguments(config, output_dir, device, len(encoded["train"])),
+        args=arguments,
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
         data_collator=collate,

@@ -177,6 +177,21 @@ def test_same_size_gives_identical_logits(
     assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("task", ["lm", "sequence", "token"])
+def test_scratch_keeps_the_head_and_counts_it(
+    task: str, tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    model = make_model("xlm-roberta", task)
+    model.save_pretrained(source)
+    xlmr_tokenizer.save_pretrained(source)
+    result = shrink(ShrinkConfig(model=str(source), layers=2, init="scratch", output_dir=out))
+    fresh, info = type(model).from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert result.to_dict()["parameters_after"] == fresh.num_parameters()
+
+
 def test_scratch_has_the_shape_but_not_the_weights(encoder_dir: Path, tmp_path: Path) -> None:
     options = {"model": str(encoder_dir), "layers": 2}
     shrink(ShrinkConfig(**options, output_dir=tmp_path / "copy"))

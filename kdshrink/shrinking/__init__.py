@@ -218,12 +218,10 @@ def shrink_source(
 
 
 def _draw_weights(folder: Path, seed: int) -> None:
-    """Replace the weights in a folder by random ones of the same shapes."""
-    from transformers import AutoConfig
+    """Replace the weights in a folder by random ones of the same shapes, any head included."""
+    import transformers
 
-    from ..loading import new_model
-
-    model = new_model(
-        AutoConfig.from_pretrained(folder), find_model(str(folder), SourceOptions()).task, seed
-    )
-    model.save_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    architecture = getattr(transformers, config.architectures[0])
+    transformers.set_seed(seed)
+    architecture(config).save_pretrained(folder)

@@ -1,0 +1,206 @@
+"""The student of a distillation before it is trained: found, or made from its teacher or its base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .checkpoint import Source, find_model, tokenizer_files
+from .config import DistillConfig
+from .data import TaskData
+from .errors import ModelError, ShapeError, UsageError
+from .languages import Task
+from .loading import load_tokenizer, load_weights, load_with_head, require_task
+from .shrinking import shrink_source
+from .shrinking.layers import choose_layers
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student before training: its files, and which of the teacher's layers its layers stand for.
+
+    Attributes:
+        labels: Names of its classes, by id; empty for a bare encoder.
+        layers: Numbers of the teacher's layers, 1-based.
+    """
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    labels: tuple[str, ...]
+    layers: tuple[int, ...]
+    start: str
+    training_languages: tuple[str, ...]
+
+    def load(
+        self, config: DistillConfig, task: Task | None, rows: Tensor | None = None
+    ) -> PreTrainedModel:
+        """Its model, with a new head where its files have none (`rows`: as in `load_weights`)."""
+        if task is None:
+            return load_weights(self.source, config, None, rows)
+        return load_with_head(self.source, config, task, self.labels, config.seed, rows)
+
+
+def prepare_student(
+    config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> Student:
+    """Find the student that --student names, or make the one that --init asks for.
+
+    Args:
+        folder: An empty directory, for the files of a student that is made.
+
+    Raises:
+        ShapeError: No such student can be cut, or its layers cannot be mapped to the teacher's.
+        ModelError: The student, the base or its tokenizer does not fit the teacher.
+    """
+    depth = teacher.config["num_hidden_layers"]
+    if config.student is not None:
+        source = find_model(config.student, config)
+        if source.task != teacher.task:
+            if teacher.task is None:
+                raise ModelError(
+                    f"{source.name} has a head, and the teacher {teacher.name} has none."
+                )
+            require_task(source, teacher.task)
+        layers = _layers_of(source, config, depth)
+        own = source.config.get("num_hidden_layers")
+        if own != len(layers):
+            raise ShapeError(f"--layer-map names {len(layers)} layers, and the student has {own}.")
+        return Student(
+            source,
+            tokenizer if _same_tokenizer(source, teacher) else load_tokenizer(source, config),
+            source.labels if teacher.task else (),
+            layers,
+            f"from {source.name}",
+            tuple(source.training_languages),
+        )
+    shape = replace(config, layers=_default_layers(config, depth))
+    init = config.init or "from-teacher"
+    origin = _base_of(config, teacher, tokenizer) if init == "from-base" else teacher
+    plan, _ = shrink_source(
+        origin,
+        shape,
+        folder,
+        init="scratch" if init == "from-scratch" else "copy",
+        seed=config.seed,
+    )
+    return Student(
+        find_model(str(folder), config),
+        tokenizer,
+        teacher.labels if teacher.task else (),
+        tuple(plan.layers),
+        init,
+        () if init == "from-scratch" else tuple(origin.training_languages),
+    )
+
+
+def _same_tokenizer(source: Source, other: Source) -> bool:
+    """Whether two models have the same tokenizer files: one of 250,000 pieces takes 280 MB."""
+    mine, theirs = (
+        {path.name: path.read_bytes() for path in tokenizer_files(model)}
+        for model in (source, other)
+    )
+    return mine == theirs
+
+
+def _default_layers(config: DistillConfig, depth: int) -> int | None:
+    if config.layers is not None or config.layer_map is not None:
+        return config.layers
+    if config.hidden_size is not None:
+        return depth
+    if depth % 2:
+        raise ShapeError(
+            f"The teacher has {depth} layers, which cannot be halved.\nSay how many with --layers."
+        )
+    return depth // 2
+
+
+def _layers_of(source: Source, config: DistillConfig, depth: int) -> tuple[int, ...]:
+    """The teacher's layers of a given student: --layer-map, its record, or uniform."""
+    own = source.config.get("num_hidden_layers")
+    record = source.record or {}
+    if config.layer_map is None and record.get("layers") and record.get("of_layers") == depth:
+        return tuple(record["layers"])
+    return tuple(choose_layers(depth, own, config.layer_map))
+
+
+def _base_of(config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokenizerBase) -> Source:
+    name = config.base or (teacher.record or {}).get("base")
+    if not name:
+        raise UsageError(
+            f"--init from-base: nothing says which model {teacher.name} was fine-tuned from.\n"
+            "Name it with --base."
+        )
+    base = find_model(name, config)
+    if load_tokenizer(base, config).get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"--base {name}: its tokenizer is not that of the teacher {teacher.name}.\n"
+            "Give the base that the teacher was fine-tuned from, with the same vocabulary."
+        )
+    return base
+
+
+def map_pieces(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, data: TaskData
+) -> Tensor | None:
+    """The teacher's id for each of the student's pieces; None where the tokenizers are the same.
+
+    A student's vocabulary may be a part of the teacher's if it splits the data's texts alike.
+
+    Raises:
+        ModelError: The tokenizers do not fit.
+    """
+    if (
+        student is teacher
+        or student.backend_tokenizer.to_str() == teacher.backend_tokenizer.to_str()
+    ):
+        return None
+    theirs = teacher.get_vocab()
+    pieces = student.get_vocab()
+    missing = [piece for piece in pieces if piece not in theirs]
+    advice = "Distil with a student made from this teacher, or whose vocabulary was cut from its."
+    if missing:
+        raise ModelError(
+            f"The student has {len(missing)} pieces that the teacher does not have, such as "
+            f"{', '.join(map(repr, missing[:5]))}.\n{advice}"
+        )
+    if student.pad_token_id != teacher.pad_token_id:
+        raise ModelError(
+            f"The padding piece has the id {student.pad_token_id} in the student, and "
+            f"{teacher.pad_token_id} in the teacher.\n"
+            f"It must keep its id when a vocabulary is cut, since models count positions by it.\n{advice}"
+        )
+    table = torch.zeros(max(pieces.values()) + 1, dtype=torch.int64)
+    for piece, index in pieces.items():
+        table[index] = theirs[piece]
+    options: Any = {"is_split_into_words": data.task == "token"}
+    for split in data.splits.values():
+        for batch in split.select_columns(["text"]).iter(1000):
+            own = student(batch["text"], **options)["input_ids"]
+            other = teacher(batch["text"], **options)["input_ids"]
+            for text, ids, expected in zip(batch["text"], own, other, strict=True):
+                if table[torch.tensor(ids)].tolist() != expected:
+                    raise ModelError(
+                        f"Teacher and student split this text differently: {str(text)[:80]!r}.\n{advice}"
+                    )
+    return table
+
+
+def match_classes(student: Sequence[str], teacher: Sequence[str]) -> Tensor:
+    """For each class of the student the teacher's id of the same name.
+
+    Raises:
+        ModelError: They have different classes.
+    """
+    theirs = {name: i for i, name in enumerate(teacher)}
+    if set(student) != set(theirs):
+        raise ModelError(
+            "Teacher and student have different classes.\n"
+            f"The student's: {', '.join(student)}.\nThe teacher's: {', '.join(teacher)}."
+        )
+    return torch.tensor([theirs[name] for name in student])

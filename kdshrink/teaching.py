@@ -1,0 +1,270 @@
+"""What a teacher says of the training data: made for several batches at once, and kept on request."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from .batching import Batches, cut_by_tokens
+from .data import token_counts
+from .recording import Record, Recorder
+from .target_cache import ExampleTargets, TargetCache, TargetShape, fingerprint
+
+logger = logging.getLogger(__name__)
+
+_CPU_POSITIONS, _GPU_POSITIONS = 1024, 32768
+"""Positions, padding included, that go through the teacher at once; a longer example goes alone."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the teacher says of a batch.
+
+    Attributes:
+        record: Its embedding output, and hidden states and attention of the mapped layers.
+        logits: (B, C), or (B, T, C) for token tasks, in the student's order of classes; None for a
+            bare encoder.
+        centred: Whether the attention is scores less their mean over the keys.
+    """
+
+    record: Record
+    logits: Tensor | None
+    centred: bool
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher in eval mode, and how its answers map onto the student's.
+
+    Attributes:
+        recorder: Records the layers that the student's layers are matched with.
+        classes: For each class of the student the teacher's; None for a bare encoder.
+    """
+
+    recorder: Recorder
+    classes: Tensor | None
+
+    @torch.inference_mode()
+    def targets(self, input_ids: Tensor, attention_mask: Tensor) -> Targets:
+        """What the teacher says of a batch."""
+        output, record = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
+        logits = None if self.classes is None else output.logits[..., self.classes]
+        return Targets(record, logits, self.recorder.centred)
+
+
+@torch.inference_mode()
+def split_targets(
+    targets: Targets, lengths: Sequence[int], dtype: torch.dtype
+) -> list[ExampleTargets]:
+    """The targets of each example of a batch, without padding.
+
+    Args:
+        lengths: Tokens of each example; the rest of its row is padding.
+        dtype: What to turn the values into.
+    """
+    record = targets.record
+    embedding = [] if record.embedding is None else [record.embedding]
+    states = [state.to(dtype) for state in (*embedding, *record.hidden)]
+    attention = [scores.to(dtype) for scores in record.attention]
+    logits = None if targets.logits is None else targets.logits.to(dtype)
+    return [
+        ExampleTargets(
+            torch.stack([state[i, :length] for state in states]) if states else None,
+            torch.stack([a[i, :, :length, :length] for a in attention]) if attention else None,
+            None if logits is None else logits[i] if logits.dim() == 2 else logits[i, :length],
+        )
+        for i, length in enumerate(lengths)
+    ]
+
+
+def join_targets(
+    examples: Sequence[ExampleTargets], *, embedding: bool, centred: bool, device: torch.device
+) -> Targets:
+    """Undo `split_targets`: the targets of a batch, padded with zeros to its longest example.
+
+    Args:
+        embedding: Whether the first of the states is the embedding output.
+    """
+
+    def joined(name: str, lengths_at: Sequence[int]) -> Tensor | None:
+        parts = [getattr(example, name) for example in examples]
+        if parts[0] is None:
+            return None
+        if all(part.shape == parts[0].shape for part in parts):
+            return torch.stack(parts, dim=1).to(device, non_blocking=True)
+        shape = list(parts[0].shape)
+        for axis in lengths_at:
+            shape[axis] = max(part.shape[axis] for part in parts)
+        whole = parts[0].new_zeros((shape[0], len(parts), *shape[1:]))
+        for i, part in enumerate(parts):
+            whole[:, i][tuple(slice(size) for size in part.shape)] = part
+        return whole.to(device, non_blocking=True)
+
+    states, attention = joined("states", [1]), joined("attention", [2, 3])
+    each = () if states is None else states.unbind()
+    record = Record(
+        each[0] if embedding and each else None,
+        each[1:] if embedding else each,
+        () if attention is None else attention.unbind(),
+    )
+    return Targets(record, _joined_logits(examples, device), centred)
+
+
+def _joined_logits(examples: Sequence[ExampleTargets], device: torch.device) -> Tensor | None:
+    parts = [example.logits for example in examples if example.logits is not None]
+    if not parts:
+        return None
+    if parts[0].dim() == 1:
+        return torch.stack(parts).to(device, non_blocking=True)
+    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).to(device, non_blocking=True)
+
+
+class TargetSource:
+    """The teacher's targets for any batch of a training run.
+
+    They are made for a group of coming batches at a time, their examples sorted by length, so that the
+    teacher runs on little padding and few, large inputs. Groups lie on a grid from each epoch's first
+    batch and are made whole, whichever of their batches is asked for first: a run that resumes within
+    one gets the same bits.
+
+    Args:
+        encoded: The training set.
+        cache: Where targets are kept across epochs, or None.
+        group: Batches in a group.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        encoded: Dataset,
+        batches: Batches,
+        collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+        cache: TargetCache | None = None,
+        group: int = 4,
+    ) -> None:
+        self.teacher = teacher
+        self.examples = encoded.select_columns(["input_ids"])
+        self.batches = batches
+        self.collate = collate
+        self.device = teacher.recorder.model.device
+        self.group = group
+        self.positions = _GPU_POSITIONS if self.device.type == "cuda" else _CPU_POSITIONS
+        self.cache = cache
+        self._plan: tuple[int, list[np.ndarray]] | None = None
+        self._held: dict[int, ExampleTargets] = {}
+
+    def of_batch(self, epoch: int, index: int) -> Targets:
+        """The targets of an epoch's batch, on the device."""
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = epoch, self.batches.of_epoch(epoch)
+        plan = self._plan[1]
+        rows = plan[index].tolist()
+        if self.cache is not None and self.cache.has(rows):
+            examples = self.cache.read(rows)
+        else:
+            if any(row not in self._held for row in rows):
+                first = index - index % self.group
+                self._held = {}  # before the next ones are made, so that never two groups are held
+                self._held = self._make(np.concatenate(plan[first : first + self.group]))
+            examples = [self._held.pop(row) for row in rows]
+        recorder = self.teacher.recorder
+        return join_targets(
+            examples, embedding=recorder.embedding, centred=recorder.centred, device=self.device
+        )
+
+    def _make(self, rows: np.ndarray) -> dict[int, ExampleTargets]:
+        """Run the teacher on some rows of the training set."""
+        dtype = next(self.teacher.recorder.model.parameters()).dtype
+        lengths = self.batches.lengths[rows]
+        rows = rows[np.argsort(lengths, kind="stable")]
+        cuts = [*cut_by_tokens(np.sort(lengths), self.positions), len(rows)]
+        made: dict[int, ExampleTargets] = {}
+        for begin, end in pairwise(cuts):
+            chosen = rows[begin:end].tolist()
+            batch = self.collate(self.examples.__getitems__(chosen))
+            inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            targets = self.teacher.targets(**inputs)
+            split = split_targets(targets, self.batches.lengths[chosen].tolist(), dtype)
+            made |= zip(chosen, split, strict=True)
+            if self.cache is not None:
+                self.cache.write(chosen, split)
+        return made
+
+
+def open_cache(
+    mode: Literal["auto", "none", "logits", "all"],
+    teacher: Teacher,
+    directory: Path,
+    encoded: Dataset,
+    folder: Path,
+    *,
+    token_logits: bool,
+    epochs: float,
+) -> TargetCache | None:
+    """A place on disk for a teacher's targets, if it is wanted and, for "auto", where it pays.
+
+    It pays where there is a second epoch, and everything fits into a quarter of this machine's memory,
+    so that it is read from there, and into half of the free disk.
+
+    Args:
+        directory: The teacher's files.
+        encoded: The training set.
+        folder: Where to make it.
+        token_logits: Whether there are logits for each token.
+        epochs: How often the training set is gone through.
+
+    Raises:
+        OutputError: The disk has no room for it.
+    """
+    if mode == "none":
+        return None
+    recorder, config = teacher.recorder, teacher.recorder.model.config
+    shape = TargetShape(
+        states=recorder.embedding + (len(recorder.layers) if recorder.hidden else 0),
+        width=config.hidden_size,
+        attention=len(recorder.layers) if recorder.attention else 0,
+        heads=config.num_attention_heads,
+        classes=0 if teacher.classes is None else len(teacher.classes),
+        token_logits=token_logits,
+        dtype=next(recorder.model.parameters()).dtype,
+    )
+    lengths = token_counts(encoded)
+    size = shape.bytes(lengths)
+    if mode == "auto":
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if epochs <= 1 or size > min(memory // 4, shutil.disk_usage(folder).free // 2):
+            return None
+    logger.info("the teacher's targets are kept on disk: %.2f GB", size / 1e9)
+    key = {
+        "teacher": fingerprint(directory),
+        "data": _digest(encoded),
+        "layers": list(recorder.layers),
+        "hidden": recorder.hidden,
+        "embedding": recorder.embedding,
+        "attention": recorder.attention,
+        "classes": None if teacher.classes is None else teacher.classes.tolist(),
+        "dtype": str(shape.dtype),
+    }
+    return TargetCache(folder / "targets", key, lengths, shape)
+
+
+def _digest(encoded: Dataset) -> str:
+    """A hash of the ids of a training set, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in encoded.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
+        ids = batch["input_ids"].combine_chunks()
+        digest.update(ids.flatten().to_numpy().tobytes())
+        digest.update(ids.value_lengths().to_numpy().tobytes())
+    return digest.hexdigest()
