@@ -24,17 +24,26 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from .processes import is_first, rank
+
 _PLAIN_SECONDS = 15.0
 
 
 def _stdout() -> Console:
     # Without a terminal a table keeps its natural width: rich would fold it at 80 columns.
     width = None if sys.stdout.isatty() else 200
-    return Console(width=width, highlight=False, markup=False, emoji=False)
+    return Console(width=width, highlight=False, markup=False, emoji=False, quiet=not is_first())
 
 
-def _stderr() -> Console:
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+def _stderr(quiet: bool | None = None) -> Console:
+    return Console(
+        stderr=True,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=True,
+        quiet=not is_first() if quiet is None else quiet,
+    )
 
 
 def _labelled(label: str, colour: str, message: str) -> Text:
@@ -59,7 +68,9 @@ def show_log() -> None:
 
 
 def print_error(message: str) -> None:
-    _stderr().print(_labelled("error", "red", message))
+    """An error, of whichever process: it may be that one's alone."""
+    label = "error" if is_first() else f"error in process {rank()}"
+    _stderr(quiet=False).print(_labelled(label, "red", message))
 
 
 def print_line(line: str) -> None:
@@ -68,6 +79,8 @@ def print_line(line: str) -> None:
 
 def print_json(result: Mapping[str, Any]) -> None:
     """One JSON object on one line."""
+    if not is_first():
+        return
     sys.stdout.write(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
 
@@ -89,7 +102,7 @@ class Progress:
         self._began: dict[str, float] = {}
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_first():
             self._bar = RichProgress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),

@@ -41,6 +41,7 @@ from .loading import (
     require_task,
     to_device,
 )
+from .processes import is_first
 from .progress import Progress, silent
 from .recording import Recorder
 from .students import Student, map_pieces, match_classes, prepare_student
@@ -369,7 +370,8 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     progress = progress or silent
     source = find_model(config.teacher, config)
     output_dir = config.output_dir or Path(_default_name(config))
-    check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
+    if is_first():
+        check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
     if done := finished_result(output_dir, config):
         return done
     device = pick_device(config.device)
@@ -400,23 +402,25 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         judge = None
         if comparing and labelled.labels is not None:
             judge = _Judge(config, data, source, tokenizer, student, device, progress)
-        resume_from = start_run(config, output_dir)
-        set_seed(config.seed)
-        pair = _load_pair(config, source, student, encoded, pieces, output_dir, device)
+        with arguments.main_process_first(local=False):
+            resume_from = start_run(config, output_dir)
+            set_seed(config.seed)
+            pair = _load_pair(config, source, student, encoded, pieces, output_dir, device)
     if arguments.bf16 and device.type == "cuda":
         pair.teacher.recorder.model.bfloat16()
     batches = plan_batches(config, arguments, encoded["train"])
     steps = steps_per_epoch(batches, config.gradient_accumulation_steps)
     epochs = config.num_train_epochs if config.max_steps is None else config.max_steps / steps
-    cache = open_cache(
-        config.cache_teacher,
-        pair.teacher,
-        source.directory,
-        encoded["train"],
-        output_dir / CHECKPOINTS,
-        token_logits=source.task == "token",
-        epochs=epochs,
-    )
+    with arguments.main_process_first(local=False):
+        cache = open_cache(
+            config.cache_teacher,
+            pair.teacher,
+            source.directory,
+            encoded["train"],
+            output_dir / CHECKPOINTS,
+            token_logits=source.task == "token",
+            epochs=epochs,
+        )
     evaluator: Evaluator | LossEvaluator
     if labelled.labels is None:
         evaluator = LossEvaluator(
@@ -451,6 +455,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     run = run_training(trainer, resume_from)
     if judge is not None:
         judge.add_distilled(load_best(run, pair.learner.student))
+        trainer.accelerator.wait_for_everyone()  # the first one removes the checkpoints next
     record = make_record(
         "distill",
         config,

@@ -25,6 +25,7 @@ from .compaction import compact, embedding_name
 from .config import SourceOptions
 from .errors import ModelError
 from .languages import Task
+from .processes import local_rank
 from .tensors import TensorReader
 
 _AUTO = {
@@ -43,11 +44,15 @@ class Loaded:
 def pick_device(device: str) -> torch.device:
     """The device that `--device` names; auto is CUDA where there is a GPU, else the CPU.
 
+    Of several processes on a machine each takes its own GPU.
+
     Raises:
         ModelError: There is no such device.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", local_rank())
     try:
         chosen = torch.device(device)
     except RuntimeError:

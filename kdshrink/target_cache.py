@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import disk_errors, write_json
+from .errors import OutputError
 
 _KEY = "key.json"
 _DONE = "done.bin"
@@ -101,6 +102,7 @@ class TargetCache:
         self.offsets = shape.offsets(lengths)
         if not _is_of(folder, key):
             shutil.rmtree(folder, ignore_errors=True)
+            _require_room(folder, shape.bytes(lengths))
             folder.mkdir(parents=True)
             with disk_errors(folder):
                 sizes = {name: int(ends[-1]) for name, ends in self.offsets.items()}
@@ -144,6 +146,15 @@ def _is_of(folder: Path, key: Mapping[str, Any]) -> bool:
         return json.loads((folder / _KEY).read_text()) == dict(key)
     except (OSError, ValueError):
         return False
+
+
+def _require_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if size > free:
+        raise OutputError(
+            f"{folder}: the teacher's targets take {size / 1e9:.1f} GB, and the disk has "
+            f"{free / 1e9:.1f} GB free.\nMake room, or give --cache-teacher none."
+        )
 
 
 def _reserve(path: Path, size: int) -> None:

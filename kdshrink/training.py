@@ -60,6 +60,7 @@ from .loading import (
     to_device,
 )
 from .losses import task_cross_entropy
+from .processes import is_first
 from .progress import Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -450,6 +451,8 @@ def start_run(config: TrainingOptions, output_dir: Path) -> Path | None:
     """
     checkpoints = output_dir / CHECKPOINTS
     last = last_checkpoint(output_dir) if config.resume else None
+    if not is_first():
+        return last
     if last is None:
         shutil.rmtree(checkpoints, ignore_errors=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -533,12 +536,13 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
     scored_steps = [entry["step"] for entry in trainer.state.log_history if "score" in entry]
     if trainer.state.global_step not in scored_steps:
         trainer.evaluate()
+    trainer.accelerator.wait_for_everyone()
     best_dir = trainer.result_dir / CHECKPOINTS / _BEST
     scored = json.loads((best_dir / _BEST_SCORE).read_text())
     return Run(
         steps=trainer.state.global_step,
         seconds=seconds,
-        examples_per_second=trainer.seen_examples / seconds,
+        examples_per_second=trainer.seen_examples * trainer.args.world_size / seconds,
         peak_memory_bytes=peak_memory(trainer.args.device),
         best_step=scored["step"],
         best_dir=best_dir,
@@ -560,7 +564,10 @@ def save_result(
     record: dict[str, Any],
     comparison: Mapping[str, Any] | None = None,
 ) -> TrainResult:
-    """Move the best model, its tokenizer, card, record and log into output_dir."""
+    """Move the best model, its tokenizer, card, record and log into output_dir.
+
+    Of several processes the first does so.
+    """
     result = TrainResult(
         output_dir=output_dir,
         steps=run.steps,
@@ -571,6 +578,8 @@ def save_result(
         development=run.development,
         comparison=comparison,
     )
+    if not is_first():
+        return result
     results = result.to_dict()
     record["results"] = {
         **{name: value for name, value in results.items() if name != "output_dir"},
@@ -644,7 +653,8 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     output_dir = config.output_dir or Path(
         f"{Path(config.model).name}-{Path(str(config.data)).stem}"
     )
-    check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
+    if is_first():
+        check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
     if done := finished_result(output_dir, config):
         return done
     device = pick_device(config.device)
@@ -659,10 +669,11 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     encoded = encode_splits(data, ("train", "validation"), tokenizer, length, labels)
     kept = reachable_ids(tokenizer, list(encoded.values()), source.config["vocab_size"])
     model = load_with_head(source, config, data.task, labels, config.seed, kept)
-    resume_from = start_run(config, output_dir)
-    table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, source.directory, model, kept)
-    collate = Collator(int(tokenizer.pad_token_id), compact_ids(kept, source.config["vocab_size"]))
     arguments = training_arguments(config, output_dir, device)
+    with arguments.main_process_first(local=False):
+        resume_from = start_run(config, output_dir)
+        table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, source.directory, model, kept)
+    collate = Collator(int(tokenizer.pad_token_id), compact_ids(kept, source.config["vocab_size"]))
     set_seed(config.seed)
     trainer = TermTrainer(
         weights={"task": 1.0},

@@ -269,59 +269,64 @@ def test_unknown_labels_are_listed(
         evaluate(EvalConfig(model=str(teacher), data=str(text_data), device="cpu"))
 
 
-@pytest.mark.parametrize("job", ["finetune", "distill"])
+@pytest.mark.parametrize(
+    ("job", "save_steps", "dies_at", "cache"),
+    [
+        ("finetune", 3, 5, None),
+        ("distill", 3, 5, "none"),
+        ("distill", 3, 5, "all"),
+        ("distill", 2, 7, "all"),
+    ],
+)
 def test_a_resumed_run_ends_with_the_same_bits(
     encoder_dir: Path,
     xlmr_tokenizer: PreTrainedTokenizerFast,
     text_data: Path,
     tmp_path: Path,
     job: str,
+    save_steps: int,
+    dies_at: int,
+    cache: str | None,
 ) -> None:
+    """Killed within a step, an epoch (of 6 steps) and a group of the teacher's targets (of 4)."""
     teacher = make_teacher(tmp_path / "t", xlmr_tokenizer)
-    options: dict[str, Any] = {"data": str(text_data), "max_steps": 9, "save_steps": 3, **FAST}
+    options: dict[str, Any] = {"data": str(text_data), "max_steps": 9, **FAST}
+    options |= {"save_steps": save_steps, "weight_decay": 0.1}
 
-    def run(out: Path, resume: bool = False) -> None:
+    def make_config(out: Path, resume: bool = False) -> Any:
         if job == "finetune":
-            finetune(
-                FinetuneConfig(model=str(encoder_dir), output_dir=out, resume=resume, **options)
-            )
-        else:
-            distill(
-                DistillConfig(
-                    teacher=str(teacher), hidden_size=12, output_dir=out, resume=resume, **options
-                )
-            )
+            return FinetuneConfig(model=str(encoder_dir), output_dir=out, resume=resume, **options)
+        kept: dict[str, Any] = {"hidden_size": 12, "cache_teacher": cache}
+        return DistillConfig(teacher=str(teacher), output_dir=out, resume=resume, **kept, **options)
 
-    run(tmp_path / "whole")
+    run = finetune if job == "finetune" else distill
+    run(make_config(tmp_path / "whole"))
     script = (
         "import os, kdshrink.training as training\n"
-        "save = training.TermTrainer._save_checkpoint\n"
-        "def save_then_die(self, *arguments):\n"
-        "    save(self, *arguments)\n"
-        "    if self.state.global_step == 6: os._exit(9)\n"
-        "training.TermTrainer._save_checkpoint = save_then_die\n"
+        "compute = training.TermTrainer.compute_loss\n"
+        "def compute_or_die(self, *arguments, **options):\n"
+        f"    if self.state.global_step == {dies_at}: os._exit(9)\n"
+        "    return compute(self, *arguments, **options)\n"
+        "training.TermTrainer.compute_loss = compute_or_die\n"
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path, PosixPath\n"
         "from kdshrink import *\n"
     )
     out = tmp_path / "killed"
-    if job == "finetune":
-        config: Any = FinetuneConfig(model=str(encoder_dir), output_dir=out, **options)
-    else:
-        config = DistillConfig(teacher=str(teacher), hidden_size=12, output_dir=out, **options)
+    config = make_config(out)
     done = subprocess.run([sys.executable, "-c", f"{script}{job}({config!r})"], check=False)
     assert done.returncode == 9
     assert not (out / "config.json").exists()
     with pytest.raises(OutputError, match="--resume"):
-        run(out)
-    run(out, resume=True)
+        run(make_config(out))
+    run(make_config(out, resume=True))
     expected, got = (load_file(d / "model.safetensors") for d in (tmp_path / "whole", out))
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     lines = [[row for row in log_of(d) if "loss" in row] for d in (tmp_path / "whole", out)]
     assert [row["step"] for row in lines[0]] == [row["step"] for row in lines[1]]
 
     before = (out / "model.safetensors").stat().st_mtime_ns
-    run(out, resume=True)
+    run(make_config(out, resume=True))
     assert (out / "model.safetensors").stat().st_mtime_ns == before
 
 

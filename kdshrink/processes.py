@@ -1,0 +1,20 @@
+"""Which of several processes of a run this is, as torchrun and SLURM's launchers tell."""
+
+from __future__ import annotations
+
+import os
+
+
+def rank() -> int:
+    """This process's number in the run; 0 where there is one alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """This process's number on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this process writes and prints for all."""
+    return rank() == 0
