@@ -37,7 +37,10 @@ _PANELS = {
     "EvaluationOptions": "Run",
     "DeviceOptions": "Run",
     "OutputOptions": "Output",
+    "TokenOptions": "Hub",
     "SourceOptions": "Hub",
+    "HubTarget": "Hub",
+    "HubOptions": "Hub",
 }
 _DATA_NAMES = ("massive", "tsm", "universal-ner", "sample")
 _MODEL_NAMES = ("sample", "sample-base")
@@ -266,6 +269,21 @@ def zero_shot() -> None:
     """Score a classifier on languages that it was not trained on, beside those it was."""
 
 
+@_command(
+    "push",
+    config.PushConfig,
+    "hub:push",
+    console.show_push,
+    _examples(
+        "kdshrink push student --hub-model-id my-org/student",
+        "kdshrink push student --hub-model-id my-org/student --private --hub-revision candidate",
+        "kdshrink push student --hub-model-id their-org/student --create-pr",
+    ),
+)
+def push() -> None:
+    """Push a directory to the Hub in one commit; what is there already is not sent again."""
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         console.print_line(f"kdshrink {__version__}")
@@ -292,6 +310,7 @@ def _quiet_libraries() -> None:
     """Let the libraries say only what is wrong: progress and notes are ours to show."""
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_VERBOSITY", "error"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
         ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
         ("TOKENIZERS_PARALLELISM", "true"),

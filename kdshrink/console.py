@@ -222,7 +222,7 @@ def show_shrink(result: Mapping[str, Any]) -> None:
                 "what other text suffers, estimated on a tenth of the data that was held out:"
             )
             out.print(table)
-    out.print(f"written to {result['output_dir']}", soft_wrap=True)
+    _show_where(out, result)
 
 
 def _sizes(sizes: Mapping[str, int]) -> list[str]:
@@ -246,7 +246,27 @@ def show_training(result: Mapping[str, Any]) -> None:
         f"{result['examples_per_second']:.1f} examples/s, "
         f"peak memory {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
     )
+    _show_where(out, result)
+
+
+def _show_where(out: Console, result: Mapping[str, Any]) -> None:
     out.print(f"written to {result['output_dir']}", soft_wrap=True)
+    if "hub" in result:
+        _show_pushed(out, result["hub"])
+
+
+def show_push(result: Mapping[str, Any]) -> None:
+    _show_pushed(_stdout(), result)
+
+
+def _show_pushed(out: Console, pushed: Mapping[str, Any]) -> None:
+    if pushed["pull_request"]:
+        line = f"pull request {pushed['pull_request']}"
+    elif pushed["changed"]:
+        line = f"pushed to {pushed['url']} (commit {pushed['commit']})"
+    else:
+        line = f"{pushed['url']} has all of it already (commit {pushed['commit']})"
+    out.print(line, soft_wrap=True)
 
 
 def _show_comparison(out: Console, comparison: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
 from .data import IGNORED, Collator, TaskData, language_codes, load_data, match_labels
 from .errors import ModelError, ShapeError, UsageError
 from .evaluation import EvalResult, Evaluator, LanguageScore, make_evaluator
+from .hub import check_push, pushed
 from .languages import language_of
 from .loading import (
     Loaded,
@@ -505,8 +506,9 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     source = find_model(config.teacher, config)
     output_dir = config.output_dir or Path(_default_name(config))
     check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
+    repo_id = check_push(config, output_dir)
     if done := finished_result(output_dir, config):
-        return done
+        return pushed(done, repo_id, config)
     device = pick_device(config.device)
     _check_terms(config, source)
     tokenizer = load_tokenizer(source, config)
@@ -604,10 +606,11 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
             sorted({*student.training_languages, *data.languages}) if source.task else []
         ),
     )
-    return save_result(
+    result = save_result(
         output_dir,
         run,
         student.tokenizer,
         record,
         None if comparison is None else comparison.to_dict(),
     )
+    return pushed(result, repo_id, config)

@@ -46,6 +46,7 @@ from .config import FinetuneConfig, TrainingOptions
 from .data import Collator, TaskData, encode, load_data, match_labels
 from .errors import Interrupted, TrainingError
 from .evaluation import EvalResult, Evaluator
+from .hub import PushResult, check_push, pushed
 from .loading import (
     class_names,
     fitting_length,
@@ -75,6 +76,7 @@ class TrainResult:
     best_step: int
     development: EvalResult
     comparison: Mapping[str, Any] | None = None
+    pushed: PushResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of --json."""
@@ -91,6 +93,8 @@ class TrainResult:
         }
         if self.comparison is not None:
             result["comparison"] = self.comparison
+        if self.pushed is not None:
+            result["hub"] = self.pushed.to_dict()
         return result
 
 
@@ -562,8 +566,9 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         f"{Path(config.model).name}-{Path(str(config.data)).stem}"
     )
     check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
+    repo_id = check_push(config, output_dir)
     if done := finished_result(output_dir, config):
-        return done
+        return pushed(done, repo_id, config)
     device = pick_device(config.device)
     source = find_model(config.model, config)
     tokenizer = load_tokenizer(source, config)
@@ -601,4 +606,4 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         task=data.task,
         training_languages=sorted({*source.training_languages, *data.languages}),
     )
-    return save_result(output_dir, run, tokenizer, record)
+    return pushed(save_result(output_dir, run, tokenizer, record), repo_id, config)
