@@ -284,6 +284,20 @@ def push() -> None:
     """Push a directory to the Hub in one commit; what is there already is not sent again."""
 
 
+@_command(
+    "info",
+    config.InfoConfig,
+    "lineage:info",
+    console.show_info,
+    _examples(
+        "kdshrink info student",
+        "kdshrink info my-org/student@main --json | jq -r '.chain[].command'",
+    ),
+)
+def info() -> None:
+    """Tell of a model: what it was made from and how, its layers, sizes, scores and languages."""
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         console.print_line(f"kdshrink {__version__}")
@@ -311,6 +325,7 @@ def _quiet_libraries() -> None:
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("HF_HUB_VERBOSITY", "error"),
+        ("DATASETS_VERBOSITY", "error"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
         ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
         ("TOKENIZERS_PARALLELISM", "true"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -444,7 +444,15 @@ _NOT_OF_THE_RESULT = {
 def command_line(command: str, config: Any) -> str:
     """What to type for this config: without the token, and what has no bearing on the result."""
     arguments, flags = [], []
-    for item in fields(config):
+    own, data = set(vars(type(config))["__annotations__"]), {f.name for f in fields(DataOptions)}
+
+    def rank(item: Field[Any]) -> int:
+        """What the command is about first, then its data; where it writes to last."""
+        if item.name == "output_dir":
+            return 3
+        return 0 if item.name in own else 1 if item.name in data else 2
+
+    for item in sorted(fields(config), key=rank):
         value = getattr(config, item.name)
         default = item.default if item.default_factory is MISSING else item.default_factory()
         if item.metadata["argument"]:
@@ -459,7 +467,8 @@ def command_line(command: str, config: Any) -> str:
         elif isinstance(value, Mapping):
             flags += [word for k, v in value.items() for word in (flag, f"{k}={v:g}")]
         else:
-            flags += [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+            typed = ",".join(value) if isinstance(value, tuple) else value
+            flags += [flag, f"{typed:g}" if isinstance(typed, float) else str(typed)]
     return shlex.join(["kdshrink", command, *arguments, *flags])
 
 

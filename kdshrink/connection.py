@@ -99,6 +99,14 @@ def is_network_fault(error: BaseException) -> bool:
     )
 
 
+def is_hub_fault(error: BaseException) -> bool:
+    """Whether the Hub is what failed: it could not be reached, refused, or is not to be asked."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    refused = (HfHubHTTPError, OfflineModeIsEnabled, HubError)
+    return is_network_fault(error) or any(isinstance(one, refused) for one in chain_of(error))
+
+
 def _is_transport(error: BaseException) -> bool:
     # huggingface_hub's client was requests, then httpx, then httpx2: their errors share names.
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -112,11 +120,17 @@ def reason(error: BaseException, token: str | None) -> str:
         error: What huggingface_hub or datasets raised.
         token: The token that was given, if any, to tell a missing token from a refused one.
     """
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     for one in chain_of(error):
         if isinstance(one, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set"
+        if isinstance(one, LocalTokenNotFoundError):
+            return "it takes a token: pass --token, set HF_TOKEN, or run `hf auth login`"
         if isinstance(one, HfHubHTTPError) and one.response is not None:
             return _status_words(one.response, token, getattr(one, "server_message", None))
         if isinstance(one, HubError):

@@ -249,6 +249,48 @@ def show_training(result: Mapping[str, Any]) -> None:
     _show_where(out, result)
 
 
+def show_info(result: Mapping[str, Any]) -> None:
+    out = _stdout()
+    for name, value in _info_rows(result):
+        out.print(f"{name:<15}  {value}", soft_wrap=True)
+    if result["score"] is not None:
+        out.print(_score_table(result, f"Scores, {result['split']} set"))
+    for number, step in enumerate(result["chain"], 1):
+        out.print(f"{number}. {step['command']}", soft_wrap=True)
+        for model in step["models"]:
+            if model["revision"]:
+                out.print(f"     {model['model']} at {model['revision']}", soft_wrap=True)
+        if step["data"]:
+            known = (
+                step["data"].get("revision") or step["data"].get("fingerprint") or "not recorded"
+            )
+            out.print(f"     data {step['data']['name']}: {known}", soft_wrap=True)
+
+
+def _info_rows(result: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    yield "model", result["model"] + (f" at {result['revision']}" if result["revision"] else "")
+    yield "kind", f"{result['architecture'] or 'unknown'} ({result['task'] or 'no'} task)"
+    if result["command"]:
+        yield "made by", f"kdshrink {result['kdshrink_version']} {result['command']}"
+    for name in ("teacher", "source", "base", "hub_base"):
+        if result[name]:
+            yield name.replace("hub_base", "base on the Hub"), result[name]
+    shape = f"{result['layers']}, hidden size {result['hidden_size']}, {result['heads']} heads"
+    if result["layers_of"]:
+        shape += f" (layers {', '.join(map(str, result['layer_map']))} of {result['layers_of']})"
+    yield "layers", shape
+    if result["vocabulary"]:
+        yield "vocabulary", f"{result['vocabulary']:,}"
+    if result["parameters"] is not None:
+        yield "size", f"{result['parameters']:,} parameters, {result['bytes'] / 1e6:,.1f} MB"
+    if result["labels"]:
+        shown = result["labels"][:8]
+        more = f" and {len(result['labels']) - 8} more" if len(result["labels"]) > 8 else ""
+        yield "labels", ", ".join(shown) + more
+    yield "languages", ", ".join(result["training_languages"]) or "none recorded"
+    yield "licence", ", ".join(one["license"] for one in result["licences"]) or "none named"
+
+
 def _show_where(out: Console, result: Mapping[str, Any]) -> None:
     out.print(f"written to {result['output_dir']}", soft_wrap=True)
     if "hub" in result:

@@ -27,9 +27,11 @@ from .languages import language_of
 from .loading import (
     Loaded,
     class_names,
+    describe_device,
     fitting_length,
     load_tokenizer,
     load_weights,
+    model_sizes,
     new_model,
     pick_device,
     require_task,
@@ -204,13 +206,19 @@ class DistillationTrainer(TermTrainer):
 
 @dataclass(frozen=True)
 class Student:
-    """A student before training, and which of the teacher's layers (1-based) its layers stand for."""
+    """A student before training.
+
+    Attributes:
+        layers: Which of the teacher's layers (1-based) its layers stand for.
+        sources: The models besides the teacher that it was made of.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layers: tuple[int, ...]
     start: str
     training_languages: tuple[str, ...]
+    sources: tuple[Source, ...] = ()
 
 
 def prepare_student(
@@ -238,6 +246,7 @@ def prepare_student(
             layers,
             f"from {source.name}",
             tuple(source.training_languages),
+            (source,),
         )
     shape = replace(config, layers=_default_layers(config, depth))
     plan = plan_for(teacher, shape)
@@ -255,7 +264,8 @@ def prepare_student(
     if init == "from-base" and teacher.task is not None:
         model = with_new_head(model, teacher.task, teacher.labels, config.seed)
     languages = tuple(origin.training_languages)
-    return Student(model, tokenizer, layers, init, languages)
+    sources = () if origin is teacher else (origin,)
+    return Student(model, tokenizer, layers, init, languages, sources)
 
 
 def _default_layers(config: DistillConfig, depth: int) -> int | None:
@@ -592,8 +602,14 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     record = make_record(
         "distill",
         config,
-        device,
+        describe_device(device),
+        [source, *student.sources],
+        data.source,
         teacher=source.describe(),
+        sizes={
+            "the teacher": model_sizes(teacher_model),
+            "this model": model_sizes(student.model),
+        },
         student=config.student,
         start=student.start,
         base=(source.record or {}).get("base"),

@@ -104,7 +104,9 @@ def push_directory(directory: Path, name: str, target: HubTarget, token: str | N
             repo_id = _ready_repository(name, target, token)
             return _commit(directory, repo_id, target, token)
     except Interrupted as error:
-        raise Interrupted(f"Stopped by SIGTERM before the push ended. {again}", error.exit_code) from None
+        raise Interrupted(
+            f"Stopped by SIGTERM before the push ended. {again}", error.exit_code
+        ) from None
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped by Ctrl-C before the push ended. {again}", 130) from None
 

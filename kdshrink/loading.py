@@ -59,6 +59,25 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
+def describe_device(device: torch.device) -> str:
+    """A device with its maker's name, for the record."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def model_sizes(model: PreTrainedModel) -> dict[str, int]:
+    """Layers, widths, vocabulary, parameters, and the bytes of the parameters."""
+    config: Any = model.config
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "parameters": model.num_parameters(),
+        "bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+    }
+
+
 def load_tokenizer(source: Source, options: SourceOptions) -> PreTrainedTokenizerBase:
     """Load a model's own tokenizer.
 

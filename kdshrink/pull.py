@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from .connection import is_network_fault, reason, use_timeouts
 from .errors import HubError, ModelError
@@ -22,7 +21,12 @@ _PICKLES = "pytorch_model*.bin"
 
 
 def fetch_model(
-    hub_id: str, revision: str | None, token: str | None, *, weights: bool = True, code: bool = False
+    hub_id: str,
+    revision: str | None,
+    token: str | None,
+    *,
+    weights: bool = True,
+    code: bool = False,
 ) -> tuple[Path, str]:
     """Fetch a model's files: safetensors where there are any, else pytorch_model.bin.
 
@@ -76,6 +80,7 @@ def _cached(
 ) -> tuple[Path, str]:
     """A model that the cache holds whole."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     def look(patterns: Sequence[str]) -> Path:
         found = snapshot_download(
@@ -89,7 +94,10 @@ def _cached(
 
     path = look(wanted)
     if weights:
-        path = look([*wanted, _SAFETENSORS if any(path.glob(_SAFETENSORS)) else _PICKLES])
+        kind = next((kind for kind in (_SAFETENSORS, _PICKLES) if any(path.glob(kind))), None)
+        if kind is None:
+            raise LocalEntryNotFoundError("its weights are not in the cache")
+        path = look([*wanted, kind])
     return path, path.name
 
 
@@ -120,19 +128,21 @@ def _check_content(snapshot: Path, since: float) -> None:
         blob = link.resolve()
         if not re.fullmatch(r"[0-9a-f]{64}", blob.name) or blob.stat().st_mtime < since:
             continue
-        with blob.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-        if content.hexdigest() != blob.name:
+        if sha256_of(blob) != blob.name:
             link.unlink()
             blob.unlink()
-            raise HubError(f"{link.name} came damaged: its content has not the checksum that the Hub tells")
+            raise HubError(
+                f"{link.name} came damaged: its content has not the checksum that the Hub tells"
+            )
 
 
-def _digest(file: Any) -> Any:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
-    while part := file.read(2**20):
-        digest.update(part)
-    return digest
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 @contextmanager

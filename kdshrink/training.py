@@ -49,9 +49,11 @@ from .evaluation import EvalResult, Evaluator
 from .hub import PushResult, check_push, pushed
 from .loading import (
     class_names,
+    describe_device,
     fitting_length,
     load_tokenizer,
     load_with_head,
+    model_sizes,
     pick_device,
     to_device,
 )
@@ -503,7 +505,9 @@ def save_result(
                 shutil.copy2(path, folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / RECORD, record)
-        (folder / "README.md").write_text(model_card(output_dir.name, record), encoding="utf-8")
+        (folder / "README.md").write_text(
+            model_card(output_dir.absolute().name, record), encoding="utf-8"
+        )
         shutil.copy2(output_dir / CHECKPOINTS / LOG, folder)
     shutil.rmtree(output_dir / CHECKPOINTS)
     return result
@@ -599,8 +603,11 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     record = make_record(
         "finetune",
         config,
-        device,
+        describe_device(device),
+        [source],
+        data.source,
         source=source.describe(),
+        sizes={"this model": model_sizes(model)},
         base=source.name if source.task is None else (source.record or {}).get("base"),
         data=data.source,
         task=data.task,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -151,8 +151,6 @@ class Hub:
 
     def environment(self, home: Path, token: str | None = WRITER) -> dict[str, str]:
         """The variables that make the real clients speak to this Hub."""
-        import os
-
         dropped = ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_ENDPOINT", "PYTEST_CURRENT_TEST")
         kept = {k: v for k, v in os.environ.items() if k not in dropped}
         added = {
@@ -252,7 +250,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, status: int, content: Any, **headers: str) -> None:
         headers = {"Content-Type": "application/json", **headers}
         self._answer(
-            status, json.dumps(content).encode(), {k.replace("_", "-"): v for k, v in headers.items()}
+            status,
+            json.dumps(content).encode(),
+            {k.replace("_", "-"): v for k, v in headers.items()},
         )
 
     # --- who may do what
@@ -316,10 +316,11 @@ class _Handler(BaseHTTPRequestHandler):
         import yaml
 
         content = json.loads(self.body)["content"]
+        if not content.startswith("---"):
+            return {"warnings": [{"message": "empty or missing yaml metadata"}], "errors": []}
         try:
-            metadata = yaml.safe_load(content.split("---")[1])
-            assert isinstance(metadata, dict)
-        except (IndexError, AssertionError, yaml.YAMLError) as error:
+            assert isinstance(yaml.safe_load(content.split("---")[1]), dict), "no mapping"
+        except (AssertionError, yaml.YAMLError) as error:
             return self._json(400, {"errors": [{"message": str(error)}]})
         return {"warnings": [], "errors": []}
 
@@ -403,7 +404,12 @@ class _Handler(BaseHTTPRequestHandler):
             for depth in range(1, len(parts)):
                 if deep or depth == 1:
                     inner = prefix + "/".join(parts[:depth])
-                    entries[inner] = {"type": "directory", "path": inner, "oid": "0" * 40, "size": 0}
+                    entries[inner] = {
+                        "type": "directory",
+                        "path": inner,
+                        "oid": "0" * 40,
+                        "size": 0,
+                    }
             if deep or len(parts) == 1:
                 entries[path] = self._entry(path, blob)
         if prefix and not entries:
@@ -426,7 +432,8 @@ class _Handler(BaseHTTPRequestHandler):
         return found
 
     def preupload(self, kind: str, name: str, revision: str) -> Any:
-        repo = self._writable(kind, name)
+        as_request = self.query.get("create_pr") == ["1"]
+        repo = self._repo(kind, name) if as_request else self._writable(kind, name)
         if repo is None or (sha := self._commit_of(repo, revision)) is None:
             return None
         there = repo.commits[sha]
@@ -442,7 +449,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"files": files}
 
     def lfs_batch(self, name: str) -> Any:
-        if self._writable("models", name) is None:
+        if self._repo("models", name) is None:
             return None
         objects = []
         for wanted in json.loads(self.body)["objects"]:
@@ -515,7 +522,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _NAME = r"(?P<name>[^/]+(?:/[^/]+)?)"
-_REPO = rf"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+|(?!.*/)[^/]+)"
+_REPO = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+|(?!.*/)[^/]+)"
 _REVISION = r"(?P<revision>refs/convert/[^/]+|refs/pr/\d+|[^/]+)"
 _ROUTES = (
     ("GET /api/whoami-v2", "whoami"),

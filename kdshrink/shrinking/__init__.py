@@ -98,6 +98,8 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             "shrink",
             config,
             None,
+            [source],
+            None if vocabulary is None else vocabulary["data"],
             source=source.describe(),
             base=(source.record or {}).get("base") or (None if source.task else source.name),
             task=source.task,
@@ -111,7 +113,9 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
         )
         record["results"] = {k: v for k, v in result.to_dict().items() if k != "output_dir"}
         write_json(folder / RECORD, record)
-        (folder / "README.md").write_text(model_card(output_dir.name, record), encoding="utf-8")
+        (folder / "README.md").write_text(
+            model_card(output_dir.absolute().name, record), encoding="utf-8"
+        )
     return pushed(result, repo_id, config)
 
 
