@@ -163,6 +163,7 @@ def _command(
                 parse = item.metadata["parse"]
                 if parse is not None and typed[item.name] is not None:
                     typed[item.name] = parse(typed[item.name])
+            console.hide(typed.get("token"))
             chosen = config_class(**typed)
             module, function = target.split(":")
             try:
@@ -343,6 +344,8 @@ def main() -> None:
         app()
     _quiet_libraries()
     console.show_log()
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        console.hide(os.environ.get(variable))
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         app()
@@ -350,7 +353,23 @@ def main() -> None:
         console.print_error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        console.print_error(f"The disk is full: {error}.\nMake room and run the command again.")
+        console.print_error(_os_error(error))
         sys.exit(1)
+    except Exception:
+        console.print_traceback()
+        sys.exit(1)
+
+
+def _os_error(error: OSError) -> str:
+    """What the system refused, in words."""
+    if error.errno == errno.ENOSPC:
+        return f"The disk is full: {error}.\nMake room and run the command again."
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    advice = {
+        errno.EACCES: "Give another path, or get the permission.",
+        errno.EPERM: "Give another path, or get the permission.",
+        errno.EROFS: "Give a path on a file system that may be written to.",
+        errno.ENOENT: "Check the path.",
+        errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    }.get(error.errno or 0, "The system refused it; nothing that was whole before is lost.")
+    return f"{what}.\n{advice}"

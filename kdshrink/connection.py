@@ -43,14 +43,24 @@ def use_timeouts() -> None:
 
     def factory() -> Any:
         client = default_client_factory()
-        silence = silence_seconds()
-        # In httpx's order: connect, read, write, pool.
-        client.timeout = (min(_CONNECT_SECONDS, silence), silence, silence, silence)
-        client.event_hooks = {**client.event_hooks, "response": [_on_response]}
+        hooks = client.event_hooks
+        client.event_hooks = {
+            "request": [*hooks["request"], _limit_silence],
+            "response": [*hooks["response"], _on_response],
+        }
         return client
 
     set_client_factory(factory)
     _configured = True
+
+
+def _limit_silence(request: Any) -> None:
+    # In a hook, since many of huggingface_hub's calls say timeout=None, which beats the client's own.
+    silence = silence_seconds()
+    limits = request.extensions.setdefault("timeout", {})
+    for phase in ("connect", "read", "write", "pool"):
+        if limits.get(phase) is None:
+            limits[phase] = min(_CONNECT_SECONDS, silence) if phase == "connect" else silence
 
 
 def _on_response(response: Any) -> None:

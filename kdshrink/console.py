@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,9 +42,24 @@ def _labelled(label: str, colour: str, message: str) -> Text:
     return Text.assemble((f"{label}:", colour), " ", message)
 
 
+_secrets: set[str] = set()
+
+
+def hide(secret: str | None) -> None:
+    """Never print this, whoever says it: a server may quote a token in its answer."""
+    if secret and len(secret) >= 4:
+        _secrets.add(secret)
+
+
+def _masked(text: str) -> str:
+    for secret in _secrets:
+        text = text.replace(secret, "•••")
+    return text
+
+
 class _LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        text: str | Text = self.format(record)
+        text: str | Text = _masked(self.format(record))
         if record.levelno >= logging.WARNING:
             colour = "yellow" if record.levelno == logging.WARNING else "red"
             text = _labelled(record.levelname.lower(), colour, str(text))
@@ -59,7 +75,12 @@ def show_log() -> None:
 
 
 def print_error(message: str) -> None:
-    _stderr().print(_labelled("error", "red", message))
+    _stderr().print(_labelled("error", "red", _masked(message)))
+
+
+def print_traceback() -> None:
+    """The traceback of a bug, without the values of variables."""
+    sys.stderr.write(_masked(traceback.format_exc()))
 
 
 def print_line(line: str) -> None:
@@ -68,7 +89,7 @@ def print_line(line: str) -> None:
 
 def print_json(result: Mapping[str, Any]) -> None:
     """One JSON object on one line."""
-    sys.stdout.write(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(_masked(json.dumps(result, ensure_ascii=False, allow_nan=False)) + "\n")
     sys.stdout.flush()
 
 

@@ -95,6 +95,8 @@ def load_tokenizer(source: Source, options: SourceOptions) -> PreTrainedTokenize
         ) from error
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{source.name}: its tokenizer has no padding token.")
+    # No classifier has a use for these, and their names become names of files when it is saved.
+    tokenizer.chat_template = None
     if len(tokenizer) > source.config.get("vocab_size", len(tokenizer)):
         raise ModelError(
             f"{source.name}: the tokenizer has {len(tokenizer)} pieces, the model only "

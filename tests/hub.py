@@ -12,6 +12,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -160,6 +162,45 @@ class Hub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
         return kept | added | ({"HF_TOKEN": token} if token else {})
+
+
+class Desk:
+    """A working directory with its own HF_HOME, from which kdshrink is called."""
+
+    def __init__(self, hub: Hub, folder: Path) -> None:
+        self.hub = hub
+        self.folder = folder
+        self.home = folder / "home"
+
+    def __call__(
+        self, *typed: str, token: str | None = WRITER, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a kdshrink command."""
+        return self.python("-m", "kdshrink", *typed, token=token, **environment)
+
+    def python(
+        self, *typed: str, token: str | None = WRITER, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *typed],
+            env={**self.hub.environment(self.home, token), **environment},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+
+    def json(self, *typed: str, **how: Any) -> dict[str, Any]:
+        """Run a command with --json, and what it printed."""
+        done = self(*typed, "--json", **how)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -6,15 +6,11 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from kdshrink.card import model_card
 from kdshrink.config import FinetuneConfig
@@ -22,82 +18,7 @@ from kdshrink.data import load_data
 from kdshrink.languages import MASSIVE
 
 from . import hub_data
-from .conftest import make_config
-from .hub import READER, WRITER, Blob, Hub
-
-
-class Desk:
-    """A working directory with its own HF_HOME, from which kdshrink is called."""
-
-    def __init__(self, hub: Hub, folder: Path) -> None:
-        self.hub = hub
-        self.folder = folder
-        self.home = folder / "home"
-
-    def __call__(
-        self, *typed: str, token: str | None = WRITER, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a kdshrink command."""
-        return self.python("-m", "kdshrink", *typed, token=token, **environment)
-
-    def python(
-        self, *typed: str, token: str | None = WRITER, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *typed],
-            env={**self.hub.environment(self.home, token), **environment},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-
-    def json(self, *typed: str, **how: Any) -> dict[str, Any]:
-        """Run a command with --json, and what it printed."""
-        done = self(*typed, "--json", **how)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as running:
-        yield running
-
-
-@pytest.fixture
-def desk(hub: Hub, tmp_path: Path) -> Desk:
-    return Desk(hub, tmp_path)
-
-
-@pytest.fixture(scope="session")
-def massive_teacher(
-    tmp_path_factory: pytest.TempPathFactory, xlmr_tokenizer: PreTrainedTokenizerFast
-) -> Path:
-    """A classifier of massive's 60 intents, with random weights and a card of its own."""
-    folder = tmp_path_factory.mktemp("teachers") / "teacher"
-    names = dict(enumerate(MASSIVE.labels))
-    ids = {name: i for i, name in names.items()}
-    config = make_config("xlm-roberta", id2label=names, label2id=ids)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    xlmr_tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(
-        "---\nlicense: other\nlicense_name: tea-licence\nlicense_link: https://example.org/tea\n---\n# Teacher\n"
-    )
-    return folder
-
-
-@pytest.fixture
-def model_dir(tmp_path: Path, massive_teacher: Path) -> Path:
-    shutil.copytree(massive_teacher, tmp_path / "model")
-    return tmp_path / "model"
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
-
+from .hub import READER, WRITER, Blob, Desk, Hub, content
 
 # --- push and pull
 
