@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from . import __version__, config, console
-from .errors import Interrupted, KdshrinkError
+from .errors import Interrupted, KdshrinkError, Terminated
 
 app = typer.Typer(
     name="kdshrink",
@@ -318,7 +318,7 @@ def _options(
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise Interrupted("Stopped by SIGTERM; no result was written.", 128 + number)
+    raise Terminated(128 + number)
 
 
 def _quiet_libraries() -> None:
@@ -349,6 +349,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         app()
+    except Terminated:
+        console.print_error("Stopped by SIGTERM; no result was written.")
+        raise
     except KdshrinkError as error:
         console.print_error(str(error))
         sys.exit(error.exit_code)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from .checkpoint import CHECKPOINTS, find_model
 from .config import HubOptions, HubTarget, PushConfig, SourceOptions
 from .connection import chain_of, reason, use_timeouts
-from .errors import HubError, Interrupted, KdshrinkError, ModelError, UsageError
+from .errors import HubError, Interrupted, KdshrinkError, ModelError, Terminated, UsageError
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -103,10 +103,8 @@ def push_directory(directory: Path, name: str, target: HubTarget, token: str | N
         with _told(name, token, again):
             repo_id = _ready_repository(name, target, token)
             return _commit(directory, repo_id, target, token)
-    except Interrupted as error:
-        raise Interrupted(
-            f"Stopped by SIGTERM before the push ended. {again}", error.exit_code
-        ) from None
+    except Terminated:
+        raise Interrupted(f"Stopped by SIGTERM before the push ended. {again}", 143) from None
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped by Ctrl-C before the push ended. {again}", 130) from None
 

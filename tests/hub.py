@@ -94,6 +94,11 @@ class Request:
         return f"{self.method} {self.path}"
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed hangs up in the middle: nothing to tell."""
+
+
 class Hub:
     """The server; a context manager."""
 
@@ -109,7 +114,7 @@ class Hub:
 
     def __enter__(self) -> Hub:
         handler = type("Handler", (_Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = _Server(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
