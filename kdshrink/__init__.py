@@ -13,11 +13,15 @@ _HOMES = {
     "distill": "distillation",
     "evaluate": "evaluation",
     "zero_shot": "evaluation",
+    "push": "hub",
+    "info": "lineage",
     "FinetuneConfig": "config",
     "ShrinkConfig": "config",
     "DistillConfig": "config",
     "EvalConfig": "config",
     "ZeroShotConfig": "config",
+    "PushConfig": "config",
+    "InfoConfig": "config",
     "KdshrinkError": "errors",
 }
 

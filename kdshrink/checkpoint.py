@@ -8,16 +8,17 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from .config import SourceOptions
-from .errors import HubError, KdshrinkError, ModelError, OutputError
+from .config import SourceOptions, command_line
+from .errors import KdshrinkError, ModelError, OutputError
 from .languages import Task
+from .pull import fetch_model
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ _TOKENIZER_SETTINGS = (
     "added_tokens.json",
     "merges.txt",
 )
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,11 @@ class Source:
         return {"model": self.name, "revision": self.commit}
 
 
-def find_model(name: str, options: SourceOptions) -> Source:
+def find_model(name: str, options: SourceOptions, *, weights: bool = True) -> Source:
     """Find a model: `sample`, `sample-base`, a local directory, or a Hub id (ID@REVISION too).
+
+    Args:
+        weights: Whether a model on the Hub is fetched with its weights.
 
     Raises:
         ModelError: It is not there, or is no model.
@@ -107,7 +110,13 @@ def find_model(name: str, options: SourceOptions) -> Source:
         )
     else:
         hub_id, _, revision = name.partition("@")
-        directory, commit = _download(hub_id, revision or options.revision, options.token)
+        directory, commit = fetch_model(
+            hub_id,
+            revision or options.revision,
+            options.token,
+            weights=weights,
+            code=options.trust_remote_code,
+        )
     config = _read_json(directory / "config.json")
     if config is None:
         hint = ""
@@ -131,78 +140,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ModelError(f"{path} is damaged: it holds no JSON object.")
     return content
-
-
-def _download(hub_id: str, revision: str | None, token: str | None) -> tuple[Path, str | None]:
-    """Fetch a model's files into the Hub's cache: safetensors where there are any, else .bin."""
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    where = f"{hub_id}@{revision}" if revision else hub_id
-    try:
-        if constants.is_offline_mode():
-            path = snapshot_download(hub_id, revision=revision, local_files_only=True)
-            return Path(path), Path(path).name
-        info = HfApi(token=token).model_info(hub_id, revision=revision, timeout=10)
-        files = [sibling.rfilename for sibling in info.siblings or []]
-        weights = [f for f in files if f.endswith(".safetensors") and "/" not in f]
-        if not weights:
-            weights = [f for f in files if f.startswith("pytorch_model") and f.endswith(".bin")]
-        path = snapshot_download(
-            hub_id,
-            revision=info.sha,
-            token=token,
-            allow_patterns=[*weights, *_SMALL_FILES],
-            ignore_patterns=["*/*"],
-        )
-        return Path(path), info.sha
-    except HFValidationError as error:
-        raise ModelError(
-            f"{hub_id}: neither a directory here nor a possible Hub id.\n{error}"
-        ) from error
-    except GatedRepoError as error:
-        raise HubError(
-            f"{where}: the Hub keeps this model behind a gate.\n"
-            f"Ask for access on its page, then pass --token or set HF_TOKEN."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise HubError(f"{where}: this model has no such revision on the Hub.") from error
-    except RepositoryNotFoundError as error:
-        raise HubError(
-            f"{where}: there is no such directory here, and no such model on the Hub (or it is private).\n"
-            "Check the name; for a private model pass --token or set HF_TOKEN."
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise HubError(
-            f"{where}: HF_HUB_OFFLINE is set and the model is not in the cache.\n"
-            "Unset it, or give a local directory."
-        ) from error
-    except HfHubHTTPError as error:
-        raise HubError(f"{where}: the Hub refused ({str(error).splitlines()[0]}).") from error
-    except (OSError, ConnectionError, TimeoutError) as error:
-        raise _unreachable(where, error) from error
-    except Exception as error:
-        if type(error).__module__.split(".")[0].startswith("httpx"):
-            raise _unreachable(where, error) from error
-        raise
-
-
-def _unreachable(where: str, error: Exception) -> HubError:
-    from huggingface_hub import constants
-
-    return HubError(
-        f"{where}: there is no such directory here, and the Hub ({constants.ENDPOINT}) could not be "
-        f"reached: {error}.\n"
-        "Check the network, point HF_ENDPOINT to a mirror, or give the path of a local checkpoint."
-    )
 
 
 def tokenizer_files(source: Source) -> list[Path]:
@@ -322,18 +259,36 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def make_record(command: str, config: Any, device: object, **facts: Any) -> dict[str, Any]:
+def make_record(
+    command: str,
+    config: Any,
+    device: object,
+    sources: Sequence[Source],
+    read: Mapping[str, Any] | None,
+    **facts: Any,
+) -> dict[str, Any]:
     """What kdshrink.json says of how a directory was made. The token is left out.
 
     Args:
         command: The subcommand, such as "distill".
         config: Its config.
-        facts: What else is known, such as sources, training languages and results.
+        sources: The models that it started from; their chains of commands are taken over.
+        read: The data that this command read, if any.
+        facts: What else is known, such as training languages and results.
     """
     packages = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "huggingface-hub")
-    options = {name: value for name, value in asdict(config).items() if name != "token"}
+    secret = {item.name for item in fields(config) if item.metadata["secret"]}
+    options = {name: value for name, value in asdict(config).items() if name not in secret}
+    version = metadata.version("kdshrink")
+    step = {
+        "command": command_line(command, config),
+        "kdshrink_version": version,
+        "models": [source.describe() for source in sources],
+        "data": _identity(read),
+    }
+    former = [one for source in sources for one in (source.record or {}).get("chain", [])]
     return {
-        "kdshrink_version": metadata.version("kdshrink"),
+        "kdshrink_version": version,
         "command": command,
         "config": options,
         "seed": getattr(config, "seed", None),
@@ -342,5 +297,45 @@ def make_record(command: str, config: Any, device: object, **facts: Any) -> dict
             **{name: metadata.version(name) for name in packages},
         },
         "device": None if device is None else str(device),
+        "chain": [*(one for i, one in enumerate(former) if one not in former[:i]), step],
+        "licences": licences(sources),
         **facts,
     }
+
+
+def _identity(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What tells which data it was, of a data set's description."""
+    if data is None:
+        return None
+    return {
+        name: data[name]
+        for name in ("name", "hub_id", "revision", "fingerprint", "languages")
+        if data.get(name) is not None
+    }
+
+
+def licences(sources: Sequence[Source]) -> list[dict[str, str]]:
+    """The licences that the sources name, each once: `license`, and its name and link if it has them."""
+    found = []
+    for source in sources:
+        for licence in (source.record or {}).get("licences") or _licence_of_card(source.directory):
+            if licence not in found:
+                found.append(licence)
+    return found
+
+
+def _licence_of_card(directory: Path) -> list[dict[str, str]]:
+    """What the metadata of a directory's model card says of its licence."""
+    from huggingface_hub import metadata_load
+
+    card = directory / "README.md"
+    if not card.is_file():
+        return []
+    try:
+        said = metadata_load(card) or {}
+    except ValueError as error:
+        logger.warning("%s: its metadata cannot be read: %s", card, str(error).splitlines()[0])
+        return []
+    kept = ("license", "license_name", "license_link")
+    licence = {name: str(said[name]) for name in kept if isinstance(said.get(name), str)}
+    return [licence] if "license" in licence else []

@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from . import __version__, config, console
-from .errors import Interrupted, KdshrinkError
+from .errors import Interrupted, KdshrinkError, Terminated
 
 app = typer.Typer(
     name="kdshrink",
@@ -37,7 +37,10 @@ _PANELS = {
     "EvaluationOptions": "Run",
     "DeviceOptions": "Run",
     "OutputOptions": "Output",
+    "TokenOptions": "Hub",
     "SourceOptions": "Hub",
+    "HubTarget": "Hub",
+    "HubOptions": "Hub",
 }
 _DATA_NAMES = ("massive", "tsm", "universal-ner", "sample")
 _MODEL_NAMES = ("sample", "sample-base")
@@ -160,6 +163,7 @@ def _command(
                 parse = item.metadata["parse"]
                 if parse is not None and typed[item.name] is not None:
                     typed[item.name] = parse(typed[item.name])
+            console.hide(typed.get("token"))
             chosen = config_class(**typed)
             module, function = target.split(":")
             try:
@@ -266,6 +270,35 @@ def zero_shot() -> None:
     """Score a classifier on languages that it was not trained on, beside those it was."""
 
 
+@_command(
+    "push",
+    config.PushConfig,
+    "hub:push",
+    console.show_push,
+    _examples(
+        "kdshrink push student --hub-model-id my-org/student",
+        "kdshrink push student --hub-model-id my-org/student --private --hub-revision candidate",
+        "kdshrink push student --hub-model-id their-org/student --create-pr",
+    ),
+)
+def push() -> None:
+    """Push a directory to the Hub in one commit; what is there already is not sent again."""
+
+
+@_command(
+    "info",
+    config.InfoConfig,
+    "lineage:info",
+    console.show_info,
+    _examples(
+        "kdshrink info student",
+        "kdshrink info my-org/student@main --json | jq -r '.chain[].command'",
+    ),
+)
+def info() -> None:
+    """Tell of a model: what it was made from and how, its layers, sizes, scores and languages."""
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         console.print_line(f"kdshrink {__version__}")
@@ -285,13 +318,15 @@ def _options(
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise Interrupted("Stopped by SIGTERM; no result was written.", 128 + number)
+    raise Terminated(128 + number)
 
 
 def _quiet_libraries() -> None:
     """Let the libraries say only what is wrong: progress and notes are ours to show."""
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_VERBOSITY", "error"),
+        ("DATASETS_VERBOSITY", "error"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
         ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
         ("TOKENIZERS_PARALLELISM", "true"),
@@ -309,14 +344,35 @@ def main() -> None:
         app()
     _quiet_libraries()
     console.show_log()
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        console.hide(os.environ.get(variable))
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         app()
+    except Terminated:
+        console.print_error("Stopped by SIGTERM; no result was written.")
+        raise
     except KdshrinkError as error:
         console.print_error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        console.print_error(f"The disk is full: {error}.\nMake room and run the command again.")
+        console.print_error(_os_error(error))
         sys.exit(1)
+    except Exception:
+        console.print_traceback()
+        sys.exit(1)
+
+
+def _os_error(error: OSError) -> str:
+    """What the system refused, in words."""
+    if error.errno == errno.ENOSPC:
+        return f"The disk is full: {error}.\nMake room and run the command again."
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    advice = {
+        errno.EACCES: "Give another path, or get the permission.",
+        errno.EPERM: "Give another path, or get the permission.",
+        errno.EROFS: "Give a path on a file system that may be written to.",
+        errno.ENOENT: "Check the path.",
+        errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    }.get(error.errno or 0, "The system refused it; nothing that was whole before is lost.")
+    return f"{what}.\n{advice}"

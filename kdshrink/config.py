@@ -7,8 +7,9 @@ its name in kebab-case is its flag. Nothing here imports torch.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ def option(
     argument: bool = False,
     parse: Callable[[Any], Any] | None = None,
     repeatable: bool = False,
+    secret: bool = False,
 ) -> Any:
     """Declare a field and how the command line shows it.
 
@@ -35,6 +37,7 @@ def option(
         argument: A positional argument instead of a flag.
         parse: Turns what was typed (a string, or a list of them if repeatable) into the value.
         repeatable: The flag may be given several times.
+        secret: The value is never shown: not in the config's repr, not in a record.
     """
     metadata = {
         "help": help,
@@ -42,10 +45,11 @@ def option(
         "argument": argument,
         "parse": parse,
         "repeatable": repeatable,
+        "secret": secret,
     }
     if isinstance(default, type):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=default, metadata=metadata, repr=not secret)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 def comma_list(typed: str) -> tuple[str, ...]:
@@ -74,9 +78,15 @@ def _require(condition: bool, flag: str, found: object, needed: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions:
+class TokenOptions:
+    token: str | None = option(
+        "Hub token; HF_TOKEN and the saved login serve too.", None, secret=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(TokenOptions):
     revision: str | None = option("Revision (branch, tag or commit) of the model on the Hub.", None)
-    token: str | None = option("Hub token; HF_TOKEN and the saved login serve too.", None)
     trust_remote_code: bool = option("Run code that comes with the model. Off unless said.", False)
 
 
@@ -141,6 +151,33 @@ class OutputOptions:
         flags=("-o", "--output-dir"),
     )
     overwrite: bool = option("Replace what OUTPUT_DIR holds.", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubTarget:
+    hub_model_id: str | None = option(
+        "ORG/NAME on the Hub; the directory's name in your own account if not said.", None
+    )
+    private: bool = option("Make the repository private, if it is made now.", False)
+    hub_revision: str | None = option("Branch to push to; made if there is none.", None)
+    create_pr: bool = option("Open a pull request instead of pushing to the branch.", False)
+
+    def __post_init__(self) -> None:
+        if self.create_pr and self.hub_revision is not None:
+            raise UsageError(
+                f"--create-pr and --hub-revision {self.hub_revision} exclude each other: a pull "
+                "request is made against main."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions(HubTarget, TokenOptions):
+    push_to_hub: bool = option("Push the result to the Hub, once it is whole on disk.", False)
+
+    def __post_init__(self) -> None:
+        for item in fields(HubTarget):
+            if getattr(self, item.name) and not self.push_to_hub:
+                raise UsageError(f"--{_kebab(item.name)} needs --push-to-hub.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +320,7 @@ class ObjectiveOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(SourceOptions, DataOptions, TrainingOptions, OutputOptions):
+class FinetuneConfig(SourceOptions, DataOptions, TrainingOptions, OutputOptions, HubOptions):
     model: str = option("A Hub id, a local directory, or sample-base.", argument=True)
 
     def __post_init__(self) -> None:
@@ -291,7 +328,9 @@ class FinetuneConfig(SourceOptions, DataOptions, TrainingOptions, OutputOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShrinkConfig(ShapeOptions, SourceOptions, DataOptions, DeviceOptions, OutputOptions):
+class ShrinkConfig(
+    ShapeOptions, SourceOptions, DataOptions, DeviceOptions, OutputOptions, HubOptions
+):
     model: str = option("A Hub id, a local directory, sample or sample-base.", argument=True)
     init: Literal["copy", "scratch"] = option(
         "copy: take the teacher's weights; scratch: random weights of the same shape.", "copy"
@@ -324,7 +363,13 @@ class ShrinkConfig(ShapeOptions, SourceOptions, DataOptions, DeviceOptions, Outp
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(
-    ShapeOptions, ObjectiveOptions, SourceOptions, DataOptions, TrainingOptions, OutputOptions
+    ShapeOptions,
+    ObjectiveOptions,
+    SourceOptions,
+    DataOptions,
+    TrainingOptions,
+    OutputOptions,
+    HubOptions,
 ):
     teacher: str = option("The fine-tuned teacher: a Hub id, a local directory, or sample.")
     student: str | None = option("The student, made before, instead of --init.", None)
@@ -401,6 +446,62 @@ class ZeroShotConfig(SourceOptions, DataOptions, EvaluationOptions):
 
     def __post_init__(self) -> None:
         _check_groups(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(HubTarget, TokenOptions):
+    directory: Path = option("A directory that kdshrink wrote, or any model's.", argument=True)
+
+    def __post_init__(self) -> None:
+        _check_groups(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig(SourceOptions):
+    model: str = option("A Hub id, a local directory, sample or sample-base.", argument=True)
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+_NOT_OF_THE_RESULT = {
+    "token",
+    "overwrite",
+    "resume",
+    *(item.name for item in fields(HubOptions)),
+}
+
+
+def command_line(command: str, config: Any) -> str:
+    """What to type for this config: without the token, and what has no bearing on the result."""
+    arguments, flags = [], []
+    own, data = set(vars(type(config))["__annotations__"]), {f.name for f in fields(DataOptions)}
+
+    def rank(item: Field[Any]) -> int:
+        """What the command is about first, then its data; where it writes to last."""
+        if item.name == "output_dir":
+            return 3
+        return 0 if item.name in own else 1 if item.name in data else 2
+
+    for item in sorted(fields(config), key=rank):
+        value = getattr(config, item.name)
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        if item.metadata["argument"]:
+            arguments.append(str(value))
+            continue
+        if item.name in _NOT_OF_THE_RESULT or value == default:
+            continue
+        names = [flag for flag in item.metadata["flags"] if flag.startswith("--")]
+        flag = names[0] if names else f"--{_kebab(item.name)}"
+        if isinstance(value, bool):
+            flags.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, Mapping):
+            flags += [word for k, v in value.items() for word in (flag, f"{k}={v:g}")]
+        else:
+            typed = ",".join(value) if isinstance(value, tuple) else value
+            flags += [flag, f"{typed:g}" if isinstance(typed, float) else str(typed)]
+    return shlex.join(["kdshrink", command, *arguments, *flags])
 
 
 def _check_groups(config: object) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -50,9 +51,24 @@ def _labelled(label: str, colour: str, message: str) -> Text:
     return Text.assemble((f"{label}:", colour), " ", message)
 
 
+_secrets: set[str] = set()
+
+
+def hide(secret: str | None) -> None:
+    """Never print this, whoever says it: a server may quote a token in its answer."""
+    if secret and len(secret) >= 4:
+        _secrets.add(secret)
+
+
+def _masked(text: str) -> str:
+    for secret in _secrets:
+        text = text.replace(secret, "•••")
+    return text
+
+
 class _LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        text: str | Text = self.format(record)
+        text: str | Text = _masked(self.format(record))
         if record.levelno >= logging.WARNING:
             colour = "yellow" if record.levelno == logging.WARNING else "red"
             text = _labelled(record.levelname.lower(), colour, str(text))
@@ -70,7 +86,12 @@ def show_log() -> None:
 def print_error(message: str) -> None:
     """An error, of whichever process: it may be that one's alone."""
     label = "error" if is_first() else f"error in process {rank()}"
-    _stderr(quiet=False).print(_labelled(label, "red", message))
+    _stderr(quiet=False).print(_labelled(label, "red", _masked(message)))
+
+
+def print_traceback() -> None:
+    """The traceback of a bug, without the values of variables."""
+    sys.stderr.write(_masked(traceback.format_exc()))
 
 
 def print_line(line: str) -> None:
@@ -81,7 +102,7 @@ def print_json(result: Mapping[str, Any]) -> None:
     """One JSON object on one line."""
     if not is_first():
         return
-    sys.stdout.write(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(_masked(json.dumps(result, ensure_ascii=False, allow_nan=False)) + "\n")
     sys.stdout.flush()
 
 
@@ -235,7 +256,7 @@ def show_shrink(result: Mapping[str, Any]) -> None:
                 "what other text suffers, estimated on a tenth of the data that was held out:"
             )
             out.print(table)
-    out.print(f"written to {result['output_dir']}", soft_wrap=True)
+    _show_where(out, result)
 
 
 def _sizes(sizes: Mapping[str, int]) -> list[str]:
@@ -259,7 +280,69 @@ def show_training(result: Mapping[str, Any]) -> None:
         f"{result['examples_per_second']:.1f} examples/s, "
         f"peak memory {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
     )
+    _show_where(out, result)
+
+
+def show_info(result: Mapping[str, Any]) -> None:
+    out = _stdout()
+    for name, value in _info_rows(result):
+        out.print(f"{name:<15}  {value}", soft_wrap=True)
+    if result["score"] is not None:
+        out.print(_score_table(result, f"Scores, {result['split']} set"))
+    for number, step in enumerate(result["chain"], 1):
+        out.print(f"{number}. {step['command']}", soft_wrap=True)
+        for model in step["models"]:
+            if model["revision"]:
+                out.print(f"     {model['model']} at {model['revision']}", soft_wrap=True)
+        if step["data"]:
+            known = (
+                step["data"].get("revision") or step["data"].get("fingerprint") or "not recorded"
+            )
+            out.print(f"     data {step['data']['name']}: {known}", soft_wrap=True)
+
+
+def _info_rows(result: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    yield "model", result["model"] + (f" at {result['revision']}" if result["revision"] else "")
+    yield "kind", f"{result['architecture'] or 'unknown'} ({result['task'] or 'no'} task)"
+    if result["command"]:
+        yield "made by", f"kdshrink {result['kdshrink_version']} {result['command']}"
+    for name in ("teacher", "source", "base", "hub_base"):
+        if result[name]:
+            yield name.replace("hub_base", "base on the Hub"), result[name]
+    shape = f"{result['layers']}, hidden size {result['hidden_size']}, {result['heads']} heads"
+    if result["layers_of"]:
+        shape += f" (layers {', '.join(map(str, result['layer_map']))} of {result['layers_of']})"
+    yield "layers", shape
+    if result["vocabulary"]:
+        yield "vocabulary", f"{result['vocabulary']:,}"
+    if result["parameters"] is not None:
+        yield "size", f"{result['parameters']:,} parameters, {result['bytes'] / 1e6:,.1f} MB"
+    if result["labels"]:
+        shown = result["labels"][:8]
+        more = f" and {len(result['labels']) - 8} more" if len(result["labels"]) > 8 else ""
+        yield "labels", ", ".join(shown) + more
+    yield "languages", ", ".join(result["training_languages"]) or "none recorded"
+    yield "licence", ", ".join(one["license"] for one in result["licences"]) or "none named"
+
+
+def _show_where(out: Console, result: Mapping[str, Any]) -> None:
     out.print(f"written to {result['output_dir']}", soft_wrap=True)
+    if "hub" in result:
+        _show_pushed(out, result["hub"])
+
+
+def show_push(result: Mapping[str, Any]) -> None:
+    _show_pushed(_stdout(), result)
+
+
+def _show_pushed(out: Console, pushed: Mapping[str, Any]) -> None:
+    if pushed["pull_request"]:
+        line = f"pull request {pushed['pull_request']}"
+    elif pushed["changed"]:
+        line = f"pushed to {pushed['url']} (commit {pushed['commit']})"
+    else:
+        line = f"{pushed['url']} has all of it already (commit {pushed['commit']})"
+    out.print(line, soft_wrap=True)
 
 
 def _show_comparison(out: Console, comparison: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from .config import DataOptions
 from .errors import DataError
 from .languages import NAMED, NamedData, Task, Unit, select_languages
-from .reading import SPLITS, UNDETERMINED, Shard, find_shards
+from .reading import SPLITS, UNDETERMINED, Shard, describe_shards, find_shards
 
 logger = logging.getLogger(__name__)
 
@@ -144,18 +144,20 @@ def _load_named(
     columns = _Columns(named.text_column, named.label_column, None, named.task)
     other = "O" if named.task == "token" else None
     loaded = {}
+    chosen = [shard for shard in shards if shard.split in splits and shard.language in languages]
     for split in splits:
         parts = [
             _normalise(shard.load(), shard, columns, named.labels, other)
-            for shard in shards
-            if shard.split == split and shard.language in languages
+            for shard in chosen
+            if shard.split == split
         ]
         if parts:
             loaded[split] = _sample_languages(parts, split, config)
     if not config.data_dir and named.hub_id:
-        origin = {"hub_id": named.hub_id, "revision": named.hub_revision}
+        origin = {"hub_id": named.hub_id, "requested_revision": named.hub_revision}
     else:
         origin = {"data_dir": str(config.data_dir)} if config.data_dir else {}
+    origin |= describe_shards(chosen)
     return _finish(
         config,
         named.name,
@@ -205,7 +207,9 @@ def _load_own(
         ]
         if parts:
             loaded[split] = _sample_languages(parts, split, config)
-    origin = {"path": str(config.data)}
+    on_hub = all(shard.path is None for shard in shards)
+    origin = {"hub_id" if on_hub else "path": str(config.data)}
+    origin |= describe_shards(shards)
     return _finish(
         config,
         str(config.data),

@@ -33,10 +33,13 @@ from .data import (
 )
 from .errors import UsageError
 from .evaluation import EvalResult, Evaluator, LanguageScore, make_evaluator
+from .hub import check_push, pushed
 from .loading import (
+    describe_device,
     fitting_length,
     load_tokenizer,
     load_weights,
+    model_sizes,
     pick_device,
     require_task,
     to_device,
@@ -372,8 +375,9 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     output_dir = config.output_dir or Path(_default_name(config))
     if is_first():
         check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
+    repo_id = check_push(config, output_dir) if is_first() else None
     if done := finished_result(output_dir, config):
-        return done
+        return pushed(done, repo_id, config)
     device = pick_device(config.device)
     _check_terms(config, source)
     tokenizer = load_tokenizer(source, config)
@@ -459,8 +463,14 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     record = make_record(
         "distill",
         config,
-        device,
+        describe_device(device),
+        [source, *student.sources],
+        data.source,
         teacher=source.describe(),
+        sizes={
+            "the teacher": model_sizes(pair.teacher.recorder.model),
+            "this model": model_sizes(pair.learner.student),
+        },
         student=config.student,
         start=student.start,
         base=(source.record or {}).get("base"),
@@ -474,4 +484,5 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         ),
     )
     comparison = None if judge is None else judge.comparison.to_dict()
-    return save_result(output_dir, run, student.tokenizer, record, comparison)
+    result = save_result(output_dir, run, student.tokenizer, record, comparison)
+    return pushed(result, repo_id, config)

@@ -56,3 +56,7 @@ class Interrupted(KdshrinkError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Terminated(SystemExit):
+    """SIGTERM came. No Exception, so that no library on the way takes it for a fault of its own."""

@@ -67,6 +67,28 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
+def describe_device(device: torch.device) -> str:
+    """A device with its maker's name, for the record."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def model_sizes(model: PreTrainedModel) -> dict[str, int]:
+    """Layers, widths, vocabulary, parameters, and their bytes in float32; of the whole table, if cut."""
+    config: Any = model.config
+    table: Any = model.get_input_embeddings()
+    rows, width = table.weight.shape
+    parameters = model.num_parameters() + (config.vocab_size - rows) * width
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "parameters": parameters,
+        "bytes": parameters * torch.float32.itemsize,
+    }
+
+
 def load_tokenizer(source: Source, options: SourceOptions) -> PreTrainedTokenizerBase:
     """Load a model's own tokenizer.
 
@@ -84,6 +106,8 @@ def load_tokenizer(source: Source, options: SourceOptions) -> PreTrainedTokenize
         ) from error
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{source.name}: its tokenizer has no padding token.")
+    # No classifier has a use for these, and their names become names of files when it is saved.
+    tokenizer.chat_template = None
     if len(tokenizer) > source.config.get("vocab_size", len(tokenizer)):
         raise ModelError(
             f"{source.name}: the tokenizer has {len(tokenizer)} pieces, the model only "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -12,11 +14,18 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value, get_dataset_config_names, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from .config import DataOptions
+from .connection import is_hub_fault, is_network_fault, reason, use_timeouts
 from .errors import DataError, HubError
 from .languages import NAMED, NamedData
+from .pull import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +42,36 @@ UNDETERMINED = "und"
 
 @dataclass(frozen=True)
 class Shard:
-    """The examples of one language (None: the file's own column tells) and split, not read yet."""
+    """The examples of one language (None: the file's own column tells) and split, not read yet.
+
+    Attributes:
+        path: The file that they are in, if it is a local one.
+        commit: The commit that they are read at, if they are on the Hub and it is known.
+    """
 
     language: str | None
     split: str
     origin: str
     load: Callable[[], Dataset]
+    path: Path | None = None
+    commit: str | None = None
+
+
+def describe_shards(shards: Sequence[Shard]) -> dict[str, Any]:
+    """What tells which data was read: a commit, or the SHA-256 of each file and of that list."""
+    described: dict[str, Any] = {}
+    if commits := {shard.commit for shard in shards if shard.commit}:
+        described["revision"] = ", ".join(sorted(commits))
+    files = {}
+    for shard in shards:
+        if shard.path is not None:
+            folder = f"{shard.language}/" if shard.language else ""
+            files[folder + shard.path.name] = sha256_of(shard.path)
+    if files:
+        listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+        described["fingerprint"] = hashlib.sha256(listing.encode()).hexdigest()
+        described["files"] = files
+    return described
 
 
 def find_shards(config: DataOptions, token: str | None = None) -> list[Shard]:
@@ -64,7 +97,7 @@ def find_shards(config: DataOptions, token: str | None = None) -> list[Shard]:
         )
     path = Path(name).expanduser()
     if path.is_file():
-        return [Shard(None, "train", str(path), partial(read_file, path))]
+        return [Shard(None, "train", str(path), partial(read_file, path), path)]
     if path.is_dir():
         return _directory_shards(path, None)
     if (
@@ -102,7 +135,7 @@ def _directory_shards(folder: Path, named: NamedData | None) -> list[Shard]:
             continue
         for split in SPLITS:
             if path := _split_file(place, split):
-                shards.append(Shard(language, split, str(path), partial(read_file, path)))
+                shards.append(Shard(language, split, str(path), partial(read_file, path), path))
     if not shards:
         what = f" of {named.name}" if named else ""
         raise DataError(
@@ -116,24 +149,64 @@ def _directory_shards(folder: Path, named: NamedData | None) -> list[Shard]:
 def _named_hub_shards(named: NamedData, token: str | None) -> list[Shard]:
     if named.hub_note:
         logger.warning("%s", named.hub_note)
+    if named.hub_selector == "data_dir":
+        commit: str | None = _fetch(named, named.hub_revision, [".gitattributes"], token).name
+    else:
+        commit = _commit(named.hub_id, named.hub_revision, token)
 
-    def loader(unit: str, split: str) -> Callable[[], Dataset]:
-        selector = {named.hub_selector: unit}
-        return lambda: _from_hub(
-            named.hub_id, split=split, revision=named.hub_revision, token=token, **selector
-        )
+    def load(unit: str, split: str) -> Dataset:
+        if named.hub_selector == "data_dir":
+            return _load_parquet(named, commit, unit, split, token)
+        revision = commit or named.hub_revision
+        return _from_hub(named.hub_id, name=unit, split=split, revision=revision, token=token)
 
     return [
-        Shard(unit.name, split, f"{named.hub_id} {unit.name}", loader(unit.name, split))
+        Shard(
+            unit.name,
+            split,
+            f"{named.hub_id} {unit.name}",
+            partial(load, unit.name, split),
+            commit=commit,
+        )
         for unit in named.units
         for split in (SPLITS if unit.trains else ("test",))
     ]
 
 
+def _fetch(named: NamedData, revision: str | None, patterns: list[str], token: str | None) -> Path:
+    """Files of a data set in the Hub's cache; the directory is named by the commit."""
+    use_timeouts()
+    with _hub_errors(named.hub_id):
+        folder = snapshot_download(
+            named.hub_id,
+            repo_type="dataset",
+            revision=revision,
+            token=token,
+            allow_patterns=patterns,
+        )
+    return Path(folder)
+
+
+def _load_parquet(
+    named: NamedData, commit: str | None, unit: str, split: str, token: str | None
+) -> Dataset:
+    """A language and split of a refs/convert/parquet branch: <unit>/<split>/0000.parquet and on.
+
+    The files are fetched by themselves, since load_dataset asks some twenty questions for each of them
+    and does not find them again in its cache without a connection.
+    """
+    folder = _fetch(named, commit, [f"{unit}/{split}/*.parquet"], token) / unit / split
+    files = sorted(str(path) for path in folder.glob("*.parquet"))
+    if not files:
+        raise DataError(f"{named.hub_id} has no {split} data of {unit} on the Hub.")
+    return _from_hub("parquet", data_files=files, split="train")
+
+
 def _hub_shards(hub_id: str, config: DataOptions, token: str | None) -> list[Shard]:
     """Shards of a Hub data set: its only configuration, or those named like the languages asked for."""
+    commit = _commit(hub_id, None, token)
     with _hub_errors(hub_id):
-        configurations = get_dataset_config_names(hub_id, token=token)
+        configurations = get_dataset_config_names(hub_id, token=token, revision=commit)
     wanted = [name for name in configurations if name in (config.languages or ())]
     if len(configurations) == 1:
         chosen: list[tuple[str | None, str]] = [(None, configurations[0])]
@@ -146,11 +219,12 @@ def _hub_shards(hub_id: str, config: DataOptions, token: str | None) -> list[Sha
         )
     shards = []
     for language, configuration in chosen:
-        whole = _from_hub(hub_id, name=configuration, token=token)
+        whole = _from_hub(hub_id, name=configuration, token=token, revision=commit)
         for split, names in _SPLIT_NAMES.items():
             if found := next((name for name in names if name in whole), None):
                 part = whole[found]
-                shards.append(Shard(language, split, hub_id, partial(_itself, part)))
+                load = partial(_itself, part)
+                shards.append(Shard(language, split, hub_id, load, commit=commit))
     if not shards:
         raise DataError(f"--data {hub_id}: it has none of the splits {', '.join(SPLITS)}.")
     return shards
@@ -160,32 +234,59 @@ def _itself(table: Dataset) -> Dataset:
     return table
 
 
-class _hub_errors:
-    """Turn what `datasets` raises about the Hub into errors that say what to do."""
-
-    def __init__(self, hub_id: str) -> None:
-        self.hub_id = hub_id
-
-    def __enter__(self) -> None:
+def _commit(hub_id: str, revision: str | None, token: str | None) -> str | None:
+    """The commit that a revision of a data set names now; None without a connection."""
+    use_timeouts()
+    try:
+        return HfApi(token=token).dataset_info(hub_id, revision=revision).sha
+    except OfflineModeIsEnabled:
         return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, DatasetNotFoundError):
-            raise DataError(
-                f"--data {self.hub_id}: no such data set on the Hub, or no access to it.\n"
-                f"Check the name, pass --token if it is private or gated, or give a local path."
-            ) from error
-        unreachable = (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, TimeoutError)
-        if isinstance(error, unreachable) or "connect" in str(error).lower():
+    except RepositoryNotFoundError as error:
+        raise _no_such_data(hub_id) from error
+    except HFValidationError as error:
+        raise DataError(
+            f"--data {hub_id}: neither a file or directory here nor a possible Hub id.\n"
+            f"Give an existing path, a Hub id, or one of {', '.join(NAMED)}."
+        ) from error
+    except Exception as error:
+        if is_network_fault(error):
+            logger.warning("%s: %s; looking into the cache", hub_id, reason(error, token))
+            return None
+        if is_hub_fault(error):
             raise HubError(
-                f"--data {self.hub_id}: the Hub could not be reached ({type(error).__name__}).\n"
+                f"--data {hub_id}: {reason(error, token)}.\nRun the command again later."
+            ) from error
+        raise
+
+
+@contextmanager
+def _hub_errors(hub_id: str) -> Iterator[None]:
+    """Turn what datasets and huggingface_hub raise into errors that say what to do."""
+    try:
+        yield
+    except (DataError, HubError):
+        raise
+    except (DatasetNotFoundError, RepositoryNotFoundError) as error:
+        raise _no_such_data(hub_id) from error
+    except Exception as error:
+        if is_hub_fault(error):
+            raise HubError(
+                f"--data {hub_id}: {reason(error, None)}.\n"
                 "Check the network and HF_ENDPOINT, or read the data from files: --data-dir DIR for a "
                 "named data set, --data PATH for your own."
             ) from error
         if isinstance(error, (DatasetGenerationError, ValueError, RuntimeError, FileNotFoundError)):
             raise DataError(
-                f"--data {self.hub_id}: it could not be read from the Hub.\n{error}"
+                f"--data {hub_id}: it could not be read from the Hub.\n{error}"
             ) from error
+        raise
+
+
+def _no_such_data(hub_id: str) -> DataError:
+    return DataError(
+        f"--data {hub_id}: no such data set on the Hub, or no access to it.\n"
+        f"Check the name, pass --token if it is private or gated, or give a local path."
+    )
 
 
 def _from_hub(hub_id: str, **arguments: Any) -> Any:

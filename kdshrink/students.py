@@ -28,6 +28,7 @@ class Student:
     Attributes:
         labels: Names of its classes, by id; empty for a bare encoder.
         layers: Numbers of the teacher's layers, 1-based.
+        sources: The models besides the teacher that it was made of.
     """
 
     source: Source
@@ -36,6 +37,7 @@ class Student:
     layers: tuple[int, ...]
     start: str
     training_languages: tuple[str, ...]
+    sources: tuple[Source, ...] = ()
 
     def load(
         self, config: DistillConfig, task: Task | None, rows: Tensor | None = None
@@ -78,6 +80,7 @@ def prepare_student(
             layers,
             f"from {source.name}",
             tuple(source.training_languages),
+            (source,),
         )
     shape = replace(config, layers=_default_layers(config, depth))
     init = config.init or "from-teacher"
@@ -96,6 +99,7 @@ def prepare_student(
         tuple(plan.layers),
         init,
         () if init == "from-scratch" else tuple(origin.training_languages),
+        () if origin is teacher else (origin,),
     )
 
 

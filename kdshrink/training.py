@@ -52,10 +52,13 @@ from .config import FinetuneConfig, TrainingOptions
 from .data import IGNORED, Collator, TaskData, encode, load_data, match_labels, token_counts
 from .errors import Interrupted, TrainingError
 from .evaluation import EvalResult, Evaluator
+from .hub import PushResult, check_push, pushed
 from .loading import (
+    describe_device,
     fitting_length,
     load_tokenizer,
     load_with_head,
+    model_sizes,
     pick_device,
     to_device,
 )
@@ -82,6 +85,7 @@ class TrainResult:
     best_step: int
     development: EvalResult
     comparison: Mapping[str, Any] | None = None
+    pushed: PushResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of --json."""
@@ -98,6 +102,8 @@ class TrainResult:
         }
         if self.comparison is not None:
             result["comparison"] = self.comparison
+        if self.pushed is not None:
+            result["hub"] = self.pushed.to_dict()
         return result
 
 
@@ -591,7 +597,9 @@ def save_result(
                 shutil.copy2(path, folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / RECORD, record)
-        (folder / "README.md").write_text(model_card(output_dir.name, record), encoding="utf-8")
+        (folder / "README.md").write_text(
+            model_card(output_dir.absolute().name, record), encoding="utf-8"
+        )
         shutil.copy2(output_dir / CHECKPOINTS / LOG, folder)
     shutil.rmtree(output_dir / CHECKPOINTS)
     return result
@@ -655,8 +663,9 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     )
     if is_first():
         check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
+    repo_id = check_push(config, output_dir) if is_first() else None
     if done := finished_result(output_dir, config):
-        return done
+        return pushed(done, repo_id, config)
     device = pick_device(config.device)
     source = find_model(config.model, config)
     tokenizer = load_tokenizer(source, config)
@@ -694,11 +703,14 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     record = make_record(
         "finetune",
         config,
-        device,
+        describe_device(device),
+        [source],
+        data.source,
         source=source.describe(),
+        sizes={"this model": model_sizes(model)},
         base=source.name if source.task is None else (source.record or {}).get("base"),
         data=data.source,
         task=data.task,
         training_languages=sorted({*source.training_languages, *data.languages}),
     )
-    return save_result(output_dir, run, tokenizer, record)
+    return pushed(save_result(output_dir, run, tokenizer, record), repo_id, config)

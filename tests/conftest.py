@@ -9,6 +9,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,10 @@ from transformers import (
     RobertaConfig,
     XLMRobertaConfig,
 )
+
+from kdshrink.languages import MASSIVE
+
+from .hub import Desk, Hub
 
 SAMPLE_DATA = Path(__file__).parent.parent / "kdshrink" / "sample" / "data"
 SHARED = Path(__file__).parent.parent.parent / "shared"
@@ -213,3 +219,37 @@ def word_data(tmp_path: Path) -> Path:
             ]
             path.write_text("\n".join(sentences))
     return folder
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as running:
+        yield running
+
+
+@pytest.fixture
+def desk(hub: Hub, tmp_path: Path) -> Desk:
+    return Desk(hub, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def massive_teacher(
+    tmp_path_factory: pytest.TempPathFactory, xlmr_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """A classifier of massive's 60 intents, with random weights and a card of its own."""
+    folder = tmp_path_factory.mktemp("teachers") / "teacher"
+    names = dict(enumerate(MASSIVE.labels))
+    ids = {name: i for i, name in names.items()}
+    config = make_config("xlm-roberta", id2label=names, label2id=ids)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    xlmr_tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: tea-licence\nlicense_link: https://example.org/tea\n---\n# Teacher\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path, massive_teacher: Path) -> Path:
+    shutil.copytree(massive_teacher, tmp_path / "model")
+    return tmp_path / "model"

@@ -112,7 +112,14 @@ def test_help_and_version_load_no_torch() -> None:
 
 def test_every_command_is_listed() -> None:
     shown = help_of()
-    assert all(f" {command} " in shown for command in COMMANDS)
+    assert all(f" {command} " in shown for command in (*COMMANDS, "push", "info"))
+
+
+@pytest.mark.parametrize("command", ["push", "info"])
+def test_help_of_the_hub_s_commands(command: str) -> None:
+    shown = help_of(command)
+    assert "─ Hub ─" in shown
+    assert shown.partition("Examples:")[2].count(f"kdshrink {command}") >= 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -160,7 +167,7 @@ def test_nothing_said_gives_the_config_s_defaults(
 def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config_class = COMMANDS[command][0]
     # What excludes another option is tested apart.
-    skipped = {"data", "teacher", "student", "base", "resume"}
+    skipped = {"data", "teacher", "student", "base", "resume", "hub_revision"}
     sample: dict[str, tuple[list[str], object]] = {
         "init": {
             "shrink": (["--init", "scratch"], "scratch"),

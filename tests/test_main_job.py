@@ -105,6 +105,10 @@ def test_the_chain_for_texts(encoder_dir: Path, text_data: Path, tmp_path: Path)
     scored = [row["step"] for row in log_of(tmp_path / "s") if "score" in row]
     assert len(scored) == len(set(scored)) == 16  # once an epoch
     assert not (tmp_path / "s" / "checkpoints").exists()
+    sizes = json.loads((tmp_path / "s" / "kdshrink.json").read_text())["sizes"]
+    for name, folder in (("the teacher", "t"), ("this model", "s")):
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
+        assert sizes[name]["parameters"] == model.num_parameters()
 
 
 def test_the_chain_for_words(encoder_dir: Path, word_data: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from ..checkpoint import (
     write_json,
 )
 from ..config import ShapeOptions, ShrinkConfig, SourceOptions
+from ..hub import PushResult, check_push, pushed
 from ..progress import Progress, silent
 from .engine import CopyReport, StudentPlan, copy_weights, plan_student
 from .vocabulary import (
@@ -48,6 +49,7 @@ class ShrinkResult:
     hidden_size: int
     copied: CopyReport
     vocabulary: Mapping[str, Any] | None
+    pushed: PushResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of --json."""
@@ -59,6 +61,8 @@ class ShrinkResult:
         }
         if self.vocabulary is not None:
             result["vocabulary"] = dict(self.vocabulary)
+        if self.pushed is not None:
+            result["hub"] = self.pushed.to_dict()
         return result
 
 
@@ -74,6 +78,7 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
     source = find_model(config.model, config)
     output_dir = config.output_dir or Path(_default_name(config, source))
     check_output(output_dir, overwrite=config.overwrite)
+    repo_id = check_push(config, output_dir)
     tokenizer_files(source)
     plan_for(source, config)
     trimmed, vocabulary = None, None
@@ -93,6 +98,8 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             "shrink",
             config,
             None,
+            [source],
+            None if vocabulary is None else vocabulary["data"],
             source=source.describe(),
             base=(source.record or {}).get("base") or (None if source.task else source.name),
             task=source.task,
@@ -106,8 +113,10 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
         )
         record["results"] = {k: v for k, v in result.to_dict().items() if k != "output_dir"}
         write_json(folder / RECORD, record)
-        (folder / "README.md").write_text(model_card(output_dir.name, record), encoding="utf-8")
-    return result
+        (folder / "README.md").write_text(
+            model_card(output_dir.absolute().name, record), encoding="utf-8"
+        )
+    return pushed(result, repo_id, config)
 
 
 def _trim(

@@ -1,0 +1,228 @@
+"""Results pushed to the Hub: checked before the work starts, sent when it is whole on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .checkpoint import CHECKPOINTS, find_model
+from .config import HubOptions, HubTarget, PushConfig, SourceOptions
+from .connection import chain_of, reason, use_timeouts
+from .errors import HubError, Interrupted, KdshrinkError, ModelError, Terminated, UsageError
+from .progress import Progress
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+_CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push left on the Hub.
+
+    Attributes:
+        commit: The commit that holds the directory's files now.
+        changed: Whether there was anything to commit.
+        pull_request: Its address, if one was opened.
+    """
+
+    directory: Path
+    hub_model_id: str
+    url: str
+    commit: str
+    changed: bool
+    pull_request: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json."""
+        content = {item.name: getattr(self, item.name) for item in fields(self)}
+        return content | {"directory": str(self.directory)}
+
+
+def check_push(config: HubOptions, output_dir: Path) -> str | None:
+    """Make sure, before any work, that the result may be pushed; the repository is made if need be.
+
+    Returns:
+        The repository's full name; None if nothing is to be pushed, or another process will.
+
+    Raises:
+        HubError: The Hub cannot be reached, or the name or the token will not do.
+        UsageError: The name cannot be one.
+    """
+    if not config.push_to_hub or os.environ.get("RANK", "0") != "0":
+        return None
+    name = config.hub_model_id or output_dir.absolute().name
+    with _told(f"--push-to-hub: {name}", config.token, "Nothing was done yet."):
+        return _ready_repository(name, config, config.token)
+
+
+def pushed(result: Result, repo_id: str | None, config: HubOptions) -> Result:
+    """Push a command's result where `check_push` said; the result with what became of it."""
+    if repo_id is None:
+        return result
+    done = push_directory(result.output_dir, repo_id, config, config.token)  # type: ignore[attr-defined]
+    return replace(result, pushed=done)  # type: ignore[type-var]
+
+
+def push(config: PushConfig, progress: Progress | None = None) -> PushResult:
+    """Push a directory that is whole on disk.
+
+    Raises:
+        ModelError: It is not a whole model.
+        HubError: The Hub cannot be reached, or refuses.
+    """
+    directory = config.directory
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: there is no such directory.")
+    find_model(str(directory), SourceOptions())
+    weights = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
+    if not weights:
+        raise ModelError(f"{directory}: there are no weights beside its config.json.")
+    name = config.hub_model_id or directory.absolute().name
+    return push_directory(directory, name, config, config.token)
+
+
+def push_directory(directory: Path, name: str, target: HubTarget, token: str | None) -> PushResult:
+    """Send a directory's files in one commit; what is there already is not sent again.
+
+    Raises:
+        HubError: It failed. The message has the directory and the command that tries again.
+        Interrupted: A signal came.
+    """
+    again = f"{directory} is whole. Push it again with:\n{push_command(directory, name, target)}"
+    if token is not None:
+        again += "  (and the same --token)"
+    try:
+        with _told(name, token, again):
+            repo_id = _ready_repository(name, target, token)
+            return _commit(directory, repo_id, target, token)
+    except Terminated:
+        raise Interrupted(f"Stopped by SIGTERM before the push ended. {again}", 143) from None
+    except KeyboardInterrupt:
+        raise Interrupted(f"Stopped by Ctrl-C before the push ended. {again}", 130) from None
+
+
+def push_command(directory: Path, name: str, target: HubTarget) -> str:
+    """The command that pushes a directory; the token is left out."""
+    words = ["kdshrink", "push", str(directory), "--hub-model-id", name]
+    if target.private:
+        words.append("--private")
+    if target.hub_revision:
+        words += ["--hub-revision", target.hub_revision]
+    if target.create_pr:
+        words.append("--create-pr")
+    return shlex.join(words)
+
+
+@contextmanager
+def _told(what: str, token: str | None, ending: str) -> Iterator[None]:
+    """Turn whatever the Hub's client raises into a HubError of two or three lines."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise UsageError(
+            f"{what}: this cannot be a repository's name on the Hub.\n"
+            "Give ORG/NAME with --hub-model-id, of letters, digits, '-', '_' and '.'."
+        ) from error
+    except KdshrinkError as error:
+        if not isinstance(error, HubError):
+            raise
+        raise HubError(f"{what}: {error}.\n{ending}") from error
+    # Besides HTTP errors the client raises RuntimeError around an upload, ValueError and KeyError for
+    # an answer that it cannot read; whatever it was, the way to try again must be told.
+    except (OSError, RuntimeError, ValueError, LookupError) as error:
+        raise HubError(f"{what}: {reason(error, token)}.\n{ending}") from error
+    except Exception as error:
+        if any(type(one).__module__.startswith("httpx") for one in chain_of(error)):
+            raise HubError(f"{what}: {reason(error, token)}.\n{ending}") from error
+        raise
+
+
+def _ready_repository(name: str, target: HubTarget, token: str | None) -> str:
+    """The repository's full name, when it is there and may be written to."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(name)
+    use_timeouts()
+    api = HfApi(token=token)
+    who = api.whoami()
+    repo_id = name if "/" in name else f"{who['name']}/{name}"
+    if target.create_pr:
+        api.auth_check(repo_id)
+        return repo_id
+    repo_id = api.create_repo(repo_id, private=target.private or None, exist_ok=True).repo_id
+    api.auth_check(repo_id, write=True)
+    if target.private and not api.model_info(repo_id).private:
+        raise HubError(
+            "the repository is there already and public, which --private does not change;"
+            " make it private on its page, or give another name"
+        )
+    return repo_id
+
+
+def _commit(directory: Path, repo_id: str, target: HubTarget, token: str | None) -> PushResult:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(token=token)
+    if target.hub_revision:
+        api.create_branch(repo_id, branch=target.hub_revision, exist_ok=True)
+    before = api.model_info(repo_id, revision=target.hub_revision).sha
+    paths = model_files(directory)
+    size = sum(path.stat().st_size for path in paths)
+    logger.info("pushing %d files (%.1f MB) to %s", len(paths), size / 1e6, repo_id)
+    card = _card_for(directory, repo_id)
+    done = api.create_commit(
+        repo_id,
+        [
+            CommitOperationAdd(
+                path.relative_to(directory).as_posix(),
+                card if card is not None and path == directory / _CARD else path,
+            )
+            for path in paths
+        ],
+        commit_message=f"Upload {repo_id.partition('/')[2]} with kdshrink",
+        revision=target.hub_revision,
+        create_pr=target.create_pr,
+    )
+    return PushResult(
+        directory=directory,
+        hub_model_id=repo_id,
+        url=str(api.endpoint) + f"/{repo_id}",
+        commit=done.oid,
+        changed=done.oid != before,
+        pull_request=done.pr_url,
+    )
+
+
+def model_files(directory: Path) -> list[Path]:
+    """What of a directory goes to the Hub: all but checkpoints and hidden files."""
+    return sorted(
+        path
+        for path in directory.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+        and path.relative_to(directory).parts[0] != CHECKPOINTS
+    )
+
+
+def _card_for(directory: Path, repo_id: str) -> bytes | None:
+    """The card with the repository's name in place of the directory's, unless it was edited by hand."""
+    from .card import model_card
+
+    record = find_model(str(directory), SourceOptions()).record
+    path = directory / _CARD
+    if record is None or not path.is_file():
+        return None
+    if path.read_text(encoding="utf-8") != model_card(directory.absolute().name, record):
+        return None
+    return model_card(repo_id, record).encode()

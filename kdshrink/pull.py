@@ -1,0 +1,216 @@
+"""Models fetched from the Hub into its cache, and the Hub's refusals told one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .connection import is_network_fault, reason, use_timeouts
+from .errors import HubError, ModelError
+
+logger = logging.getLogger(__name__)
+
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
+_SAFETENSORS = "*.safetensors"
+_PICKLES = "pytorch_model*.bin"
+
+
+def fetch_model(
+    hub_id: str,
+    revision: str | None,
+    token: str | None,
+    *,
+    weights: bool = True,
+    code: bool = False,
+) -> tuple[Path, str]:
+    """Fetch a model's files: safetensors where there are any, else pytorch_model.bin.
+
+    Without a connection, or with HF_HUB_OFFLINE, what the cache holds of that revision is taken.
+
+    Args:
+        weights: Whether the weights are wanted too.
+        code: Whether Python files are wanted too (--trust-remote-code).
+
+    Returns:
+        Their directory in the cache, and the commit.
+
+    Raises:
+        HubError: The Hub cannot be reached, or refuses.
+        ModelError: This cannot be a Hub id.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    use_timeouts()
+    where = f"{hub_id}@{revision}" if revision else hub_id
+    began = time.time()
+    wanted = [*_SMALL_FILES, *(["*.py"] if code else [])]
+    with _told(where, token):
+        if constants.is_offline_mode():
+            return _cached(hub_id, revision, wanted, weights)
+        try:
+            info = HfApi(token=token).model_info(hub_id, revision=revision)
+        except Exception as error:
+            if not is_network_fault(error):
+                raise
+            return _cached_instead(where, hub_id, revision, wanted, weights, error)
+        if weights:
+            wanted += _weights([sibling.rfilename for sibling in info.siblings or []])
+        path = snapshot_download(
+            hub_id, revision=revision, token=token, allow_patterns=wanted, ignore_patterns=["*/*"]
+        )
+        _check_content(Path(path), began)
+        return Path(path), Path(path).name
+
+
+def _weights(files: Sequence[str]) -> list[str]:
+    """The files of a repository's weights, of one kind."""
+    here = [Path(name) for name in files if "/" not in name]
+    return [path.name for path in here if path.match(_SAFETENSORS)] or [
+        path.name for path in here if path.match(_PICKLES)
+    ]
+
+
+def _cached(
+    hub_id: str, revision: str | None, wanted: Sequence[str], weights: bool
+) -> tuple[Path, str]:
+    """A model that the cache holds whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def look(patterns: Sequence[str]) -> Path:
+        found = snapshot_download(
+            hub_id,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=list(patterns),
+            ignore_patterns=["*/*"],
+        )
+        return Path(found)
+
+    path = look(wanted)
+    if weights:
+        kind = next((kind for kind in (_SAFETENSORS, _PICKLES) if any(path.glob(kind))), None)
+        if kind is None:
+            raise LocalEntryNotFoundError("its weights are not in the cache")
+        path = look([*wanted, kind])
+    return path, path.name
+
+
+def _cached_instead(
+    where: str,
+    hub_id: str,
+    revision: str | None,
+    wanted: Sequence[str],
+    weights: bool,
+    error: Exception,
+) -> tuple[Path, str]:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = _cached(hub_id, revision, wanted, weights)
+    except LocalEntryNotFoundError:
+        raise error from None
+    logger.warning("%s: %s; taking the copy in the cache", where, reason(error, None))
+    return found
+
+
+def _check_content(snapshot: Path, since: float) -> None:
+    """Compare the large files that came just now with the SHA-256 that the Hub gave as their ETag.
+
+    The cache names a file by its ETag. A damaged one is removed, so that the next try fetches it anew.
+    """
+    for link in snapshot.iterdir():
+        blob = link.resolve()
+        if not re.fullmatch(r"[0-9a-f]{64}", blob.name) or blob.stat().st_mtime < since:
+            continue
+        if sha256_of(blob) != blob.name:
+            link.unlink()
+            blob.unlink()
+            raise HubError(
+                f"{link.name} came damaged: its content has not the checksum that the Hub tells"
+            )
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _told(where: str, token: str | None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into errors that say what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise ModelError(
+            f"{where}: neither a directory here nor a possible Hub id.\n{str(error).splitlines()[0]}"
+        ) from error
+    except GatedRepoError as error:
+        raise HubError(
+            f"{where}: the Hub keeps this model behind a gate.\n"
+            "Ask for access on its page, then pass --token or set HF_TOKEN."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{where}: this model has no such revision on the Hub.") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(_missing(where, token)) from error
+    except OfflineModeIsEnabled as error:
+        raise HubError(_not_cached(where)) from error
+    except LocalEntryNotFoundError as error:
+        from huggingface_hub import constants
+
+        if constants.is_offline_mode():
+            raise HubError(_not_cached(where)) from error
+        raise HubError(f"{where}: {reason(error, token)}.\n{_ADVICE}") from error
+    except HubError as error:
+        raise HubError(f"{where}: {error}.\n{_ADVICE}") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise HubError(f"{where}: {reason(error, token)}.\n{_ADVICE}") from error
+    except Exception as error:
+        if is_network_fault(error):
+            raise HubError(
+                f"{where}: there is no such directory here, and {reason(error, token)}.\n"
+                "Check the network, point HF_ENDPOINT to a mirror, or give the path of a local checkpoint."
+            ) from error
+        raise
+
+
+_ADVICE = "Run the command again; what was fetched whole is kept and not fetched again."
+
+
+def _missing(where: str, token: str | None) -> str:
+    """No such repository, or a private one: the Hub answers alike, but by whether a token was sent."""
+    from huggingface_hub import get_token
+
+    message = f"{where}: there is no such directory here, and no such model on the Hub"
+    if token or get_token():
+        return f"{message}, or this token may not see it.\nCheck the name and whose token it is."
+    return (
+        f"{message}, or it is private.\n"
+        "Check the name; for a private model pass --token or set HF_TOKEN."
+    )
+
+
+def _not_cached(where: str) -> str:
+    return (
+        f"{where}: HF_HUB_OFFLINE is set and the model is not in the cache.\n"
+        "Unset it, or give a local directory."
+    )

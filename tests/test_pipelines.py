@@ -1,0 +1,189 @@
+"""In pipelines: secrets stay secret, readers may go away, and what the system refuses is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .hub import WRITER, Desk, Fault, Hub, content
+
+ESCAPE = "\x1b["
+
+
+def everything_in(folder: Path, secret: str) -> list[Path]:
+    """The files whose content or name has the secret."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and (secret.encode() in path.read_bytes() or secret in str(path))
+    ]
+
+
+@pytest.mark.parametrize("by", ["--token", "HF_TOKEN"])
+@pytest.mark.slow
+def test_a_token_is_nowhere(
+    by: str, desk: Desk, hub: Hub, model_dir: Path, text_data: Path
+) -> None:
+    """A chain with pushes, a failure, a bug and a stopped run; then everything is searched."""
+    hub.add("org/model", model_dir, private=True)
+    typed = ("--token", WRITER) if by == "--token" else ()
+    token = None if by == "--token" else WRITER
+    quoted = Fault(
+        "/commit/", status=403, headers={"X-Error-Message": f"Bearer {WRITER} is not good"}
+    )
+    said = []
+
+    def kds(*words: str, code: int = 0, **environment: str) -> None:
+        done = desk(*words, *typed, token=token, **environment)
+        assert done.returncode == code, done.stderr
+        said.append(done.stdout + done.stderr)
+
+    common = ("--data", str(text_data), "--max-steps", "2", "--save-steps", "1")
+    kds("finetune", "org/model", *common, "-o", "teacher", "--push-to-hub", "--json")
+    kds(
+        "shrink",
+        "teacher",
+        "--layers",
+        "2",
+        "-o",
+        "copy",
+        "--push-to-hub",
+        "--hub-model-id",
+        "org/c",
+    )
+    kds("distill", "--teacher", "teacher", "--student", "copy", *common, "-o", "student")
+    hub.faults = [quoted]
+    kds("push", "student", "--hub-model-id", "org/s", code=1)
+    assert "•••" in said[-1]
+    kds("shrink", "org/none", code=1)
+    kds("finetune", "org/model", *common, "--learning-rate", "1e30", "-o", "bad", code=1)
+    kds("eval", "teacher", "--data", str(text_data), HF_DEBUG="1", TRANSFORMERS_VERBOSITY="debug")
+    assert all(WRITER not in text for text in said)
+    assert everything_in(desk.folder, WRITER) == []
+    sent = [*hub.files("tester/teacher").values(), *hub.files("org/c").values()]
+    assert all(WRITER.encode() not in data for data in sent)
+    assert all(WRITER not in str(request) for request in hub.requests)
+    assert all(WRITER.encode() not in request.body for request in hub.requests)
+
+
+def test_a_config_does_not_show_its_token() -> None:
+    from kdshrink.config import ShrinkConfig
+
+    assert WRITER not in repr(ShrinkConfig(model="m", token=WRITER))
+
+
+def test_a_bug_s_traceback_has_no_token(desk: Desk) -> None:
+    script = (
+        "import sys; from kdshrink import cli, lineage\n"
+        "def bug(config, progress): raise KeyError(config.token)\n"
+        "lineage.info = bug; sys.argv = ['kdshrink', 'info', 'm', '--token', sys.argv[1]]; cli.main()"
+    )
+    done = desk.python("-c", script, WRITER, token=None)
+    assert done.returncode == 1
+    assert "KeyError: '•••'" in done.stderr
+    assert WRITER not in done.stderr
+
+
+@pytest.mark.parametrize("typed", ["info model", "info model --json", "--help", "push --help"])
+def test_a_reader_that_goes_away_is_no_traceback(typed: str, desk: Desk, model_dir: Path) -> None:
+    # Nobody reads at all, and only a first line is read.
+    command = f"{sys.executable} -m kdshrink {typed}"
+    for reader in ("true", "head -n 1"):
+        done = subprocess.run(
+            ["bash", "-c", f"{command} | {reader}"],
+            env=desk.hub.environment(desk.home),
+            cwd=desk.folder,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0
+        assert done.stderr == ""
+
+
+def test_no_colour_and_no_bars_without_a_terminal(desk: Desk, model_dir: Path) -> None:
+    for typed in (("info", "model"), ("info", "nowhere/at/all"), ("shrink", "--help")):
+        done = desk(*typed)
+        assert ESCAPE not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("quiet", [True, False], ids=["NO_COLOR", "colour"])
+def test_no_color_is_respected_on_a_terminal(quiet: bool, desk: Desk, model_dir: Path) -> None:
+    import pty
+
+    master, slave = pty.openpty()
+    environment = {**desk.hub.environment(desk.home), "TERM": "xterm-256color"}
+    environment.pop("NO_COLOR", None)
+    if quiet:
+        environment["NO_COLOR"] = "1"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdshrink", "info", "nowhere/at/all"],
+        env=environment,
+        cwd=desk.folder,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    process.wait()
+    os.close(master)
+    assert b"error" in shown
+    assert (b"\x1b[31m" in shown) is not quiet
+
+
+def test_what_the_system_refuses_is_told(desk: Desk, model_dir: Path) -> None:
+    unreadable = "import os, sys; from kdshrink import cli, lineage\n"
+    unreadable += "def work(config, progress): open('/proc/1/mem/x')\n"
+    unreadable += "lineage.info = work; sys.argv = ['kdshrink', 'info', 'm']; cli.main()"
+    done = desk.python("-c", unreadable)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: /proc/1/mem/x: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_permission(desk: Desk, model_dir: Path) -> None:
+    closed = desk.folder / "closed"
+    closed.mkdir(mode=0o500)
+    done = desk("shrink", "model", "--layers", "2", "-o", "closed/out")
+    assert done.returncode == 1
+    assert "no permission" in done.stderr
+
+
+@pytest.mark.slow
+def test_names_in_a_tokenizer_lead_nowhere(desk: Desk, hub: Hub, model_dir: Path) -> None:
+    """A tokenizer or config with a path in its names writes nowhere but into OUT and the cache."""
+    import json
+
+    settings = json.loads((model_dir / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [
+        {"name": "../../../outside", "template": "x"},
+        {"name": "default", "template": "y"},
+    ]
+    settings["vocab_file"] = "../../outside.txt"
+    (model_dir / "tokenizer_config.json").write_text(json.dumps(settings))
+    hub.add("org/model", model_dir)
+    before = set(content(desk.folder))
+    hub.repos["models", "org/model"].commit("main", {"../../escaped.json": hub.blob("e", b"{}")})
+    for typed in (
+        ("shrink", "org/model", "--layers", "2", "-o", "out"),
+        ("shrink", "org/model", "--vocab-from", "sample", "-o", "out2"),
+    ):
+        done = desk(*typed)
+        assert done.returncode == 0, done.stderr
+    new = {name for name in content(desk.folder) if name not in before}
+    assert all(name.startswith(("home/", "out/", "out2/")) for name in new)
+    assert not [
+        p for p in desk.folder.parent.glob("*") if "outside" in p.name or "escaped" in p.name
+    ]
