@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kdshrink import __version__, cli, config, console
+from kdshrink.errors import UsageError
 from kdshrink.languages import MASSIVE
 
 COMMANDS = {
@@ -167,7 +168,7 @@ def test_nothing_said_gives_the_config_s_defaults(
 def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config_class = COMMANDS[command][0]
     # What excludes another option is tested apart.
-    skipped = {"data", "teacher", "student", "base", "resume", "hub_revision"}
+    skipped = {"data", "teacher", "student", "base", "resume", "hub_revision", "tokens_per_batch"}
     sample: dict[str, tuple[list[str], object]] = {
         "init": {
             "shrink": (["--init", "scratch"], "scratch"),
@@ -180,6 +181,8 @@ def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.Monke
         "train_fraction": (["--train-fraction", "0.05"], 0.05),
         "bf16": (["--bf16"], True),
         "compare": (["--compare"], True),
+        "batches": (["--batches", "random"], "random"),
+        "cache_teacher": (["--cache-teacher", "all"], "all"),
         "output_dir": (["-o", "out [1]"], Path("out [1]")),
     }
     hints = inspect.get_annotations(config_class)
@@ -210,6 +213,13 @@ def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.Monke
         expected[item.name] = value
     chosen = config_of(monkeypatch, command, *typed)
     assert {name: getattr(chosen, name) for name in expected} == expected
+
+
+def test_tokens_per_batch_need_batches_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config_of(monkeypatch, "finetune", "--tokens-per-batch", "512").tokens_per_batch == 512
+    assert config_of(monkeypatch, "finetune").batches == "by-length"
+    with pytest.raises(UsageError, match="--batches random"):
+        config.FinetuneConfig(model="m", data="d", tokens_per_batch=512, batches="random")
 
 
 def test_the_other_names_of_batch_size_and_resume(monkeypatch: pytest.MonkeyPatch) -> None:
