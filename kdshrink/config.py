@@ -223,6 +223,21 @@ class ShapeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    calibration_samples: int = option(
+        "Texts of each language that --init calibrated reads, out of the training split.", 1000
+    )
+
+    def __post_init__(self) -> None:
+        _require(
+            self.calibration_samples >= 1,
+            "--calibration-samples",
+            self.calibration_samples,
+            "it must be at least 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveOptions:
     weights: Mapping[str, float] = option(
         "TERM=NUMBER, repeatable: weight of a term of the loss (embedding, hidden, attention, "
@@ -271,10 +286,14 @@ class FinetuneConfig(SourceOptions, DataOptions, TrainingOptions, OutputOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShrinkConfig(ShapeOptions, SourceOptions, DataOptions, DeviceOptions, OutputOptions):
+class ShrinkConfig(
+    ShapeOptions, CalibrationOptions, SourceOptions, DataOptions, DeviceOptions, OutputOptions
+):
     model: str = option("A Hub id, a local directory, sample or sample-base.", argument=True)
-    init: Literal["copy", "scratch"] = option(
-        "copy: take the teacher's weights; scratch: random weights of the same shape.", "copy"
+    init: Literal["copy", "scratch", "calibrated"] = option(
+        "copy: take the teacher's weights; scratch: random weights of the same shape; calibrated: "
+        "weights that compute what the teacher does on the text of --data, without training.",
+        "copy",
     )
     vocab_from: str | None = option(
         "Keep only the vocabulary that this data uses (as --data), or a text file with a sentence a "
@@ -300,17 +319,28 @@ class ShrinkConfig(ShapeOptions, SourceOptions, DataOptions, DeviceOptions, Outp
         )
         if self.vocab_from is None and (self.vocab_size is not None or self.vocab_min_count > 1):
             raise UsageError("--vocab-size and --vocab-min-count need --vocab-from.")
+        if self.init == "calibrated" and self.data is None and self.vocab_from is None:
+            raise UsageError(
+                "--init calibrated needs text: name it with --data, a data set or a file with a sentence "
+                "a line.\nLabels are not used."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(
-    ShapeOptions, ObjectiveOptions, SourceOptions, DataOptions, TrainingOptions, OutputOptions
+    ShapeOptions,
+    CalibrationOptions,
+    ObjectiveOptions,
+    SourceOptions,
+    DataOptions,
+    TrainingOptions,
+    OutputOptions,
 ):
     teacher: str = option("The fine-tuned teacher: a Hub id, a local directory, or sample.")
     student: str | None = option("The student, made before, instead of --init.", None)
-    init: Literal["from-teacher", "from-base", "from-scratch"] | None = option(
-        "Make the student on the fly: from-teacher (the default, half the layers), from-base or "
-        "from-scratch.",
+    init: Literal["from-teacher", "from-base", "from-scratch", "calibrated"] | None = option(
+        "Make the student on the fly: from-teacher (the default, half the layers), from-base, "
+        "from-scratch, or calibrated on the training data's texts, as shrink does it.",
         None,
     )
     base: str | None = option(

@@ -38,6 +38,7 @@ from .loading import (
 from .progress import Progress, silent
 from .recording import Record, Recorder
 from .shrinking import plan_for, shrink_source
+from .shrinking.calibrated import calibrate_student, read_basis
 from .shrinking.layers import choose_layers
 from .training import (
     TermTrainer,
@@ -88,6 +89,8 @@ class DistillationModel(nn.Module):
         teacher_width: Hidden size of the teacher.
         task: What the student's head is for; None for a bare encoder, which has neither prediction
             nor task term.
+        basis: Where the projections start, (teacher's width, student's width), if the student's hidden
+            states began as the teacher's in a basis; without one they are drawn.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class DistillationModel(nn.Module):
         objective: ObjectiveOptions,
         teacher_width: int,
         task: str | None,
+        basis: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -111,6 +115,10 @@ class DistillationModel(nn.Module):
         self.hidden_projection: nn.Module = (
             nn.Identity() if same else nn.Linear(width, teacher_width, bias=False)
         )
+        if basis is not None:
+            for projection in (self.embedding_projection, self.hidden_projection):
+                if isinstance(projection, nn.Linear):
+                    projection.weight.data.copy_(basis)
 
     def forward(
         self,
@@ -203,19 +211,35 @@ class DistillationTrainer(TermTrainer):
 
 @dataclass(frozen=True)
 class Student:
-    """A student before training, and which of the teacher's layers (1-based) its layers stand for."""
+    """A student before training.
+
+    Attributes:
+        layers: Which of the teacher's layers (1-based) its layers stand for.
+        start: Where its weights come from, for the record.
+        basis: The basis of its hidden states in the teacher's, if it was calibrated to be narrower.
+        calibration: How it was calibrated, for the record.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layers: tuple[int, ...]
     start: str
     training_languages: tuple[str, ...]
+    basis: Tensor | None = None
+    calibration: dict[str, Any] | None = None
 
 
 def prepare_student(
-    config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokenizerBase
+    config: DistillConfig,
+    teacher: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TaskData,
+    progress: Progress,
 ) -> Student:
     """Load the student that --student names, or make the one that --init asks for.
+
+    Args:
+        data: What it will be distilled on; --init calibrated reads its texts.
 
     Raises:
         ShapeError: No such student can be cut, or its layers cannot be mapped to the teacher's.
@@ -237,24 +261,43 @@ def prepare_student(
             layers,
             f"from {source.name}",
             tuple(source.training_languages),
+            _fitting_basis(source, teacher),
         )
     shape = replace(config, layers=_default_layers(config, depth))
-    plan = plan_for(teacher, shape)
-    layers = tuple(plan.layers)
     init = config.init or "from-teacher"
+    calibrated = init == "calibrated"
+    plan = plan_for(teacher, shape, calibrated=calibrated)
+    layers = tuple(plan.layers)
     if init == "from-scratch":
         student_config = AutoConfig.for_model(**plan.config)
         model = new_model(student_config, teacher.task, config.seed)
         return Student(model, tokenizer, layers, init, ())
-    origin = teacher if init == "from-teacher" else _base_of(config, teacher, tokenizer)
+    from_base = init == "from-base"
+    origin = _base_of(config, teacher, tokenizer) if from_base else teacher
+    report = None
     with tempfile.TemporaryDirectory() as folder:
-        shrink_source(origin, shape, Path(folder))
+        shrink_source(origin, shape, Path(folder), init="calibrated" if calibrated else "copy")
+        if calibrated:
+            report = calibrate_student(teacher, Path(folder), plan, data, config, progress=progress)
         shrunk = find_model(folder, config)
-        model = load_weights(shrunk, config, teacher.task if init == "from-teacher" else None)
-    if init == "from-base" and teacher.task is not None:
+        model = load_weights(shrunk, config, None if from_base else teacher.task)
+    if from_base and teacher.task is not None:
         model = with_new_head(model, teacher.task, teacher.labels, config.seed)
     languages = tuple(origin.training_languages)
-    return Student(model, tokenizer, layers, init, languages)
+    if report is None:
+        return Student(model, tokenizer, layers, init, languages)
+    facts = {**report.to_dict(), "basis": None}  # the file stays with what shrink writes
+    return Student(model, tokenizer, layers, init, languages, report.basis, facts)
+
+
+def _fitting_basis(student: Source, teacher: Source) -> Tensor | None:
+    """The basis that was recorded with a student, if it is one of this teacher's width."""
+    basis = read_basis(student)
+    widths = (teacher.config["hidden_size"], student.config["hidden_size"])
+    if basis is not None and tuple(basis.shape) != widths:
+        logger.warning("%s was calibrated to another teacher: its basis is not used", student.name)
+        return None
+    return basis
 
 
 def _default_layers(config: DistillConfig, depth: int) -> int | None:
@@ -523,7 +566,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
             match_labels(data.labels, source.labels)
 
     set_seed(config.seed)
-    student = prepare_student(config, source, tokenizer)
+    student = prepare_student(config, source, tokenizer, data, progress)
     teacher_model = to_device(load_weights(source, config, source.task), device).eval()
     teacher = _ready_teacher(config, teacher_model, student, tokenizer, data, device)
     set_seed(config.seed)
@@ -533,6 +576,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         config,
         teacher_model.config.hidden_size,
         source.task,
+        student.basis,
     ).to(device)
     length = fitting_length(config.max_length, student.tokenizer, student.model.config.to_dict())
     labelled = data if source.task is not None else replace(data, labels=None)
@@ -594,6 +638,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         teacher=source.describe(),
         student=config.student,
         start=student.start,
+        **({} if student.calibration is None else {"calibration": student.calibration}),
         base=(source.record or {}).get("base"),
         data=data.source,
         task=source.task,

@@ -1,0 +1,196 @@
+"""One layer of a student fitted to the teacher's layer that it stands for.
+
+In passes over the text, since each map is fitted to what the student really computes up to it. The
+output of the FFN is where the teacher's layers that have no counterpart are taken up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .activations import Batch, attend
+from .calibration import Affine, ChannelFit, Regression, score_bases, value_basis
+from .stream import BRANCH, MINE, SUM, THEIRS, WEIGHT, Stream
+from .views import LayerView, normalise
+
+PASSES = 7
+"""How often a layer goes over the text."""
+
+OfBatch = Callable[[Batch], Tensor]
+
+
+def put(module: nn.Linear | nn.LayerNorm, solution: Affine) -> None:
+    """Overwrite a module's weight and bias."""
+    module.weight.copy_(solution.weight)
+    module.bias.copy_(solution.bias)
+
+
+def fit_layer(stream: Stream, theirs: LayerView, mine: LayerView, ridge: float) -> float:
+    """Overwrite a layer of the student.
+
+    Args:
+        stream: Holds the input of the teacher's layer and of the student's; after it their outputs.
+        ridge: λ in units of the mean diagonal of the inputs' moments.
+
+    Returns:
+        The relative error of the student's output (`finish`).
+    """
+    outward = _fit_attention(stream, theirs, mine, ridge)
+    _fit_mix(stream, mine, outward, ridge)
+
+    def mixed(batch: Batch) -> Tensor:
+        return mine.mix(stream.read(BRANCH, batch)) + stream.read(MINE, batch)
+
+    def their_middle(batch: Batch) -> Tensor:
+        return theirs.middle_norm(stream.read(SUM, batch))
+
+    fit_norm(stream, mine.middle_norm, mixed, their_middle)
+    units = _fit_inner(stream, theirs, mine, ridge)
+    _fit_outer(stream, theirs, mine, units, ridge)
+
+    def summed(batch: Batch) -> Tensor:
+        middle = stream.read(BRANCH, batch)
+        return mine.outer(mine.activation(mine.inner(middle))) + middle
+
+    def their_output(batch: Batch) -> Tensor:
+        return theirs.norm(stream.read(SUM, batch))
+
+    fit_norm(stream, mine.norm, summed, their_output)
+    return finish(stream, mine.norm, their_output)
+
+
+def fit_norm(stream: Stream, norm: nn.LayerNorm, mine: OfBatch, theirs: OfBatch) -> None:
+    """Fit a norm's weight and bias, channel by channel, to the teacher's output in the basis.
+
+    Args:
+        mine: The student's sum before the norm; its normalised form is left in the stream's branch.
+        theirs: The teacher's output of its norm.
+    """
+    fit = ChannelFit()
+    for batch in stream.batches():
+        z = normalise(mine(batch), norm)
+        fit.add(z, stream.project(theirs(batch)), stream.read(WEIGHT, batch))
+        stream.write(BRANCH, batch, z)
+    put(norm, fit.solve())
+
+
+def finish(stream: Stream, norm: nn.LayerNorm, theirs: OfBatch) -> float:
+    """Make the normalised branch the student's hidden states, and `theirs` the teacher's.
+
+    Returns:
+        Their squared distance in the student's basis over the variance of the teacher's there.
+    """
+    width = norm.weight.numel()
+    error, squares = (torch.zeros((), dtype=torch.float64) for _ in range(2))
+    total, count = torch.zeros(width, dtype=torch.float64), 0
+    for batch in stream.batches():
+        mine, target = stream.read(BRANCH, batch) * norm.weight + norm.bias, theirs(batch)
+        stream.write(MINE, batch, mine)
+        stream.write(THEIRS, batch, target)
+        seen = stream.project(target).double()
+        error += (mine - seen).pow(2).sum().cpu()
+        squares += seen.pow(2).sum().cpu()
+        total += seen.sum(0).cpu()
+        count += batch.tokens
+    variance = squares - total.pow(2).sum() / count
+    return float(error / variance.clamp_min(1e-12))
+
+
+def _fit_attention(stream: Stream, theirs: LayerView, mine: LayerView, ridge: float) -> Tensor:
+    """Fit queries, keys and values; leave the teacher's sum after attention in the stream.
+
+    The regression is on all of the teacher's dimensions, and maps to fewer of them are put behind its
+    solution: that is the same as regressing on what they put out.
+
+    Returns:
+        What the teacher does with the student's context, (student's width, heads · size).
+    """
+    parts, heads = (theirs.query, theirs.key, theirs.value), theirs.heads
+    size = mine.query.out_features // heads
+    fit = Regression(stream.project(torch.cat([part.weight for part in parts])))
+    moments: Tensor | float = 0.0
+    for batch in stream.batches():
+        x, weight = stream.read(THEIRS, batch), stream.read(WEIGHT, batch)
+        q, k, v = (part(x) for part in parts)
+        fit.add(stream.read(MINE, batch), torch.cat([q, k, v], 1), weight)
+        split = torch.stack([part.unflatten(1, (heads, -1)) for part in (q, k, v)])
+        weighted = split * weight[:, :, None]
+        moments = moments + torch.einsum("pnhd,pnhe->phde", weighted, split).double()
+        stream.write(SUM, batch, theirs.mix(attend(q, k, v, batch, heads)) + x)
+    assert isinstance(moments, Tensor)
+    outward = stream.project_out(theirs.mix.weight).unflatten(1, (heads, -1)).transpose(0, 1)
+    map_values, back = value_basis(moments[2], outward, size)
+    maps = (*score_bases(moments[0], moments[1], size), map_values)
+    solution = fit.solve(ridge)
+    for linear, weight, bias, narrow in zip(
+        (mine.query, mine.key, mine.value),
+        solution.weight.chunk(3),
+        solution.bias.chunk(3),
+        maps,
+        strict=True,
+    ):
+        put(linear, _behind(narrow, weight, bias))
+    return (outward.to(back) @ back).transpose(0, 1).flatten(1)
+
+
+def _behind(maps: Tensor, weight: Tensor, bias: Tensor) -> Affine:
+    """A linear map (heads · d, in) with each head's dimensions mapped by Mᵀ, M of (heads, d, size)."""
+    heads = maps.shape[0]
+    narrow = maps.mT @ weight.unflatten(0, (heads, -1))
+    offset = maps.mT @ bias.unflatten(0, (heads, -1))[..., None]
+    return Affine(narrow.flatten(0, 1), offset.flatten())
+
+
+def _fit_mix(stream: Stream, mine: LayerView, prior: Tensor, ridge: float) -> None:
+    """Fit the attention's output projection; leave the student's contexts in the branch."""
+    fit = Regression(prior)
+    for batch in stream.batches():
+        x = stream.read(MINE, batch)
+        context = attend(mine.query(x), mine.key(x), mine.value(x), batch, mine.heads)
+        target = stream.project(stream.read(SUM, batch)) - x
+        fit.add(context, target, stream.read(WEIGHT, batch))
+        stream.write(BRANCH, batch, context)
+    put(mine.mix, fit.solve(ridge))
+
+
+def _fit_inner(stream: Stream, theirs: LayerView, mine: LayerView, ridge: float) -> Tensor:
+    """Fit the inner half of the FFN to the teacher's units that matter most.
+
+    That is by the root mean square of their activation times the norm of what they put out. Leaves the
+    student's middle states in the branch, and the teacher's sum after the FFN.
+
+    Returns:
+        The units, ascending.
+    """
+    fit = Regression(stream.project(theirs.inner.weight))
+    energy: Tensor | float = 0.0
+    for batch in stream.batches():
+        middle = stream.read(BRANCH, batch) * mine.middle_norm.weight + mine.middle_norm.bias
+        x, weight = theirs.middle_norm(stream.read(SUM, batch)), stream.read(WEIGHT, batch)
+        before = theirs.inner(x)
+        after = theirs.activation(before)
+        fit.add(middle, before, weight)
+        energy = energy + (after.double().pow(2) * weight).sum(0)
+        stream.write(BRANCH, batch, middle)
+        stream.write(SUM, batch, theirs.outer(after) + x)
+    assert isinstance(energy, Tensor)
+    importance = energy.sqrt() * stream.project_out(theirs.outer.weight).norm(dim=0)
+    units = importance.topk(mine.inner.out_features).indices.sort().values
+    solution = fit.solve(ridge)
+    put(mine.inner, Affine(solution.weight[units], solution.bias[units]))
+    return units
+
+
+def _fit_outer(
+    stream: Stream, theirs: LayerView, mine: LayerView, units: Tensor, ridge: float
+) -> None:
+    """Fit the outer half of the FFN to what the teacher's sum has beyond the student's."""
+    fit = Regression(stream.project_out(theirs.outer.weight)[:, units])
+    for batch in stream.batches():
+        middle = stream.read(BRANCH, batch)
+        target = stream.project(stream.read(SUM, batch)) - middle
+        fit.add(mine.activation(mine.inner(middle)), target, stream.read(WEIGHT, batch))
+    put(mine.outer, fit.solve(ridge))
