@@ -35,7 +35,8 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 
 def test_ridge_towards_a_prior_is_least_squares_with_rows_added() -> None:
     """The reference: rows √w·(x − x̄) and, for the ridge, √λ·I that ask for W₀."""
-    x, y = RNG.normal(3, 1, (50, 4)), RNG.normal(-2, 1, (50, 3))
+    x = RNG.normal(3, 1, (50, 4))
+    y = x @ RNG.normal(0, 3, (4, 3)) + RNG.normal(-2, 1, (50, 3))
     prior, weights = RNG.normal(size=(3, 4)), RNG.uniform(0.2, 2, (50, 1))
     regression = Regression(tensor(prior))
     for part in (slice(0, 20), slice(20, 21), slice(21, 50)):
@@ -51,6 +52,11 @@ def test_ridge_towards_a_prior_is_least_squares_with_rows_added() -> None:
     expected = np.linalg.lstsq(rows, targets, rcond=None)[0].T
     np.testing.assert_allclose(solution.weight, expected, atol=1e-12)
     np.testing.assert_allclose(solution.bias, mean_y - expected @ mean_x, atol=1e-12)
+    left = y - x @ expected.T - (mean_y - expected @ mean_x)
+    variances = [(weights * part**2).sum(0) for part in (left, y - mean_y)]
+    explained = np.clip(1 - variances[0] / variances[1], 0, 1)
+    assert explained.max() > 0
+    np.testing.assert_allclose(regression.explained(solution), explained, atol=1e-12)
 
 
 def test_a_large_mean_costs_no_digits() -> None:

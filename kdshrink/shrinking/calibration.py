@@ -36,7 +36,7 @@ class Regression:
 
     def __init__(self, prior: Tensor) -> None:
         self._prior = prior.double()
-        self._origin: tuple[Tensor, Tensor] | None = None
+        self._origin: tuple[Tensor, ...] | None = None
         self._sums: list[Tensor] = []
         self._count = 0.0
 
@@ -44,10 +44,20 @@ class Regression:
         """Add a batch of x (n, in) and y (n, out), with how much each row counts, (n, 1)."""
         rest = y - x @ self._prior.to(x).T
         if self._origin is None:
-            self._origin = x.double().mean(0), rest.double().mean(0)
-        x, rest = (part - mean.to(part) for part, mean in zip((x, rest), self._origin, strict=True))
-        weighted = x * weights
-        sums = [weighted.sum(0), (rest * weights).sum(0), weighted.T @ x, weighted.T @ rest]
+            self._origin = tuple(part.double().mean(0) for part in (x, rest, y))
+        x, rest, y = (
+            part - mean.to(part) for part, mean in zip((x, rest, y), self._origin, strict=True)
+        )
+        weighted, weighted_rest, weighted_y = x * weights, rest * weights, y * weights
+        sums = [
+            weighted.sum(0),
+            weighted_rest.sum(0),
+            weighted.T @ x,
+            weighted.T @ rest,
+            (weighted_rest * rest).sum(0),
+            weighted_y.sum(0),
+            (weighted_y * y).sum(0),
+        ]
         if self._sums:
             for total, new in zip(self._sums, sums, strict=True):
                 total += new
@@ -62,12 +72,24 @@ class Regression:
             ridge: λ in units of the mean diagonal of G.
         """
         assert self._origin is not None
-        x, rest, gram, cross = (total / self._count for total in self._sums)
-        gram = gram - x[:, None] * x
+        x, rest, gram, cross = self._centred()
         gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(_JITTER))
-        change = torch.cholesky_solve(cross - x[:, None] * rest, torch.linalg.cholesky(gram)).T
+        change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T
         bias = self._origin[1] + rest - change @ (self._origin[0] + x)
         return Affine(self._prior + change, bias)
+
+    def explained(self, solution: Affine) -> Tensor:
+        """The share of each output's variance that a solution explains, (out), from 0 to 1."""
+        _, rest, gram, cross = self._centred()
+        change = solution.weight - self._prior
+        squares, mean, mean_square = (total / self._count for total in self._sums[4:])
+        left = squares - rest.pow(2) + ((change @ gram - 2 * cross.T) * change).sum(1)
+        return (1 - left / (mean_square - mean.pow(2)).clamp_min(_JITTER)).clamp(0, 1)
+
+    def _centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Means of x and r about the origin, and the centred moments of x with itself and with r."""
+        x, rest, gram, cross = (total / self._count for total in self._sums[:4])
+        return x, rest, gram - x[:, None] * x, cross - x[:, None] * rest
 
 
 class ChannelFit:

@@ -1,19 +1,20 @@
-"""One layer of a student fitted to the teacher's layer that it stands for.
+"""One layer of a student fitted to a block of the teacher's layers, of which it stands for the last.
 
 In passes over the text, since each map is fitted to what the student really computes up to it. The
-output of the FFN is where the teacher's layers that have no counterpart are taken up.
+teacher's layers that have no counterpart are taken up by the FFN: its units are chosen from those of
+all the block's layers, and its output is fitted to all that the student lacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .activations import Batch, attend
 from .calibration import Affine, ChannelFit, Regression, score_bases, value_basis
-from .stream import BRANCH, MINE, SUM, THEIRS, WEIGHT, Stream
+from .stream import BRANCH, MINE, SUM, THEIRS, WEIGHT, Stream, dropped_middle
 from .views import LayerView, normalise
 
 PASSES = 7
@@ -28,16 +29,24 @@ def put(module: nn.Linear | nn.LayerNorm, solution: Affine) -> None:
     module.bias.copy_(solution.bias)
 
 
-def fit_layer(stream: Stream, theirs: LayerView, mine: LayerView, ridge: float) -> float:
+def fit_layer(stream: Stream, block: Sequence[LayerView], mine: LayerView, ridge: float) -> float:
     """Overwrite a layer of the student.
 
     Args:
-        stream: Holds the input of the teacher's layer and of the student's; after it their outputs.
+        stream: Holds the input of the teacher's block and of the student's layer; after it their
+            outputs.
+        block: The teacher's layers that the student's replaces, rising.
         ridge: λ in units of the mean diagonal of the inputs' moments.
 
     Returns:
         The relative error of the student's output (`finish`).
     """
+    *dropped, theirs = block
+    for number, layer in enumerate(dropped):
+        for batch in stream.batches():
+            middle = layer.middle(stream.read(THEIRS, batch), batch)
+            stream.write(dropped_middle(number), batch, middle)
+            stream.write(THEIRS, batch, layer.upper(middle))
     outward = _fit_attention(stream, theirs, mine, ridge)
     _fit_mix(stream, mine, outward, ridge)
 
@@ -48,8 +57,8 @@ def fit_layer(stream: Stream, theirs: LayerView, mine: LayerView, ridge: float) 
         return theirs.middle_norm(stream.read(SUM, batch))
 
     fit_norm(stream, mine.middle_norm, mixed, their_middle)
-    units = _fit_inner(stream, theirs, mine, ridge)
-    _fit_outer(stream, theirs, mine, units, ridge)
+    units = _fit_inner(stream, block, mine, ridge)
+    _fit_outer(stream, block, mine, units, ridge)
 
     def summed(batch: Batch) -> Tensor:
         middle = stream.read(BRANCH, batch)
@@ -156,39 +165,51 @@ def _fit_mix(stream: Stream, mine: LayerView, prior: Tensor, ridge: float) -> No
     put(mine.mix, fit.solve(ridge))
 
 
-def _fit_inner(stream: Stream, theirs: LayerView, mine: LayerView, ridge: float) -> Tensor:
-    """Fit the inner half of the FFN to the teacher's units that matter most.
+def _fit_inner(stream: Stream, block: Sequence[LayerView], mine: LayerView, ridge: float) -> Tensor:
+    """Fit the inner half of the FFN to the units of the block's layers that serve best.
 
-    That is by the root mean square of their activation times the norm of what they put out. Leaves the
-    student's middle states in the branch, and the teacher's sum after the FFN.
+    That is by the root mean square of a unit's activation, times the norm of what it puts out, times
+    the share of its variance before activation that the student can tell. Leaves the student's middle
+    states in the branch, and the teacher's sum after the FFN.
 
     Returns:
-        The units, ascending.
+        The units, numbered through the block's layers, ascending.
     """
-    fit = Regression(stream.project(theirs.inner.weight))
+    *dropped, theirs = block
+    fit = Regression(stream.project(torch.cat([layer.inner.weight for layer in block])))
     energy: Tensor | float = 0.0
     for batch in stream.batches():
         middle = stream.read(BRANCH, batch) * mine.middle_norm.weight + mine.middle_norm.bias
         x, weight = theirs.middle_norm(stream.read(SUM, batch)), stream.read(WEIGHT, batch)
-        before = theirs.inner(x)
+        others = [
+            layer.inner(stream.read(dropped_middle(number), batch))
+            for number, layer in enumerate(dropped)
+        ]
+        before = torch.cat([*others, theirs.inner(x)], 1)
         after = theirs.activation(before)
         fit.add(middle, before, weight)
         energy = energy + (after.double().pow(2) * weight).sum(0)
         stream.write(BRANCH, batch, middle)
-        stream.write(SUM, batch, theirs.outer(after) + x)
+        own = after[:, -theirs.inner.out_features :]
+        stream.write(SUM, batch, theirs.outer(own) + x)
     assert isinstance(energy, Tensor)
-    importance = energy.sqrt() * stream.project_out(theirs.outer.weight).norm(dim=0)
-    units = importance.topk(mine.inner.out_features).indices.sort().values
     solution = fit.solve(ridge)
+    importance = energy.sqrt() * _outward(stream, block).norm(dim=0) * fit.explained(solution)
+    units = importance.topk(mine.inner.out_features).indices.sort().values
     put(mine.inner, Affine(solution.weight[units], solution.bias[units]))
     return units
 
 
+def _outward(stream: Stream, block: Sequence[LayerView]) -> Tensor:
+    """What the units of a block's layers put out, (student's width, units)."""
+    return stream.project_out(torch.cat([layer.outer.weight for layer in block], 1))
+
+
 def _fit_outer(
-    stream: Stream, theirs: LayerView, mine: LayerView, units: Tensor, ridge: float
+    stream: Stream, block: Sequence[LayerView], mine: LayerView, units: Tensor, ridge: float
 ) -> None:
     """Fit the outer half of the FFN to what the teacher's sum has beyond the student's."""
-    fit = Regression(stream.project_out(theirs.outer.weight)[:, units])
+    fit = Regression(_outward(stream, block)[:, units])
     for batch in stream.batches():
         middle = stream.read(BRANCH, batch)
         target = stream.project(stream.read(SUM, batch)) - middle

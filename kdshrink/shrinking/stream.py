@@ -19,6 +19,11 @@ THEIRS, SUM, MINE, BRANCH, WEIGHT = "theirs", "sum", "mine", "branch", "weight"
 student's hidden state and what its layer is at, and how much the token counts."""
 
 
+def dropped_middle(number: int) -> str:
+    """What is spilled of the number-th layer (from 0) that a block drops: its state before the FFN."""
+    return f"dropped-{number}"
+
+
 class Stream:
     """Batches, what is spilled of them, and the basis in which the student sees the teacher.
 
@@ -27,6 +32,8 @@ class Stream:
             equal, for the identity.
 
     Args:
+        widths: Of the teacher and of the student.
+        dropped: How many layers a block drops at most.
         passes: How often the text will be gone over, for the progress.
     """
 
@@ -35,14 +42,16 @@ class Stream:
         batches: Sequence[Batch],
         ids: Ids,
         widths: tuple[int, int],
-        passes: int,
         *,
+        dropped: int,
+        passes: int,
         folder: Path,
         device: torch.device,
         progress: Progress,
     ) -> None:
         wide, narrow = widths
         arrays = {THEIRS: wide, SUM: wide, MINE: narrow, BRANCH: narrow, WEIGHT: 1}
+        arrays |= {dropped_middle(number): wide for number in range(dropped)}
         self._spill = Spill(folder, arrays, sum(batch.tokens for batch in batches), device)
         self._batches = batches
         self._progress = progress

@@ -82,26 +82,31 @@ def calibrate(
     Args:
         teacher, student: Views of two models in eval mode and on one device.
         layers: Numbers (1-based) of the teacher's layers that the student's stand for, rising.
-        folder: Where activations are spilled: for each token twice both widths, in float32.
+        folder: Where activations are spilled, in float32: for each token twice the student's width, and
+            the teacher's once more than the longest block of layers that one of the student's replaces.
         pieces: The teacher's rows of the student's word embeddings; None for all.
     """
     settings = settings or Settings()
     widths = teacher.norm.weight.numel(), student.norm.weight.numel()
-    skipped = layers[-1] - len(layers)
-    passes = 6 + skipped + PASSES * len(layers)
+    below = [0, *layers[:-1]]
+    blocks = [teacher.layers[a:b] for a, b in zip(below, layers, strict=True)]
     device = student.norm.weight.device
-    stream = Stream(batches, ids, widths, passes, folder=folder, device=device, progress=progress)
+    stream = Stream(
+        batches,
+        ids,
+        widths,
+        dropped=max(map(len, blocks)) - 1,
+        passes=6 + layers[-1] - len(layers) + PASSES * len(layers),
+        folder=folder,
+        device=device,
+        progress=progress,
+    )
     _survey(stream, teacher, widths[1], settings)
     errors = [_embed(stream, teacher, student, pieces)]
-    below = 0
-    for number, layer in zip(layers, student.layers, strict=True):
-        for dropped in teacher.layers[below : number - 1]:
-            for batch in stream.batches():
-                stream.write(THEIRS, batch, dropped(stream.read(THEIRS, batch), batch))
-        errors.append(fit_layer(stream, teacher.layers[number - 1], layer, settings.ridge))
+    for number, block, layer in zip(layers, blocks, student.layers, strict=True):
+        errors.append(fit_layer(stream, block, layer, settings.ridge))
         stream.tell(errors[-1])
         logger.info("calibrated to layer %d: relative error %.4f", number, errors[-1])
-        below = number
     _fit_head(stream, teacher, student, settings.ridge)
     return Calibration(None if stream.basis is None else stream.basis.cpu(), tuple(errors))
 

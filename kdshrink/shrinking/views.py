@@ -33,8 +33,15 @@ class LayerView:
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """The layer's output for its input, both (tokens, width)."""
+        return self.upper(self.middle(x, batch))
+
+    def middle(self, x: Tensor, batch: Batch) -> Tensor:
+        """What is between attention and the FFN."""
         context = attend(self.query(x), self.key(x), self.value(x), batch, self.heads)
-        middle = self.middle_norm(self.mix(context) + x)
+        return self.middle_norm(self.mix(context) + x)
+
+    def upper(self, middle: Tensor) -> Tensor:
+        """The output, from what is between attention and the FFN."""
         return self.norm(self.outer(self.activation(self.inner(middle))) + middle)
 
 
