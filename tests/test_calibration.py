@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,29 @@ def test_what_is_spilled_comes_back(tmp_path: Path) -> None:
         spill.write(name, next(b for b in batches if b.begin == begin), values)
     for (name, begin), values in rows.items():
         assert torch.equal(spill.read(name, next(b for b in batches if b.begin == begin)), values)
+
+
+SPILLING = """
+import resource, sys, torch
+from pathlib import Path
+from kdshrink.shrinking.activations import Spill, make_batches
+batches = make_batches([100] * 2000, 5000)
+spill = Spill(Path(sys.argv[1]), {"a": 400}, 200_000, torch.device("cpu"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for _ in range(2):
+    for batch in batches:
+        spill.write("a", batch, torch.ones(batch.tokens, 400))
+        spill.read("a", batch)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
+def test_what_is_spilled_is_not_held_in_memory(tmp_path: Path) -> None:
+    """305 MiB of activations, of which a batch is 8."""
+    command = [sys.executable, "-c", SPILLING, str(tmp_path)]
+    grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 60
 
 
 def test_attention_stays_within_each_text() -> None:

@@ -106,7 +106,7 @@ def calibrate_student(
     batches = make_batches(texts.lengths, _BATCH_TOKENS)
     teacher = to_device(load_weights(source, config, copied.task), device).eval()
     student = to_device(load_weights(copied, config, copied.task), device).eval()
-    with tempfile.TemporaryDirectory(prefix="kdshrink-") as spilled:
+    with tempfile.TemporaryDirectory(prefix=".activations.", dir=folder) as spilled:
         result = calibrate(
             view(teacher),
             view(student),
