@@ -225,7 +225,7 @@ class ShapeOptions:
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     calibration_samples: int = option(
-        "Texts of each language that --init calibrated reads, out of the training split.", 1000
+        "Texts of each language that --init calibrated reads, out of the training split.", 400
     )
 
     def __post_init__(self) -> None:

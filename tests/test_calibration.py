@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import ElectraConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, ShrinkConfig, distill, shrink
 from kdshrink.errors import ModelError
@@ -26,7 +26,7 @@ from kdshrink.shrinking.calibration import (
 )
 from kdshrink.shrinking.views import view
 
-from .conftest import AUTO, make_model
+from .conftest import AUTO, make_config, make_model
 
 RNG = np.random.default_rng(0)
 
@@ -200,7 +200,7 @@ def test_attention_stays_within_each_text() -> None:
             torch.testing.assert_close(found[begin:end, head], expected)
 
 
-VIEWED = ("xlm-roberta", "roberta", "bert")
+VIEWED = ("xlm-roberta", "roberta", "bert", "deberta-v2")
 
 
 @pytest.mark.parametrize("family", VIEWED)
@@ -216,7 +216,7 @@ def test_a_view_computes_what_the_model_does(family: str, task: str | None) -> N
         x = seen.embeddings(ids)[mask]
         for layer in seen.layers:
             x = layer(x, batch)
-        hidden = expected.last_hidden_state if task is None else expected.hidden_states[-1]
+        hidden = expected.hidden_states[-1]
         torch.testing.assert_close(x, hidden[mask])
         if task is not None:
             assert seen.head is not None
@@ -250,7 +250,8 @@ def outputs(model: PreTrainedModel, folder: Path, texts: list[str]) -> torch.Ten
     mask = encoded["attention_mask"].bool()
     if "logits" in result:
         return result.logits[mask] if result.logits.ndim == 3 else result.logits
-    return torch.cat([result.last_hidden_state[mask], result.pooler_output])
+    pooled = [result.pooler_output] if "pooler_output" in result else []
+    return torch.cat([result.last_hidden_state[mask], *pooled])
 
 
 def calibrate(teacher: Path, data: Path, out: Path, **options: Any) -> dict[str, Any]:
@@ -430,10 +431,40 @@ def test_a_file_with_a_sentence_a_line_and_a_head_of_pretraining(
     assert not report["unexpected_keys"]
 
 
-def test_other_families_are_refused_before_anything_is_written(
+def test_positions_with_projections_of_their_own(
     tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    saved(tmp_path / "t", xlmr_tokenizer, "deberta-v2", "sequence")
-    with pytest.raises(ModelError, match=r"deberta-v2.*cannot be calibrated"):
+    config = make_config("deberta-v2")
+    config.share_att_key = False
+    torch.manual_seed(0)
+    teacher = AUTO["sequence"].from_config(config)
+    for parameter in teacher.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    assert teacher.deberta.encoder.layer[0].attention.self.pos_key_proj is not None
+    teacher.save_pretrained(tmp_path / "t")
+    xlmr_tokenizer.save_pretrained(tmp_path / "t")
+    texts = texts_of(text_data)
+    theirs = outputs(teacher, tmp_path / "t", texts)
+    errors = []
+    for name, shape in (("same", {}), ("narrow", {"hidden_size": 16})):
+        calibrate(tmp_path / "t", text_data, tmp_path / name, **shape)
+        student = AUTO["sequence"].from_pretrained(tmp_path / name)
+        errors.append(float((outputs(student, tmp_path / name, texts) - theirs).abs().max()))
+    assert errors[0] < 1e-3
+    assert errors[1] < 0.5 * float(theirs.std())
+
+
+@pytest.mark.parametrize("family", ["deberta-conv", "electra"])
+def test_others_are_refused_before_anything_is_written(
+    tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast, family: str
+) -> None:
+    if family == "electra":
+        sizes: Any = {"hidden_size": 24, "embedding_size": 24, "intermediate_size": 48}
+        config = ElectraConfig(**sizes, num_hidden_layers=4, num_attention_heads=4)
+        AUTO["sequence"].from_config(config).save_pretrained(tmp_path / "t")
+        xlmr_tokenizer.save_pretrained(tmp_path / "t")
+    else:
+        saved(tmp_path / "t", xlmr_tokenizer, family, "sequence")
+    with pytest.raises(ModelError, match=r"(electra'|convolution) cannot be calibrated"):
         calibrate(tmp_path / "t", text_data, tmp_path / "s", layers=2)
     assert not (tmp_path / "s").exists()

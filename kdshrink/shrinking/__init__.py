@@ -185,9 +185,9 @@ def _calibration_texts(source: Source, config: ShrinkConfig) -> TaskData:
         ModelError: Models of this type cannot be calibrated.
     """
     from ..data import load_data
-    from .views import check_type
+    from .views import check_supported
 
-    check_type(str(source.config.get("model_type")))
+    check_supported(source.config)
     wanted = replace(config, data=config.data or config.vocab_from)
     return load_data(wanted, ("train",), purpose="train", labels_required=False, token=config.token)
 

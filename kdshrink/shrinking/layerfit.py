@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .activations import Batch, attend
+from .activations import Batch
 from .calibration import Affine, ChannelFit, Regression, score_bases, value_basis
 from .stream import BRANCH, MINE, SUM, THEIRS, WEIGHT, Stream, dropped_middle
 from .views import LayerView, normalise
@@ -112,45 +112,73 @@ def _fit_attention(stream: Stream, theirs: LayerView, mine: LayerView, ridge: fl
     """Fit queries, keys and values; leave the teacher's sum after attention in the stream.
 
     The regression is on all of the teacher's dimensions, and maps to fewer of them are put behind its
-    solution: that is the same as regressing on what they put out.
+    solution: that is the same as regressing on what they put out. Relative positions have queries and
+    keys too (c2p and p2c are dot products as c2c is): they are pooled with the tokens', each side
+    weighing as much as the other.
 
     Returns:
         What the teacher does with the student's context, (student's width, heads · size).
     """
-    parts, heads = (theirs.query, theirs.key, theirs.value), theirs.heads
-    size = mine.query.out_features // heads
-    fit = Regression(stream.project(torch.cat([part.weight for part in parts])))
-    moments: Tensor | float = 0.0
+    heads, size = theirs.heads, mine.query.out_features // theirs.heads
+    pair = Regression(stream.project(torch.cat([theirs.query.weight, theirs.key.weight])))
+    values = Regression(stream.project(theirs.value.weight))
+    moments = torch.zeros(3, heads, *[theirs.query.out_features // heads] * 2, dtype=torch.float64)
+    moments = moments.to(stream.device)
+    count = 0.0
     for batch in stream.batches():
         x, weight = stream.read(THEIRS, batch), stream.read(WEIGHT, batch)
-        q, k, v = (part(x) for part in parts)
-        fit.add(stream.read(MINE, batch), torch.cat([q, k, v], 1), weight)
-        split = torch.stack([part.unflatten(1, (heads, -1)) for part in (q, k, v)])
-        weighted = split * weight[:, :, None]
-        moments = moments + torch.einsum("pnhd,pnhe->phde", weighted, split).double()
-        stream.write(SUM, batch, theirs.mix(attend(q, k, v, batch, heads)) + x)
-    assert isinstance(moments, Tensor)
+        q, k, v = theirs.query(x), theirs.key(x), theirs.value(x)
+        own = stream.read(MINE, batch)
+        pair.add(own, torch.cat([q, k], 1), weight)
+        values.add(own, v, weight)
+        moments += _head_moments(torch.stack([q, k, v]), weight, heads)
+        count += float(weight.sum())
+        stream.write(SUM, batch, theirs.mix(theirs.context(x, batch)) + x)
+    if stream.positions is not None:
+        x, own = stream.positions
+        weight = torch.full_like(x[:, :1], count / len(x))
+        q = (theirs.position_query or theirs.query)(x)
+        k = (theirs.position_key or theirs.key)(x)
+        moments[:2] += _head_moments(torch.stack([q, k]), weight, heads)
+        if theirs.position_query is None and theirs.position_key is None:
+            pair.add(own, torch.cat([q, k], 1), weight)
     outward = stream.project_out(theirs.mix.weight).unflatten(1, (heads, -1)).transpose(0, 1)
     map_values, back = value_basis(moments[2], outward, size)
-    maps = (*score_bases(moments[0], moments[1], size), map_values)
-    solution = fit.solve(ridge)
-    for linear, weight, bias, narrow in zip(
-        (mine.query, mine.key, mine.value),
-        solution.weight.chunk(3),
-        solution.bias.chunk(3),
-        maps,
-        strict=True,
-    ):
-        put(linear, _behind(narrow, weight, bias))
+    map_queries, map_keys = score_bases(moments[0], moments[1], size)
+    solution = pair.solve(ridge)
+    query, key = zip(solution.weight.chunk(2), solution.bias.chunk(2), strict=True)
+    put(mine.query, _behind(map_queries, Affine(*query)))
+    put(mine.key, _behind(map_keys, Affine(*key)))
+    put(mine.value, _behind(map_values, values.solve(ridge)))
+    _fit_position(stream, theirs.position_query, mine.position_query, map_queries, ridge)
+    _fit_position(stream, theirs.position_key, mine.position_key, map_keys, ridge)
     return (outward.to(back) @ back).transpose(0, 1).flatten(1)
 
 
-def _behind(maps: Tensor, weight: Tensor, bias: Tensor) -> Affine:
+def _head_moments(rows: Tensor, weight: Tensor, heads: int) -> Tensor:
+    """Second moments of each head, (kinds, heads, d, d), of rows (kinds, n, heads · d)."""
+    split = rows.unflatten(-1, (heads, -1))
+    return torch.einsum("pnhd,pnhe->phde", split * weight[:, :, None], split).double()
+
+
+def _fit_position(
+    stream: Stream, theirs: nn.Linear | None, mine: nn.Linear | None, maps: Tensor, ridge: float
+) -> None:
+    """Fit a projection that relative positions have for themselves, if there is one."""
+    if theirs is None or mine is None or stream.positions is None:
+        return
+    x, own = stream.positions
+    fit = Regression(stream.project(theirs.weight))
+    fit.add(own, theirs(x), torch.ones_like(x[:, :1]))
+    put(mine, _behind(maps, fit.solve(ridge)))
+
+
+def _behind(maps: Tensor, linear: Affine) -> Affine:
     """A linear map (heads · d, in) with each head's dimensions mapped by Mᵀ, M of (heads, d, size)."""
     heads = maps.shape[0]
-    narrow = maps.mT @ weight.unflatten(0, (heads, -1))
-    offset = maps.mT @ bias.unflatten(0, (heads, -1))[..., None]
-    return Affine(narrow.flatten(0, 1), offset.flatten())
+    weight = maps.mT @ linear.weight.unflatten(0, (heads, -1))
+    bias = maps.mT @ linear.bias.unflatten(0, (heads, -1))[..., None]
+    return Affine(weight.flatten(0, 1), bias.flatten())
 
 
 def _fit_mix(stream: Stream, mine: LayerView, prior: Tensor, ridge: float) -> None:
@@ -158,7 +186,7 @@ def _fit_mix(stream: Stream, mine: LayerView, prior: Tensor, ridge: float) -> No
     fit = Regression(prior)
     for batch in stream.batches():
         x = stream.read(MINE, batch)
-        context = attend(mine.query(x), mine.key(x), mine.value(x), batch, mine.heads)
+        context = mine.context(x, batch)
         target = stream.project(stream.read(SUM, batch)) - x
         fit.add(context, target, stream.read(WEIGHT, batch))
         stream.write(BRANCH, batch, context)

@@ -30,6 +30,8 @@ class Stream:
     Attributes:
         basis: P (teacher's width, student's width) with orthonormal columns; None where the widths are
             equal, for the identity.
+        positions: The teacher's and the student's embeddings of relative positions, where their
+            attention reads such.
 
     Args:
         widths: Of the teacher and of the student.
@@ -59,6 +61,7 @@ class Stream:
         self.ids = ids
         self.device = device
         self.basis: Tensor | None = None
+        self.positions: tuple[Tensor, Tensor] | None = None
 
     def batches(self) -> Iterator[Batch]:
         """One pass over the text."""

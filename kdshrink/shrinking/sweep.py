@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..progress import Progress, silent
 from .activations import Batch
-from .calibration import Affine, Regression, principal_basis
+from .calibration import Affine, ChannelFit, Regression, principal_basis
 from .layerfit import PASSES, finish, fit_layer, fit_norm, put
 from .stream import MINE, THEIRS, WEIGHT, Ids, Stream
-from .views import EncoderView
+from .views import EncoderView, PositionsView, normalise
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Settings:
             is rare: by its frequency to the power of minus this.
     """
 
-    copies: float = 0.6
+    copies: float = 0.5
     exchanged: float = 0.5
     ridge: float = 1e-3
     first_token: float = 1.0
@@ -170,7 +170,22 @@ def _embed(
         return student.embeddings(stream.ids(batch)[1])[batch.mask(stream.device)]
 
     fit_norm(stream, student.norm, mine_of, theirs_of)
+    if teacher.positions is not None and student.positions is not None:
+        stream.positions = _fit_positions(stream, teacher.positions, student.positions)
     return finish(stream, student.norm, theirs_of)
+
+
+def _fit_positions(
+    stream: Stream, theirs: PositionsView, mine: PositionsView
+) -> tuple[Tensor, Tensor]:
+    """Put embeddings of relative positions into the basis; both models', as attention reads them."""
+    mine.table.weight.copy_(stream.project(theirs.table.weight))
+    if mine.norm is not None:
+        fit, rows = ChannelFit(), mine.table.weight
+        target = stream.project(theirs.states())
+        fit.add(normalise(rows, mine.norm), target, torch.ones_like(rows[:, :1]))
+        put(mine.norm, fit.solve())
+    return theirs.states(), mine.states()
 
 
 def _fit_head(stream: Stream, teacher: EncoderView, student: EncoderView, ridge: float) -> None:
@@ -190,7 +205,7 @@ def _fit_head(stream: Stream, teacher: EncoderView, student: EncoderView, ridge:
         for batch in stream.batches():
             before = theirs.dense(rows(batch, THEIRS))
             fit.add(rows(batch, MINE), before, rows(batch, WEIGHT))
-            energy += before.tanh().double().pow(2).sum(0)
+            energy += theirs.activation(before).double().pow(2).sum(0)
         if theirs.output is not None:
             energy *= theirs.output.weight.double().pow(2).sum(0)
         units = energy.topk(mine.dense.out_features).indices.sort().values
@@ -201,7 +216,7 @@ def _fit_head(stream: Stream, teacher: EncoderView, student: EncoderView, ridge:
         fit = Regression(stream.project(weight) if units is None else weight[:, units])
         for batch in stream.batches():
             x = rows(batch, MINE)
-            x = x if mine.dense is None else mine.dense(x).tanh()
+            x = x if mine.dense is None else mine.activation(mine.dense(x))
             logits = theirs.logits(rows(batch, THEIRS))
             assert logits is not None
             fit.add(x, logits, rows(batch, WEIGHT))

@@ -1,24 +1,32 @@
-"""One view of the encoders that can be calibrated: BERT's and those of its build."""
+"""One view of the encoders that can be calibrated: those of BERT's build, and DeBERTa-v2."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ModelError
 from .activations import Batch, attend
 
-CALIBRATED = ("xlm-roberta", "roberta", "camembert", "bert")
+_DEBERTA = "deberta-v2"
+CALIBRATED = ("xlm-roberta", "roberta", "camembert", "bert", _DEBERTA)
 """The types of models that there is a view of."""
 
 
 @dataclass(frozen=True)
 class LayerView:
-    """A layer: attention, its output, a norm; the inner and outer half of the FFN, a norm."""
+    """A layer: attention, its output, a norm; the inner and outer half of the FFN, a norm.
+
+    Attributes:
+        context: From a layer's input (tokens, width) to the heads' contexts side by side.
+        position_query, position_key: Projections of relative positions, where they have their own.
+    """
 
     query: nn.Linear
     key: nn.Linear
@@ -30,6 +38,9 @@ class LayerView:
     outer: nn.Linear
     norm: nn.LayerNorm
     heads: int
+    context: Callable[[Tensor, Batch], Tensor]
+    position_query: nn.Linear | None = None
+    position_key: nn.Linear | None = None
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """The layer's output for its input, both (tokens, width)."""
@@ -37,8 +48,7 @@ class LayerView:
 
     def middle(self, x: Tensor, batch: Batch) -> Tensor:
         """What is between attention and the FFN."""
-        context = attend(self.query(x), self.key(x), self.value(x), batch, self.heads)
-        return self.middle_norm(self.mix(context) + x)
+        return self.middle_norm(self.mix(self.context(x, batch)) + x)
 
     def upper(self, middle: Tensor) -> Tensor:
         """The output, from what is between attention and the FFN."""
@@ -47,7 +57,7 @@ class LayerView:
 
 @dataclass(frozen=True)
 class HeadView:
-    """What reads the last hidden states: a dense layer with tanh, an output layer, or both.
+    """What reads the last hidden states: an activated dense layer, an output layer, or both.
 
     Attributes:
         dense: As in BERT's pooler and RoBERTa's head; None where tokens are classified.
@@ -56,12 +66,29 @@ class HeadView:
 
     dense: nn.Linear | None
     output: nn.Linear | None
+    activation: Callable[[Tensor], Tensor] = torch.tanh
 
     def logits(self, x: Tensor) -> Tensor | None:
         """(n, classes) of hidden states (n, width), or None without an output layer."""
         if self.output is None:
             return None
-        return self.output(x if self.dense is None else self.dense(x).tanh())
+        return self.output(x if self.dense is None else self.activation(self.dense(x)))
+
+
+@dataclass(frozen=True)
+class PositionsView:
+    """DeBERTa's embeddings of relative positions, which the attention of every layer reads.
+
+    Attributes:
+        norm: None where they are read as they are.
+    """
+
+    table: nn.Embedding
+    norm: nn.LayerNorm | None
+
+    def states(self) -> Tensor:
+        """(positions, width), as attention reads them."""
+        return self.table.weight if self.norm is None else self.norm(self.table.weight)
 
 
 @dataclass(frozen=True)
@@ -80,6 +107,7 @@ class EncoderView:
     tables: tuple[nn.Embedding, ...]
     layers: tuple[LayerView, ...]
     head: HeadView | None
+    positions: PositionsView | None = None
 
     @property
     def reads_first(self) -> bool:
@@ -98,45 +126,95 @@ def view(model: Any) -> EncoderView:
     Raises:
         ModelError: There is no view of its type.
     """
-    check_type(model.config.model_type)
+    check_supported(model.config.to_dict())
     base = model.base_model
-    embeddings = base.embeddings
-    tables = (
-        embeddings.word_embeddings,
-        embeddings.position_embeddings,
-        embeddings.token_type_embeddings,
-    )
+    embeddings, encoder = base.embeddings, base.encoder
+    names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    tables = tuple(filter(None, (getattr(embeddings, name) for name in names)))
+    deberta = model.config.model_type == _DEBERTA
     layers = tuple(
-        LayerView(
-            layer.attention.self.query,
-            layer.attention.self.key,
-            layer.attention.self.value,
-            layer.attention.output.dense,
-            layer.attention.output.LayerNorm,
-            layer.intermediate.dense,
-            layer.intermediate.intermediate_act_fn,
-            layer.output.dense,
-            layer.output.LayerNorm,
-            model.config.num_attention_heads,
-        )
-        for layer in base.encoder.layer
+        (_deberta_layer if deberta else _layer)(layer, encoder) for layer in encoder.layer
     )
-    return EncoderView(embeddings, embeddings.LayerNorm, tables, layers, _head(model, base))
+    head, positions = _head(model, base), None
+    if deberta and encoder.relative_attention:
+        positions = PositionsView(encoder.rel_embeddings, getattr(encoder, "LayerNorm", None))
+    return EncoderView(embeddings, embeddings.LayerNorm, tables, layers, head, positions)
 
 
-def check_type(kind: str) -> None:
-    """Raise ModelError unless models of this type can be calibrated."""
-    if kind not in CALIBRATED:
+def check_supported(config: Mapping[str, Any]) -> None:
+    """Raise ModelError unless models of this config.json can be calibrated."""
+    kind, reason = config.get("model_type"), ""
+    if kind == _DEBERTA and config.get("conv_kernel_size"):
+        reason = " with a convolution"
+    elif (
+        kind == _DEBERTA
+        and config.get("embedding_size", config["hidden_size"]) != config["hidden_size"]
+    ):
+        reason = " with narrow embedding tables"
+    if kind not in CALIBRATED or reason:
         raise ModelError(
-            f"--init calibrated: models of type {kind!r} cannot be calibrated yet.\n"
+            f"--init calibrated: models of type {kind!r}{reason} cannot be calibrated yet.\n"
             f"Supported: {', '.join(CALIBRATED)}. --init copy serves all that can be shrunk."
         )
+
+
+def _layer(layer: Any, _: Any) -> LayerView:
+    attention = layer.attention.self
+    parts, heads = (attention.query, attention.key, attention.value), attention.num_attention_heads
+
+    def context(x: Tensor, batch: Batch) -> Tensor:
+        query, key, value = (part(x) for part in parts)
+        return attend(query, key, value, batch, heads)
+
+    return LayerView(*parts, **_rest_of(layer), heads=heads, context=context)
+
+
+def _deberta_layer(layer: Any, encoder: Any) -> LayerView:
+    attention = layer.attention.self
+    parts = (attention.query_proj, attention.key_proj, attention.value_proj)
+    return LayerView(
+        *parts,
+        **_rest_of(layer),
+        heads=attention.num_attention_heads,
+        context=partial(_deberta_context, attention, encoder),
+        position_query=getattr(attention, "pos_query_proj", None),
+        position_key=getattr(attention, "pos_key_proj", None),
+    )
+
+
+def _deberta_context(attention: Any, encoder: Any, x: Tensor, batch: Batch) -> Tensor:
+    """Disentangled attention by the model's own module, which is the only one who knows its ways."""
+    mask = batch.mask(x.device)
+    padded = x.new_zeros(*mask.shape, x.shape[-1])
+    padded[mask] = x
+    return attention(
+        padded,
+        encoder.get_attention_mask(mask.long()),
+        relative_pos=encoder.get_rel_pos(padded),
+        rel_embeddings=encoder.get_rel_embedding(),
+    )[0][mask]
+
+
+def _rest_of(layer: Any) -> dict[str, Any]:
+    """What follows a layer's attention, by the names of a LayerView."""
+    return {
+        "mix": layer.attention.output.dense,
+        "middle_norm": layer.attention.output.LayerNorm,
+        "inner": layer.intermediate.dense,
+        "activation": layer.intermediate.intermediate_act_fn,
+        "outer": layer.output.dense,
+        "norm": layer.output.LayerNorm,
+    }
 
 
 def _head(model: Any, base: Any) -> HeadView | None:
     classifier = getattr(model, "classifier", None)
     if classifier is not None and hasattr(classifier, "out_proj"):
         return HeadView(classifier.dense, classifier.out_proj)
+    if model.config.model_type == _DEBERTA and hasattr(model, "pooler"):
+        from transformers.activations import ACT2FN
+
+        return HeadView(model.pooler.dense, classifier, ACT2FN[model.config.pooler_hidden_act])
     pooler = getattr(base, "pooler", None)
     dense = None if pooler is None else pooler.dense
     return None if dense is None and classifier is None else HeadView(dense, classifier)
