@@ -74,6 +74,9 @@ def _origin(record: Mapping[str, Any]) -> str:
         text = f"A smaller copy of `{source['model']}`"
         if layers := record.get("layers"):
             text += f", from its layers {', '.join(map(str, layers))}"
+        if calibration := record.get("calibration"):
+            count = sum(calibration["texts"].values())
+            text += f", calibrated on {count:,} texts in {', '.join(calibration['texts'])}"
         text += ". It has not been trained since: distil it before you rely on it."
     else:
         text = (

@@ -208,7 +208,9 @@ class ShapeOptions:
         "or a list such as 2,5,8,12 (1-based).",
         None,
     )
-    hidden_size: int | None = option("Hidden size of the student, cut by even slices.", None)
+    hidden_size: int | None = option(
+        "Hidden size of the student, cut by even slices unless calibrated.", None
+    )
     intermediate_size: int | None = option(
         "FFN size of the student; in proportion to the hidden size if not said.", None
     )

@@ -412,6 +412,7 @@ def test_few_texts_are_the_same_few_and_counted_by_language(
         tmp_path / "t", text_data, tmp_path / "s", languages=("es",), calibration_samples=5
     )
     assert result["calibration"]["texts"] == {"es": 5}
+    assert "calibrated on 5 texts in es" in (tmp_path / "s" / "README.md").read_text()
 
 
 def test_a_file_with_a_sentence_a_line_and_a_head_of_pretraining(

@@ -70,10 +70,6 @@ class Stream:
             self._done += 1
             self._progress("calibrate", self._done, self._total, {})
 
-    def tell(self, error: float) -> None:
-        """Show a relative error beside the progress."""
-        self._progress("calibrate", self._done, self._total, {"relative_error": error})
-
     def read(self, name: str, batch: Batch) -> Tensor:
         return self._spill.read(name, batch)
 

@@ -96,7 +96,7 @@ def calibrate(
         ids,
         widths,
         dropped=max(map(len, blocks)) - 1,
-        passes=6 + layers[-1] - len(layers) + PASSES * len(layers),
+        passes=5 + layers[-1] - len(layers) + PASSES * len(layers),
         folder=folder,
         device=device,
         progress=progress,
@@ -105,7 +105,6 @@ def calibrate(
     errors = [_embed(stream, teacher, student, pieces)]
     for number, block, layer in zip(layers, blocks, student.layers, strict=True):
         errors.append(fit_layer(stream, block, layer, settings.ridge))
-        stream.tell(errors[-1])
         logger.info("calibrated to layer %d: relative error %.4f", number, errors[-1])
     _fit_head(stream, teacher, student, settings.ridge)
     return Calibration(None if stream.basis is None else stream.basis.cpu(), tuple(errors))
