@@ -169,6 +169,12 @@ def _origin(record: _Record) -> str:
         if layers := record.get("layers"):
             total = record.get("of_layers")
             text += f", layers {_listed(layers)} of {total}"
+        if calibration := record.get("calibration"):
+            count = sum(calibration["texts"].values())
+            return (
+                f"{text}, calibrated on {count:,} texts in {_listed(list(calibration['texts']))} to compute "
+                "what its source does, and not trained since. It is a start for distillation."
+            )
         return (
             f"{text}, copied and not trained since. It is a start for distillation; "
             "as it is, expect it to do much worse than its source."
@@ -177,6 +183,7 @@ def _origin(record: _Record) -> str:
         "from-teacher": "It started as a copy of the teacher's own weights",
         "from-base": "It started from the weights of the teacher's base",
         "from-scratch": "It started from random weights",
+        "calibrated": "It started from weights calibrated to compute what the teacher does",
     }.get(record["start"], f"It started {record['start']}")
     text = (
         f"{kind}, distilled: it learned from {_model(record, record['teacher']['model'])} on "

@@ -32,6 +32,7 @@ app = typer.Typer(
 _PANELS = {
     "DataOptions": "Data",
     "ShapeOptions": "Shape of the student",
+    "CalibrationOptions": "Shape of the student",
     "ObjectiveOptions": "Objective",
     "TrainingOptions": "Training",
     "EvaluationOptions": "Run",
@@ -215,6 +216,7 @@ def finetune() -> None:
         "kdshrink shrink xlm-roberta-base --layers 6",
         "kdshrink shrink teacher --layers 6 --hidden-size 384 -o student",
         "kdshrink shrink teacher --vocab-from massive --languages de,fr,it -o small",
+        "kdshrink shrink teacher --layers 6 --init calibrated --data lines.txt -o student",
     ),
 )
 def shrink() -> None:
@@ -230,6 +232,7 @@ def shrink() -> None:
         "kdshrink distill --teacher teacher --data massive --layers 6",
         "kdshrink distill --teacher teacher --student student --data massive -o distilled",
         "kdshrink distill --teacher sample --data sample",
+        "kdshrink distill --teacher teacher --init calibrated --hidden-size 192 --data massive",
         "kdshrink distill --teacher teacher --data lines.txt --weight task=0",
     ),
 )

@@ -260,7 +260,9 @@ class ShapeOptions:
         "or a list such as 2,5,8,12 (1-based).",
         None,
     )
-    hidden_size: int | None = option("Hidden size of the student, cut by even slices.", None)
+    hidden_size: int | None = option(
+        "Hidden size of the student, cut by even slices unless calibrated.", None
+    )
     intermediate_size: int | None = option(
         "FFN size of the student; in proportion to the hidden size if not said.", None
     )
@@ -272,6 +274,21 @@ class ShapeOptions:
             ("--intermediate-size", self.intermediate_size),
         ):
             _require(number is None or number >= 1, flag, number, "it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    calibration_samples: int = option(
+        "Texts of each language that --init calibrated reads, out of the training split.", 400
+    )
+
+    def __post_init__(self) -> None:
+        _require(
+            self.calibration_samples >= 1,
+            "--calibration-samples",
+            self.calibration_samples,
+            "it must be at least 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,11 +346,19 @@ class FinetuneConfig(SourceOptions, DataOptions, TrainingOptions, OutputOptions,
 
 @dataclass(frozen=True, kw_only=True)
 class ShrinkConfig(
-    ShapeOptions, SourceOptions, DataOptions, DeviceOptions, OutputOptions, HubOptions
+    ShapeOptions,
+    CalibrationOptions,
+    SourceOptions,
+    DataOptions,
+    DeviceOptions,
+    OutputOptions,
+    HubOptions,
 ):
     model: str = option("A Hub id, a local directory, sample or sample-base.", argument=True)
-    init: Literal["copy", "scratch"] = option(
-        "copy: take the teacher's weights; scratch: random weights of the same shape.", "copy"
+    init: Literal["copy", "scratch", "calibrated"] = option(
+        "copy: take the teacher's weights; scratch: random weights of the same shape; calibrated: "
+        "weights that compute what the teacher does on the text of --data, without training.",
+        "copy",
     )
     vocab_from: str | None = option(
         "Keep only the vocabulary that this data uses (as --data), or a text file with a sentence a "
@@ -359,11 +384,17 @@ class ShrinkConfig(
         )
         if self.vocab_from is None and (self.vocab_size is not None or self.vocab_min_count > 1):
             raise UsageError("--vocab-size and --vocab-min-count need --vocab-from.")
+        if self.init == "calibrated" and self.data is None and self.vocab_from is None:
+            raise UsageError(
+                "--init calibrated needs text: name it with --data, a data set or a file with a sentence "
+                "a line.\nLabels are not used."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(
     ShapeOptions,
+    CalibrationOptions,
     ObjectiveOptions,
     SourceOptions,
     DataOptions,
@@ -373,9 +404,9 @@ class DistillConfig(
 ):
     teacher: str = option("The fine-tuned teacher: a Hub id, a local directory, or sample.")
     student: str | None = option("The student, made before, instead of --init.", None)
-    init: Literal["from-teacher", "from-base", "from-scratch"] | None = option(
-        "Make the student on the fly: from-teacher (the default, half the layers), from-base or "
-        "from-scratch.",
+    init: Literal["from-teacher", "from-base", "from-scratch", "calibrated"] | None = option(
+        "Make the student on the fly: from-teacher (the default, half the layers), from-base, "
+        "from-scratch, or calibrated on the training data's texts, as shrink does it.",
         None,
     )
     base: str | None = option(

@@ -256,7 +256,19 @@ def show_shrink(result: Mapping[str, Any]) -> None:
                 "what other text suffers, estimated on a tenth of the data that was held out:"
             )
             out.print(table)
+    if calibration := result.get("calibration"):
+        _show_calibration(out, calibration, result["layers"])
     _show_where(out, result)
+
+
+def _show_calibration(out: Console, calibration: Mapping[str, Any], layers: Iterable[int]) -> None:
+    texts = ", ".join(f"{name} {count:,}" for name, count in calibration["texts"].items())
+    out.print(f"calibrated on {calibration['tokens']:,} tokens; texts by language: {texts}")
+    table = _table("hidden states after", "relative error")
+    places = ["the embeddings", *(f"layer {number} of the source" for number in layers)]
+    for place, error in zip(places, calibration["relative_error"], strict=True):
+        table.add_row(place, _number(error))
+    out.print(table)
 
 
 def _sizes(sizes: Mapping[str, int]) -> list[str]:

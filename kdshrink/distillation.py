@@ -83,6 +83,8 @@ class DistillationModel(nn.Module):
         teacher_width: Hidden size of the teacher.
         task: What the student's head is for; None for a bare encoder, which has neither prediction
             nor task term.
+        basis: Where the projections start, (teacher's width, student's width), if the student's hidden
+            states began as the teacher's in a basis; without one they are drawn.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class DistillationModel(nn.Module):
         objective: ObjectiveOptions,
         teacher_width: int,
         task: str | None,
+        basis: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -106,6 +109,10 @@ class DistillationModel(nn.Module):
         self.hidden_projection: nn.Module = (
             nn.Identity() if same else nn.Linear(width, teacher_width, bias=False)
         )
+        if basis is not None:
+            for projection in (self.embedding_projection, self.hidden_projection):
+                if isinstance(projection, nn.Linear):
+                    projection.weight.data.copy_(basis)
 
     def forward(
         self,
@@ -355,6 +362,7 @@ def _load_pair(
         config,
         teacher_model.config.hidden_size,
         source.task,
+        student.basis,
     ).to(device)
     return _Pair(
         learner,
@@ -396,7 +404,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     labelled = data if source.task is not None else replace(data, labels=None)
     arguments = training_arguments(config, output_dir, device)
     with tempfile.TemporaryDirectory() as folder:
-        student = prepare_student(config, source, tokenizer, Path(folder))
+        student = prepare_student(config, source, tokenizer, data, Path(folder), progress)
         pieces = map_pieces(student.tokenizer, tokenizer, data)
         length = fitting_length(config.max_length, student.tokenizer, student.source.config)
         encoded = encode_splits(
@@ -473,6 +481,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         },
         student=config.student,
         start=student.start,
+        **({} if student.calibration is None else {"calibration": student.calibration}),
         base=(source.record or {}).get("base"),
         data=data.source,
         task=source.task,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,12 @@ from .data import TaskData
 from .errors import ModelError, ShapeError, UsageError
 from .languages import Task
 from .loading import load_tokenizer, load_weights, load_with_head, require_task
+from .progress import Progress
 from .shrinking import shrink_source
+from .shrinking.calibrated import calibrate_student, read_basis
 from .shrinking.layers import choose_layers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Student:
         labels: Names of its classes, by id; empty for a bare encoder.
         layers: Numbers of the teacher's layers, 1-based.
         sources: The models besides the teacher that it was made of.
+        basis: The basis of its hidden states in the teacher's, if it was calibrated to be narrower.
+        calibration: How it was calibrated, for the record.
     """
 
     source: Source
@@ -38,6 +45,8 @@ class Student:
     start: str
     training_languages: tuple[str, ...]
     sources: tuple[Source, ...] = ()
+    basis: Tensor | None = None
+    calibration: dict[str, Any] | None = None
 
     def load(
         self, config: DistillConfig, task: Task | None, rows: Tensor | None = None
@@ -49,11 +58,17 @@ class Student:
 
 
 def prepare_student(
-    config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokenizerBase, folder: Path
+    config: DistillConfig,
+    teacher: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TaskData,
+    folder: Path,
+    progress: Progress,
 ) -> Student:
     """Find the student that --student names, or make the one that --init asks for.
 
     Args:
+        data: What it will be distilled on; --init calibrated reads its texts.
         folder: An empty directory, for the files of a student that is made.
 
     Raises:
@@ -81,17 +96,16 @@ def prepare_student(
             f"from {source.name}",
             tuple(source.training_languages),
             (source,),
+            _fitting_basis(source, teacher),
         )
     shape = replace(config, layers=_default_layers(config, depth))
     init = config.init or "from-teacher"
     origin = _base_of(config, teacher, tokenizer) if init == "from-base" else teacher
-    plan, _ = shrink_source(
-        origin,
-        shape,
-        folder,
-        init="scratch" if init == "from-scratch" else "copy",
-        seed=config.seed,
-    )
+    how = {"from-scratch": "scratch", "calibrated": "calibrated"}.get(init, "copy")
+    plan, _ = shrink_source(origin, shape, folder, init=how, seed=config.seed)
+    report = None
+    if init == "calibrated":
+        report = calibrate_student(teacher, folder, plan, data, config, progress=progress)
     return Student(
         find_model(str(folder), config),
         tokenizer,
@@ -100,7 +114,20 @@ def prepare_student(
         init,
         () if init == "from-scratch" else tuple(origin.training_languages),
         () if origin is teacher else (origin,),
+        None if report is None else report.basis,
+        # The file of the basis stays with what shrink writes.
+        None if report is None else {**report.to_dict(), "basis": None},
     )
+
+
+def _fitting_basis(student: Source, teacher: Source) -> Tensor | None:
+    """The basis that was recorded with a student, if it is one of this teacher's width."""
+    basis = read_basis(student)
+    widths = (teacher.config["hidden_size"], student.config["hidden_size"])
+    if basis is not None and tuple(basis.shape) != widths:
+        logger.warning("%s was calibrated to another teacher: its basis is not used", student.name)
+        return None
+    return basis
 
 
 def _same_tokenizer(source: Source, other: Source) -> bool:

@@ -381,10 +381,17 @@ def test_shrink_table(capsys: pytest.CaptureFixture[str]) -> None:
             "output_dir": "some/[6l]/" + "long" * 60,
             "layers": [2, 4],
             "parts": {"embeddings": sizes, "layers": sizes, "head": sizes},
+            "calibration": {
+                "texts": {"de": 1000, "es": 24},
+                "tokens": 12345,
+                "relative_error": [0.0, 0.125, 0.25],
+            },
             **sizes,
         }
     )
     lines = capsys.readouterr().out.splitlines()
+    assert "calibrated on 12,345 tokens; texts by language: de 1,000, es 24" in lines
+    assert any("layer 4 of the source" in line and "0.2500" in line for line in lines)
     assert any("embeddings" in line and "2,000" in line and "4.0" in line for line in lines)
     assert "layers of the source, 1-based: 2, 4" in lines
     assert lines[-1] == "written to some/[6l]/" + "long" * 60

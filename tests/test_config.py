@@ -52,6 +52,7 @@ BAD = {
     "weights": [{"atention": 1.0}, {"hidden": -1.0}, {"task": float("nan")}],
     "vocab_size": [0],
     "vocab_min_count": [0],
+    "calibration_samples": [0],
 }
 
 
@@ -101,6 +102,7 @@ def test_a_bad_value_is_refused_by_every_command_and_its_flag_named(
         (FinetuneConfig, {"resume": True, "overwrite": True}, "--resume and --overwrite"),
         (ShrinkConfig, {"vocab_size": 100}, "need --vocab-from"),
         (ShrinkConfig, {"vocab_min_count": 2}, "need --vocab-from"),
+        (ShrinkConfig, {"init": "calibrated"}, "--init calibrated needs text"),
     ],
 )
 def test_options_that_contradict_each_other(

@@ -9,7 +9,16 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from kdshrink import DistillConfig, EvalConfig, FinetuneConfig, distill, evaluate, finetune
+from kdshrink import (
+    DistillConfig,
+    EvalConfig,
+    FinetuneConfig,
+    ShrinkConfig,
+    distill,
+    evaluate,
+    finetune,
+    shrink,
+)
 
 from .conftest import make_model
 
@@ -54,3 +63,26 @@ def test_evaluation_agrees_with_the_cpu(
         for device in ("cpu", "cuda")
     ]
     assert scores[0] == scores[1]
+
+
+def test_calibrating_agrees_with_the_cpu(
+    tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    make_model("xlm-roberta", "sequence").save_pretrained(tmp_path / "t")
+    xlmr_tokenizer.save_pretrained(tmp_path / "t")
+    errors = []
+    for device in ("cpu", "cuda"):
+        result = shrink(
+            ShrinkConfig(
+                model=str(tmp_path / "t"),
+                init="calibrated",
+                data=str(text_data),
+                layers=2,
+                hidden_size=12,
+                device=device,
+                output_dir=tmp_path / device,
+            )
+        )
+        assert result.calibration is not None
+        errors.append(result.calibration["relative_error"])
+    assert errors[0] == pytest.approx(errors[1], rel=1e-2)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from .vocabulary import (
     trim_tokenizer,
 )
 
+if TYPE_CHECKING:
+    from ..data import TaskData
+
 logger = logging.getLogger(__name__)
 
 
@@ -49,6 +52,7 @@ class ShrinkResult:
     hidden_size: int
     copied: CopyReport
     vocabulary: Mapping[str, Any] | None
+    calibration: Mapping[str, Any] | None = None
     pushed: PushResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,13 +67,16 @@ class ShrinkResult:
             result["vocabulary"] = dict(self.vocabulary)
         if self.pushed is not None:
             result["hub"] = self.pushed.to_dict()
+        if self.calibration is not None:
+            result["calibration"] = dict(self.calibration)
         return result
 
 
 def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResult:
     """Write a smaller copy of a model: fewer layers, a smaller width, a smaller vocabulary.
 
-    Weights go from file to file a tensor at a time; no model is made, but for `init="scratch"`.
+    Weights go from file to file a tensor at a time; no model is made, but for `init="scratch"` and
+    `init="calibrated"`.
 
     Raises:
         KdshrinkError: As `errors` lists.
@@ -80,8 +87,9 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
     check_output(output_dir, overwrite=config.overwrite)
     repo_id = check_push(config, output_dir)
     tokenizer_files(source)
-    plan_for(source, config)
-    trimmed, vocabulary = None, None
+    plan_for(source, config, calibrated=config.init == "calibrated")
+    texts = _calibration_texts(source, config) if config.init == "calibrated" else None
+    trimmed, vocabulary, calibration = None, None, None
     if config.vocab_from is not None:
         trimmed, vocabulary = _trim(source, config, progress)
     with whole_directory(output_dir) as folder:
@@ -94,6 +102,13 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             trimmed=trimmed,
             progress=progress,
         )
+        if texts is not None:
+            from .calibrated import calibrate_student
+
+            kept = None if trimmed is None else trimmed.kept
+            options: Any = {"kept": kept, "progress": progress}
+            done = calibrate_student(source, folder, plan, texts, config, **options)
+            calibration = {**done.to_dict(), "data": texts.source}
         record = make_record(
             "shrink",
             config,
@@ -107,9 +122,15 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             training_languages=[] if config.init == "scratch" else source.training_languages,
             layers=list(plan.layers),
             of_layers=source.config["num_hidden_layers"],
+            **({} if calibration is None else {"calibration": calibration}),
         )
         result = ShrinkResult(
-            output_dir, tuple(plan.layers), plan.config["hidden_size"], report, vocabulary
+            output_dir,
+            tuple(plan.layers),
+            plan.config["hidden_size"],
+            report,
+            vocabulary,
+            calibration,
         )
         record["results"] = {k: v for k, v in result.to_dict().items() if k != "output_dir"}
         write_json(folder / RECORD, record)
@@ -166,6 +187,20 @@ def _trim(
     }
 
 
+def _calibration_texts(source: Source, config: ShrinkConfig) -> TaskData:
+    """The text of --data, or without it of --vocab-from.
+
+    Raises:
+        ModelError: Models of this type cannot be calibrated.
+    """
+    from ..data import load_data
+    from .views import check_supported
+
+    check_supported(source.config)
+    wanted = replace(config, data=config.data or config.vocab_from)
+    return load_data(wanted, ("train",), purpose="train", labels_required=False, token=config.token)
+
+
 def _default_name(config: ShrinkConfig, source: Source) -> str:
     name = Path(config.model.partition("@")[0]).name
     if config.layers is not None:
@@ -176,11 +211,17 @@ def _default_name(config: ShrinkConfig, source: Source) -> str:
         name += f"-{config.hidden_size}h"
     if config.vocab_from is not None:
         name += f"-{Path(config.vocab_from).stem}"
+    if config.init == "calibrated":
+        name += "-calibrated"
     return name if name != source.name else f"{name}-copy"
 
 
 def plan_for(
-    source: Source, shape: ShapeOptions, vocabulary: list[int] | None = None
+    source: Source,
+    shape: ShapeOptions,
+    vocabulary: list[int] | None = None,
+    *,
+    calibrated: bool = False,
 ) -> StudentPlan:
     """The plan of a student of this shape.
 
@@ -195,6 +236,7 @@ def plan_for(
         shape.hidden_size,
         shape.intermediate_size,
         vocabulary,
+        calibrated=calibrated,
     )
 
 
@@ -209,7 +251,8 @@ def shrink_source(
     progress: Progress = silent,
 ) -> tuple[StudentPlan, CopyReport]:
     """Write the student's weights, config and tokenizer into an empty folder."""
-    plan = plan_for(source, shape, None if trimmed is None else trimmed.kept)
+    kept = None if trimmed is None else trimmed.kept
+    plan = plan_for(source, shape, kept, calibrated=init == "calibrated")
     report = copy_weights(source.directory, folder / "model.safetensors", plan, progress)
     write_json(folder / "config.json", plan.config)
     if init == "scratch":

@@ -92,6 +92,8 @@ def plan_student(
     hidden_size: int | None = None,
     intermediate_size: int | None = None,
     vocabulary: Sequence[int] | None = None,
+    *,
+    calibrated: bool = False,
 ) -> StudentPlan:
     """Plan a student of this shape; None leaves a size as it is.
 
@@ -102,6 +104,8 @@ def plan_student(
     Args:
         config: The teacher's config.json.
         vocabulary: Ids of the pieces to keep, in the student's order.
+        calibrated: Whether the weights will be calibrated: then any number of layers will do, and a
+            head for masked language modelling is left out.
 
     Raises:
         ShapeError: No such student can be cut.
@@ -110,7 +114,8 @@ def plan_student(
     family = family_of(config)
     sizes = _sizes(config)
     width, inner = sizes[HIDDEN], sizes[FFN]
-    chosen = choose_layers(_size(config, "num_hidden_layers"), layers, layer_map)
+    depth = _size(config, "num_hidden_layers")
+    chosen = choose_layers(depth, layers, layer_map, any_count=calibrated)
     student_width = hidden_size or width
     student_inner = intermediate_size or round(inner * student_width / width)
     _check_width(config, student_width)
@@ -136,6 +141,8 @@ def plan_student(
         student |= {"vocab_size": len(vocabulary), **_token_ids(config, vocabulary)}
     architecture = (config.get("architectures") or [""])[0]
     keeps_head = architecture.endswith(_HEAD_CLASSES)
+    if calibrated and architecture.endswith(_LANGUAGE_MODEL):
+        keeps_head = False
     if not keeps_head:
         student["architectures"] = [family.bare]
     # A name or path of the teacher's would send transformers to the wrong place.

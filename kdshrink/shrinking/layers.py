@@ -10,7 +10,9 @@ from ..errors import ShapeError, UsageError
 _NAMED = ("uniform", "first", "last", "distilbert")
 
 
-def choose_layers(teacher: int, layers: int | None, layer_map: str | None) -> list[int]:
+def choose_layers(
+    teacher: int, layers: int | None, layer_map: str | None, *, any_count: bool = False
+) -> list[int]:
     """Numbers (1-based) of the teacher's layers, one for each of the student's.
 
     uniform, the default: student layer i of M takes g(i) = i·N/M of the teacher's N, so that the
@@ -21,6 +23,7 @@ def choose_layers(teacher: int, layers: int | None, layer_map: str | None) -> li
         teacher: Layers of the teacher, N.
         layers: Layers of the student, M; None for what layer_map says, or all.
         layer_map: A name as above, or a list such as "2,5,8,12".
+        any_count: Whether uniform rounds where M does not divide N, instead of refusing.
 
     Raises:
         ShapeError: The teacher cannot be cut so.
@@ -45,6 +48,8 @@ def choose_layers(teacher: int, layers: int | None, layer_map: str | None) -> li
                 "Name the layers, as in --layer-map 1,4,8,12."
             )
         return [1, 3, 5, 8, 10, 12]
+    if teacher % layers and any_count:
+        return spread(teacher, layers)
     if teacher % layers:
         fitting = [count for count in range(1, teacher + 1) if teacher % count == 0]
         raise ShapeError(

@@ -1,0 +1,222 @@
+"""Calibrating a student that stands on disk: text encoded, models loaded, weights written back."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..checkpoint import Source, find_model
+from ..config import DistillConfig, ShrinkConfig
+from ..data import Collator, TaskData, encode, language_codes
+from ..errors import ModelError
+from ..loading import fitting_length, load_tokenizer, load_weights, pick_device, to_device
+from ..progress import Progress, silent
+from ..tensors import TensorReader, TensorSpec, write_tensors
+from .activations import Batch, make_batches
+from .engine import StudentPlan
+from .sweep import Settings, calibrate
+from .views import view
+
+logger = logging.getLogger(__name__)
+
+BASIS = "basis.safetensors"
+"""The file of a narrower student's basis, beside its weights."""
+
+_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What calibrating read, and how near the student came.
+
+    Attributes:
+        texts: Texts read, by language.
+        tokens: Tokens of them all and of their disturbed copies.
+        errors: After the embeddings and after each layer, the relative squared error of the student's
+            hidden states.
+        basis: P (teacher's width, student's width); None where the widths are equal.
+    """
+
+    texts: dict[str, int]
+    tokens: int
+    errors: tuple[float, ...]
+    basis: Tensor | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What --json and a record say of it."""
+        errors = [round(error, 6) for error in self.errors]
+        return {
+            "texts": self.texts,
+            "tokens": self.tokens,
+            "relative_error": errors,
+            "basis": None if self.basis is None else BASIS,
+        }
+
+
+def calibrate_student(
+    source: Source,
+    folder: Path,
+    plan: StudentPlan,
+    data: TaskData,
+    config: ShrinkConfig | DistillConfig,
+    *,
+    kept: Sequence[int] | None = None,
+    settings: Settings | None = None,
+    progress: Progress = silent,
+) -> CalibrationReport:
+    """Overwrite the weights of a copied student by calibrated ones; a narrower one's basis goes beside.
+
+    Args:
+        source: The teacher.
+        folder: The student's directory, with its tokenizer, as `shrink_source` writes it.
+        data: Its training split's texts are read, --calibration-samples of each language.
+        kept: Ids of the teacher's pieces that the student has, in its order; None for all.
+
+    Raises:
+        ModelError: Such models cannot be calibrated, or one is damaged.
+    """
+    device = pick_device(config.device)
+    copied = find_model(str(folder), config)
+    tokenizer = load_tokenizer(copied, config)
+    table = data.splits["train"]
+    table = table.select(sample_rows(table, config.calibration_samples))
+    codes, languages = language_codes(table)
+    encoded = encode(
+        table,
+        tokenizer,
+        task=data.task,
+        max_length=fitting_length(config.max_length, tokenizer, source.config),
+        label_ids=None,
+    )
+    settings = settings or Settings()
+    pieces = None if kept is None else torch.tensor(kept, device=device)
+    texts = _Texts(encoded, tokenizer, pieces, device, settings.copies, settings.exchanged)
+    batches = make_batches(texts.lengths, _BATCH_TOKENS)
+    teacher = to_device(load_weights(source, config, copied.task), device).eval()
+    student = to_device(load_weights(copied, config, copied.task), device).eval()
+    with tempfile.TemporaryDirectory(prefix=".activations.", dir=folder) as spilled:
+        result = calibrate(
+            view(teacher),
+            view(student),
+            batches,
+            texts,
+            plan.layers,
+            Path(spilled),
+            pieces=pieces,
+            settings=settings,
+            progress=progress,
+        )
+    _write(folder / "model.safetensors", student.state_dict())
+    if result.basis is not None:
+        write_basis(folder, result.basis)
+    counts = np.bincount(codes, minlength=len(languages))
+    return CalibrationReport(
+        dict(zip(languages, counts.tolist(), strict=True)),
+        sum(batch.tokens for batch in batches),
+        result.errors,
+        result.basis,
+    )
+
+
+def sample_rows(table: Dataset, per_language: int) -> np.ndarray:
+    """Rows of at most so many examples of each language, ascending, the same whatever the seed."""
+    codes, languages = language_codes(table)
+    chosen = []
+    for code, language in enumerate(languages):
+        rows = np.flatnonzero(codes == code)
+        rng = np.random.default_rng(crc32(f"{language}/calibration".encode()))
+        chosen.append(rng.permutation(rows)[:per_language])
+    return np.sort(np.concatenate(chosen))
+
+
+class _Texts:
+    """Encoded texts, and after them disturbed copies of some, in which pieces are exchanged at random.
+
+    A copy's pieces are drawn from the whole vocabulary. So the student is fitted to what the teacher
+    makes of pieces too that the text does not have, as those of languages that are not in it.
+
+    Args:
+        encoded: Texts as `data.encode` makes them.
+        pieces: The teacher's ids of the student's; None if they are the same.
+        copies: Disturbed copies, as a share of the texts.
+        exchanged: Share of a copy's pieces that are exchanged.
+    """
+
+    def __init__(
+        self,
+        encoded: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        pieces: Tensor | None,
+        device: torch.device,
+        copies: float,
+        exchanged: float,
+    ) -> None:
+        self._examples = encoded.select_columns(["input_ids"])
+        self._collate = Collator(int(tokenizer.pad_token_id))
+        self._special = np.asarray(sorted(set(tokenizer.all_special_ids)))
+        self._ordinary = np.setdiff1d(np.arange(len(tokenizer)), self._special)
+        self._pieces, self._device, self._exchanged = pieces, device, exchanged
+        lengths = np.asarray(encoded["length"])
+        copied = np.random.default_rng(0).permutation(len(lengths))[: round(copies * len(lengths))]
+        self._rows = np.concatenate([np.arange(len(lengths)), copied])
+        self.lengths = lengths[self._rows].tolist()
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch's ids for the teacher and for the student, both (B, T)."""
+        rows = self._rows[list(batch.texts)].tolist()
+        examples = [
+            self._disturbed(example["input_ids"], text) if text >= len(self._examples) else example
+            for text, example in zip(batch.texts, self._examples.__getitems__(rows), strict=True)
+        ]
+        mine = self._collate(examples)["input_ids"].to(self._device)
+        return (mine if self._pieces is None else self._pieces[mine]), mine
+
+    def _disturbed(self, ids: Sequence[int], seed: int) -> dict[str, Any]:
+        rng, changed = np.random.default_rng(seed), np.asarray(ids)
+        chosen = (rng.random(len(changed)) < self._exchanged) & ~np.isin(changed, self._special)
+        changed[chosen] = rng.choice(self._ordinary, int(chosen.sum()))
+        return {"input_ids": changed}
+
+
+def _write(path: Path, state: dict[str, Tensor]) -> None:
+    """Rewrite a weights file with the tensors of a model: the same names and types."""
+    with TensorReader(path.parent) as reader:
+        specs = dict(reader.specs)
+    path.unlink()
+    write_tensors(path, specs, lambda name: state[name].to("cpu", specs[name].dtype))
+
+
+def write_basis(folder: Path, basis: Tensor) -> None:
+    """Write a basis beside a student's weights."""
+    spec = TensorSpec(tuple(basis.shape), basis.dtype)
+    write_tensors(folder / BASIS, {"basis": spec}, lambda _: basis)
+
+
+def read_basis(student: Source) -> Tensor | None:
+    """The basis that a student's record names, (teacher's width, student's width); None without one.
+
+    Raises:
+        ModelError: The record names one, and it is not there or damaged.
+    """
+    name = ((student.record or {}).get("calibration") or {}).get("basis")
+    if name is None:
+        return None
+    try:
+        return load_file(student.directory / Path(name).name)["basis"]
+    except Exception as error:
+        raise ModelError(
+            f"{student.name}: its kdshrink.json names the basis {name}, which cannot be read.\n"
+            f"{type(error).__name__}: {error}\nCopy it from where the student was made."
+        ) from error

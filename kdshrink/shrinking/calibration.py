@@ -1,0 +1,181 @@
+"""The mathematics of a calibrated start: a student's weights in closed form, from sums over tokens.
+
+Pure functions of tensors. Activations come a batch at a time; what is kept of them are sums of a fixed
+size, in double precision, and every solution is found in double precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_JITTER = 1e-9
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x ↦ x Wᵀ + b, with a weight (out, in) and a bias (out)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Regression:
+    """Ridge regression towards a prior, fed in batches: min over W, b of Σw‖xWᵀ + b − y‖² + λ‖W − W₀‖².
+
+    The bias is free. With r = y − xW₀ᵀ and centred sums G = Σw x xᵀ and C = Σw x rᵀ the solution is
+    Wᵀ = W₀ᵀ + (G + λI)⁻¹C, b = r̄ − (W − W₀)x̄ (Hoerl and Kennard 1970). So what the prior explains stays
+    exactly as it is. Sums are taken about the means of the first batch, so that a large mean costs no
+    digits; products within a batch have the activations' precision, all else is double.
+
+    Args:
+        prior: W₀ (out, in).
+    """
+
+    def __init__(self, prior: Tensor) -> None:
+        self._prior = prior.double()
+        self._origin: tuple[Tensor, ...] | None = None
+        self._sums: list[Tensor] = []
+        self._count = 0.0
+
+    def add(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
+        """Add a batch of x (n, in) and y (n, out), with how much each row counts, (n, 1)."""
+        rest = y - x @ self._prior.to(x).T
+        if self._origin is None:
+            self._origin = tuple(part.double().mean(0) for part in (x, rest, y))
+        x, rest, y = (
+            part - mean.to(part) for part, mean in zip((x, rest, y), self._origin, strict=True)
+        )
+        weighted, weighted_rest, weighted_y = x * weights, rest * weights, y * weights
+        sums = [
+            weighted.sum(0),
+            weighted_rest.sum(0),
+            weighted.T @ x,
+            weighted.T @ rest,
+            (weighted_rest * rest).sum(0),
+            weighted_y.sum(0),
+            (weighted_y * y).sum(0),
+        ]
+        if self._sums:
+            for total, new in zip(self._sums, sums, strict=True):
+                total += new
+        else:
+            self._sums = [new.double() for new in sums]
+        self._count += float(weights.double().sum())
+
+    def solve(self, ridge: float) -> Affine:
+        """The solution, in double precision.
+
+        Args:
+            ridge: λ in units of the mean diagonal of G.
+        """
+        assert self._origin is not None
+        x, rest, gram, cross = self._centred()
+        gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(_JITTER))
+        change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T
+        bias = self._origin[1] + rest - change @ (self._origin[0] + x)
+        return Affine(self._prior + change, bias)
+
+    def explained(self, solution: Affine) -> Tensor:
+        """The share of each output's variance that a solution explains, (out), from 0 to 1."""
+        _, rest, gram, cross = self._centred()
+        change = solution.weight - self._prior
+        squares, mean, mean_square = (total / self._count for total in self._sums[4:])
+        left = squares - rest.pow(2) + ((change @ gram - 2 * cross.T) * change).sum(1)
+        return (1 - left / (mean_square - mean.pow(2)).clamp_min(_JITTER)).clamp(0, 1)
+
+    def _centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Means of x and r about the origin, and the centred moments of x with itself and with r."""
+        x, rest, gram, cross = (total / self._count for total in self._sums[:4])
+        return x, rest, gram - x[:, None] * x, cross - x[:, None] * rest
+
+
+class ChannelFit:
+    """For each channel c the line that fits best: min over g, b of Σw(g_c z_c + b_c − y_c)²."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+        self._count = 0.0
+
+    def add(self, z: Tensor, y: Tensor, weights: Tensor) -> None:
+        """Add a batch of z and y, both (n, channels)."""
+        z, y, weights = z.double(), y.double(), weights.double()
+        new = torch.stack([(part * weights).sum(0) for part in (z, y, z * z, z * y)])
+        self._sums = new if self._sums is None else self._sums + new
+        self._count += float(weights.sum())
+
+    def solve(self) -> Affine:
+        """Slopes as the weight (channels) and offsets as the bias, in double precision."""
+        assert self._sums is not None
+        z, y, zz, zy = self._sums / self._count
+        slope = (zy - z * y) / (zz - z * z).clamp_min(_JITTER)
+        return Affine(slope, y - slope * z)
+
+
+def _root(second_moment: Tensor) -> Tensor:
+    """The Cholesky factor L of a second moment L Lᵀ, which is made safe to factor."""
+    jitter = 1e-7 * second_moment.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(_JITTER)
+    eye = torch.eye(second_moment.shape[-1]).to(second_moment)
+    return torch.linalg.cholesky(second_moment + jitter[..., None, None] * eye)
+
+
+def score_bases(queries: Tensor, keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Maps of a head's queries and keys to fewer dimensions that keep their scores q·k best.
+
+    With second moments C_q = L_q L_qᵀ and C_k = L_k L_kᵀ the expected squared error of the scores is
+    least when L_qᵀ A Bᵀ L_k is the truncated SVD U S Vᵀ of L_qᵀ L_k (Eckart and Young 1936): so
+    A = L_q⁻ᵀ U S^½ and B = L_k⁻ᵀ V S^½. Both are scaled by (size/d)^¼, since a head of another size
+    divides its scores by another root.
+
+    Args:
+        queries, keys: (heads, d, d), second moments over tokens, in double precision.
+        size: How many dimensions, at most d.
+
+    Returns:
+        A and B, (heads, d, size): q ↦ Aᵀq, k ↦ Bᵀk. Identities where size is d.
+    """
+    heads, d, _ = queries.shape
+    if size == d:
+        same = torch.eye(d).to(queries).expand(heads, d, d)
+        return same, same
+    root_q, root_k = _root(queries), _root(keys)
+    left, values, right = torch.linalg.svd(root_q.mT @ root_k)
+    scale = values[:, None, :size].sqrt() * (size / d) ** 0.25
+    a = torch.linalg.solve_triangular(root_q.mT, left[..., :size] * scale, upper=True)
+    b = torch.linalg.solve_triangular(root_k.mT, right.mT[..., :size] * scale, upper=True)
+    return a, b
+
+
+def value_basis(values: Tensor, outward: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """A map of a head's values to fewer dimensions, and back, that keeps what is passed on best.
+
+    With the second moment C = L Lᵀ and the SVD of the outward map times it, W L = U S Vᵀ, the values
+    are whitened and their leading directions kept: v ↦ V_rᵀ L⁻¹ v, and back by L V_r.
+
+    Args:
+        values: (heads, d, d), second moments over tokens, in double precision.
+        outward: (heads, out, d), what the output projection does with each head.
+        size: How many dimensions, at most d.
+
+    Returns:
+        The map (heads, d, size), v ↦ Mᵀv, and the way back (heads, d, size), v ≈ R Mᵀv.
+    """
+    heads, d, _ = values.shape
+    if size == d:
+        same = torch.eye(d).to(values).expand(heads, d, d)
+        return same, same
+    root = _root(values)
+    directions = torch.linalg.svd(outward.to(root) @ root, full_matrices=False)[2].mT[..., :size]
+    return torch.linalg.solve_triangular(root.mT, directions, upper=True), root @ directions
+
+
+def principal_basis(second_moment: Tensor, size: int) -> Tensor:
+    """The leading eigenvectors of a second moment (H, H), as columns (H, size) in falling order.
+
+    An eigenvector's sign is chosen so that its largest entry is positive: the solver's is any.
+    """
+    vectors = torch.linalg.eigh(second_moment).eigenvectors[:, -size:].flip(1)
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return vectors * largest.sign()

@@ -1,0 +1,136 @@
+"""Scores of untrained students, copied or sliced against calibrated, as a Markdown table.
+
+    python tests/benchmarks/calibrated_start.py TEACHER --data massive --data-dir DIR \
+        --seen ar,de,en,es,ru,zh-CN --unseen nl,pt-PT,sw,th --max-eval-samples 300 \
+        6x384:copy 6x384 6x192:copy 6x192 6x192:ridge=0.01 6x384:samples=200,copies=0
+
+A student is LAYERSxWIDTH, then what is not by default: `copy`, `samples=N` (texts a language), or a
+field of `kdshrink.shrinking.sweep.Settings`. Layers that do not divide the teacher's are spread. Text
+is that of the seen languages alone. Scores are the metric on the test split, all languages pooled;
+what is kept is the share of the teacher's, agreement the share of answers that are the teacher's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from kdshrink.checkpoint import find_model
+from kdshrink.config import ShrinkConfig
+from kdshrink.data import load_data
+from kdshrink.evaluation import Evaluator, Predictions, make_evaluator
+from kdshrink.loading import Loaded, load_tokenizer, load_weights, pick_device, to_device
+from kdshrink.shrinking import shrink_source
+from kdshrink.shrinking.calibrated import calibrate_student
+from kdshrink.shrinking.layers import spread
+from kdshrink.shrinking.sweep import Settings
+
+
+@dataclass(frozen=True)
+class Start:
+    """A student as it was typed: `6x192:samples=500,ridge=0.01`."""
+
+    typed: str
+    layers: int
+    width: int
+    copied: bool
+    samples: int | None
+    settings: Settings
+
+    @classmethod
+    def parse(cls, typed: str) -> Start:
+        shape, _, rest = typed.partition(":")
+        layers, width = map(int, shape.split("x"))
+        options = dict(part.partition("=")[::2] for part in rest.split(",") if part)
+        copied = options.pop("copy", None) is not None
+        samples = options.pop("samples", None)
+        settings = Settings(**{name: float(value) for name, value in options.items()})
+        return cls(typed, layers, width, copied, int(samples) if samples else None, settings)
+
+
+def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
+    """The student, and the seconds that it took to make."""
+    source = find_model(config.model, config)
+    depth = source.config["num_hidden_layers"]
+    config = replace(
+        config,
+        layer_map=",".join(map(str, spread(depth, start.layers))),
+        hidden_size=start.width,
+        calibration_samples=start.samples or config.calibration_samples,
+    )
+    data = load_data(config, ("train",), purpose="train")
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        init = "copy" if start.copied else "calibrated"
+        plan, _ = shrink_source(source, config, folder, init=init)
+        if not start.copied:
+            calibrate_student(source, folder, plan, data, config, settings=start.settings)
+        seconds = time.perf_counter() - began
+        return load_weights(find_model(name, config), config, source.task), seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("teacher")
+    parser.add_argument("starts", nargs="+", type=Start.parse)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--seen", required=True)
+    parser.add_argument("--unseen", required=True)
+    parser.add_argument("--max-eval-samples", type=int, default=300)
+    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    config = ShrinkConfig(
+        model=options.teacher,
+        init="calibrated",
+        data=options.data,
+        data_dir=options.data_dir,
+        languages=tuple(options.seen.split(",")),
+        max_length=options.max_length,
+        device=options.device,
+    )
+    device = pick_device(options.device)
+    source = find_model(options.teacher, config)
+    assert source.task is not None
+    teacher = to_device(load_weights(source, config, source.task), device)
+    loaded = Loaded(teacher, load_tokenizer(source, config), source)
+    evaluators: dict[str, Evaluator] = {}
+    for group, names in (("seen", options.seen), ("unseen", options.unseen)):
+        wanted = replace(
+            config, languages=tuple(names.split(",")), max_eval_samples=options.max_eval_samples
+        )
+        data = load_data(wanted, ("test",), purpose="evaluate")
+        evaluators[group] = make_evaluator(
+            data, "test", loaded, max_length=512, batch_size=64, device=device
+        )
+    answers: dict[str, Predictions] = {g: e.predict(teacher) for g, e in evaluators.items()}
+    best = {g: e.score_predictions(answers[g], 1.0).score for g, e in evaluators.items()}
+    print("| student | seen | unseen | kept, seen | kept, unseen | agreement | seconds |")
+    print("|---|---|---|---|---|---|---|")
+    print(f"| teacher | {best['seen']:.3f} | {best['unseen']:.3f} | | | | |", flush=True)
+    for start in options.starts:
+        student, seconds = make(start, config)
+        to_device(student, device)
+        found = {g: e.predict(student) for g, e in evaluators.items()}
+        scores = {g: e.score_predictions(found[g], 1.0).score for g, e in evaluators.items()}
+        agreement = [np.mean(found[g].classes == answers[g].classes) for g in evaluators]
+        print(
+            f"| {start.typed} | {scores['seen']:.3f} | {scores['unseen']:.3f} "
+            f"| {scores['seen'] / best['seen']:.1%} | {scores['unseen'] / best['unseen']:.1%} "
+            f"| {agreement[0]:.1%}, {agreement[1]:.1%} | {seconds:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
