@@ -96,9 +96,9 @@ def push_directory(directory: Path, name: str, target: HubTarget, token: str | N
         HubError: It failed. The message has the directory and the command that tries again.
         Interrupted: A signal came.
     """
-    again = f"{directory} is whole. Push it again with:\n{push_command(directory, name, target)}"
-    if token is not None:
-        again += "  (and the same --token)"
+    with_token = ", with the same --token" if token is not None else ""
+    command = push_command(directory, name, target)
+    again = f"{directory} is whole. Push it again{with_token} with:\n{command}"
     try:
         with _told(name, token, again):
             repo_id = _ready_repository(name, target, token)
