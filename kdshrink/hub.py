@@ -81,7 +81,7 @@ def push(config: PushConfig, progress: Progress | None = None) -> PushResult:
     directory = config.directory
     if not directory.is_dir():
         raise ModelError(f"{directory}: there is no such directory.")
-    find_model(str(directory), SourceOptions())
+    find_model(str(directory.absolute()), SourceOptions())
     weights = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
     if not weights:
         raise ModelError(f"{directory}: there are no weights beside its config.json.")
@@ -96,9 +96,9 @@ def push_directory(directory: Path, name: str, target: HubTarget, token: str | N
         HubError: It failed. The message has the directory and the command that tries again.
         Interrupted: A signal came.
     """
-    again = f"{directory} is whole. Push it again with:\n{push_command(directory, name, target)}"
-    if token is not None:
-        again += "  (and the same --token)"
+    with_token = ", with the same --token" if token is not None else ""
+    command = push_command(directory, name, target)
+    again = f"{directory} is whole. Push it again{with_token} with:\n{command}"
     try:
         with _told(name, token, again):
             repo_id = _ready_repository(name, target, token)
@@ -219,7 +219,7 @@ def _card_for(directory: Path, repo_id: str) -> bytes | None:
     """The card with the repository's name in place of the directory's, unless it was edited by hand."""
     from .card import model_card
 
-    record = find_model(str(directory), SourceOptions()).record
+    record = find_model(str(directory.absolute()), SourceOptions()).record
     path = directory / _CARD
     if record is None or not path.is_file():
         return None

@@ -595,6 +595,9 @@ def save_result(
         for path in run.best_dir.iterdir():
             if path.name != _BEST_SCORE:
                 shutil.copy2(path, folder)
+        # As it was loaded: whether it was called since is for the cache of encoded texts to decide.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(folder)
         write_json(folder / RECORD, record)
         (folder / "README.md").write_text(

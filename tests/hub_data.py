@@ -13,6 +13,10 @@ SIZES = {"train": 12, "validation": 6, "test": 6}
 TEXTS = {"de": "wecke mich um {}", "en": "wake me up at {}", "es": "despiértame a las {}"}
 
 
+def _text(locale: str, number: int) -> str:
+    return TEXTS.get(locale[:2], "{}").format(number)
+
+
 def write_massive(folder: Path, locales: tuple[str, ...] = ("de-DE", "en-US", "es-ES")) -> Path:
     """AmazonScience/massive at refs/convert/parquet: <locale>/<split>/0000.parquet."""
     features = Features(
@@ -35,8 +39,8 @@ def write_massive(folder: Path, locales: tuple[str, ...] = ("de-DE", "en-US", "e
                     "partition": split,
                     "scenario": 0,
                     "intent": i % 3,
-                    "utt": TEXTS[locale[:2]].format(i),
-                    "annot_utt": TEXTS[locale[:2]].format(i),
+                    "utt": _text(locale, i),
+                    "annot_utt": _text(locale, i),
                 }
                 for i in range(count)
             ]

@@ -6,11 +6,17 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 
 from kdshrink.card import model_card
 from kdshrink.config import FinetuneConfig
@@ -18,7 +24,7 @@ from kdshrink.data import load_data
 from kdshrink.languages import MASSIVE
 
 from . import hub_data
-from .hub import READER, WRITER, Blob, Desk, Hub, content
+from .hub import READER, WRITER, Blob, Desk, Fault, Hub, content
 
 # --- push and pull
 
@@ -197,6 +203,52 @@ def test_a_data_set_of_one_s_own_on_the_hub(desk: Desk, hub: Hub, massive_teache
         assert message in done.stderr
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_push_that_is_stopped_says_how_to_go_on(
+    number: int, code: int, desk: Desk, hub: Hub, model_dir: Path
+) -> None:
+    hub.faults = [Fault("PUT /lfs", "stall", seconds=20)]
+    # A test run that was started in the background passes an ignored SIGINT on to its children.
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.argv = ['kdshrink', 'push', 'model', '--hub-model-id', 'org/model']\n"
+        "from kdshrink.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=hub.environment(desk.home),
+        cwd=desk.folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not hub.sent("PUT /lfs"):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert said.endswith("Push it again with:\nkdshrink push model --hub-model-id org/model\n")
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_failed_push_is_no_reason_to_train_again(
+    desk: Desk, hub: Hub, model_dir: Path, text_data: Path
+) -> None:
+    typed = ("finetune", "model", "--data", str(text_data), "--max-steps", "2", "-o", "out")
+    typed = (*typed, "--push-to-hub", "--hub-model-id", "org/out")
+    hub.faults = [Fault("/commit/", status=504)]
+    failed = desk(*typed, "--json")
+    assert failed.returncode == 1
+    assert failed.stdout == ""
+    assert failed.stderr.endswith("Push it again with:\nkdshrink push out --hub-model-id org/out\n")
+    weights = (desk.folder / "out/model.safetensors").read_bytes()
+    hub.faults = []
+    resumed = desk.json(*typed, "--resume")
+    assert resumed["hub"]["changed"]
+    assert hub.files("org/out")["model.safetensors"] == weights
+    assert len(hub.sent("PUT /lfs")) == 1
+
+
 # --- checked before any work
 
 
@@ -292,6 +344,32 @@ def test_offline_with_the_small_files_alone_says_so(desk: Desk, hub: Hub, model_
     done = desk("shrink", "org/model", "--layers", "2", HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert "not in the cache" in done.stderr
+
+
+def test_a_pickle_on_the_hub_is_read_as_tensors_and_said_so(
+    desk: Desk, hub: Hub, model_dir: Path
+) -> None:
+    weights = load_file(model_dir / "model.safetensors")
+    (model_dir / "model.safetensors").unlink()
+    torch.save(weights, model_dir / "pytorch_model.bin")
+    hub.add("org/pickled", model_dir)
+    done = desk("shrink", "org/pickled", "--layers", "2", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    assert "pytorch_model.bin" in done.stderr
+    assert (desk.folder / "out/model.safetensors").exists()
+    assert desk.json("info", "org/pickled")["parameters"] is None
+
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return print, ("I ran",)
+
+    torch.save({**weights, "x": Code()}, model_dir / "pytorch_model.bin")
+    hub.add("org/poisoned", model_dir)
+    done = desk("shrink", "org/poisoned", "--layers", "2", "-o", "out2")
+    assert done.returncode == 1
+    assert "I ran" not in done.stdout + done.stderr
+    assert "pytorch_model.bin" in done.stderr
+    assert not (desk.folder / "out2").exists()
 
 
 def test_code_comes_only_when_it_is_asked_for(desk: Desk, hub: Hub, model_dir: Path) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from kdshrink.config import ShrinkConfig
+from kdshrink.languages import MASSIVE
+
+from . import hub_data
 from .hub import WRITER, Desk, Fault, Hub, content
+
+README = Path(__file__).parent.parent / "README.md"
 
 ESCAPE = "\x1b["
 
@@ -71,8 +83,6 @@ def test_a_token_is_nowhere(
 
 
 def test_a_config_does_not_show_its_token() -> None:
-    from kdshrink.config import ShrinkConfig
-
     assert WRITER not in repr(ShrinkConfig(model="m", token=WRITER))
 
 
@@ -112,8 +122,6 @@ def test_no_colour_and_no_bars_without_a_terminal(desk: Desk, model_dir: Path) -
 
 @pytest.mark.parametrize("quiet", [True, False], ids=["NO_COLOR", "colour"])
 def test_no_color_is_respected_on_a_terminal(quiet: bool, desk: Desk, model_dir: Path) -> None:
-    import pty
-
     master, slave = pty.openpty()
     environment = {**desk.hub.environment(desk.home), "TERM": "xterm-256color"}
     environment.pop("NO_COLOR", None)
@@ -164,8 +172,6 @@ def test_a_directory_without_permission(desk: Desk, model_dir: Path) -> None:
 @pytest.mark.slow
 def test_names_in_a_tokenizer_lead_nowhere(desk: Desk, hub: Hub, model_dir: Path) -> None:
     """A tokenizer or config with a path in its names writes nowhere but into OUT and the cache."""
-    import json
-
     settings = json.loads((model_dir / "tokenizer_config.json").read_text())
     settings["chat_template"] = [
         {"name": "../../../outside", "template": "x"},
@@ -187,3 +193,46 @@ def test_names_in_a_tokenizer_lead_nowhere(desk: Desk, hub: Hub, model_dir: Path
     assert not [
         p for p in desk.folder.parent.glob("*") if "outside" in p.name or "escaped" in p.name
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+def test_the_readme_s_workflow(desk: Desk, hub: Hub, massive_teacher: Path) -> None:
+    """Its steps as they are written, but for fewer steps and thresholds that a random model passes."""
+    hub.add("my-org/teacher", massive_teacher)
+    data = hub_data.write_massive(
+        desk.folder / "source", tuple(unit.name for unit in MASSIVE.units)
+    )
+    hub.add("AmazonScience/massive", data, kind="datasets", ref="refs/convert/parquet")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", README.read_text(), re.M | re.S)
+    workflow = yaml.safe_load(block)
+    job = workflow["jobs"]["student"]
+    assert job["defaults"]["run"]["shell"] == "bash"
+    assert set(workflow["env"]) == {"HF_TOKEN"}
+    steps = [step["run"] for step in job["steps"] if "run" in step]
+    assert steps[0] == "pip install kdshrink"
+
+    def run(step: str) -> subprocess.CompletedProcess[str]:
+        program = shlex.join([sys.executable, "-m", "kdshrink"])
+        return subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", f'kdshrink() {{ {program} "$@"; }}; {step}'],
+            env=hub.environment(desk.home),
+            cwd=desk.folder,
+            capture_output=True,
+            text=True,
+        )
+
+    for step in steps[1:]:
+        quick = (
+            step.replace("--max-steps 5000", "--max-steps 2")
+            .replace("--layers 6", "--layers 2")
+            .replace("my-org/student", "org/student")
+        )
+        done = run(quick.replace("> 0.75", ">= 0"))
+        assert done.returncode == 0, done.stderr
+    assert "model.safetensors" in hub.files("org/student", "candidate")
+    assert run("jq -e '.score > 0.75' result.json").returncode == 1
+    # A failure ends a pipe, and so the job, though its last command is content.
+    assert (
+        run("kdshrink eval nowhere/at/all --data massive --json | tee result.json").returncode == 1
+    )

@@ -28,11 +28,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from tests.conftest import LABELS, make_model, make_tokenizer
 from tests.hub import Desk, Hub, content
 
+WORDS = ("wetter", "musik", "email")
 _TRAINING = ("--max-steps", "60", "--save-steps", "15", "--eval-steps", "20", "--batch-size", "8")
+_TRAINING = (*_TRAINING, "--learning-rate", "2e-3")
 COMMANDS = {
     "finetune": ("finetune", "encoder", "--data", "texts", *_TRAINING, "-o", "out"),
     "shrink": ("shrink", "teacher", "--layers", "2", "-o", "out"),
-    "distill": ("distill", "--teacher", "teacher", "--data", "texts", *_TRAINING, "-o", "out"),
+    "distill": (
+        *("distill", "--teacher", "teacher", "--init", "from-scratch", "--layers", "2"),
+        *("--data", "texts", *_TRAINING, "-o", "out"),
+    ),
     "push": ("push", "teacher", "--hub-model-id", "org/out"),
 }
 _REPEATABLE = ("model.safetensors", "config.json", "tokenizer.json")
@@ -47,18 +52,22 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
 
-def prepare(folder: Path) -> None:
-    """An encoder, a classifier of it, and texts in two languages."""
-    tokenizer = make_tokenizer("xlm-roberta")
-    for name, task in (("encoder", None), ("teacher", "sequence")):
-        make_model("xlm-roberta", task).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+def prepare(desk: Desk) -> None:
+    """Texts in two languages, an encoder, and a classifier made of it."""
+    folder = desk.folder
+    make_model("xlm-roberta", None).save_pretrained(folder / "encoder")
+    make_tokenizer("xlm-roberta").save_pretrained(folder / "encoder")
     for language in ("de", "es"):
         for split, count in (("train", 120), ("validation", 12)):
-            rows = [{"text": f"text {i} {language}", "label": LABELS[i % 3]} for i in range(count)]
+            rows = [
+                {"text": f"{WORDS[i % 3]} {i} {language}", "label": LABELS[i % 3]}
+                for i in range(count)
+            ]
             path = folder / "texts" / language / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = desk(*COMMANDS["finetune"][:-1], "teacher", "--max-steps", "150")
+    assert made.returncode == 0, made.stderr
 
 
 def result(desk: Desk, command: str) -> dict[str, bytes] | None:
@@ -140,9 +149,10 @@ def run(moments: int, commands: list[str], seed: int) -> dict[str, Tally]:
     chance = random.Random(seed)
     tallies = {}
     with tempfile.TemporaryDirectory() as folder, Hub() as hub:
-        prepare(Path(folder))
+        desk = Desk(hub, Path(folder))
+        prepare(desk)
         for command in commands:
-            tallies[command] = kill_often(Desk(hub, Path(folder)), command, moments, chance)
+            tallies[command] = kill_often(desk, command, moments, chance)
     return tallies
 
 

@@ -4,7 +4,8 @@
 #     bash make.sh MASSIVE_DIR E5_DIR
 #
 # MASSIVE_DIR holds MASSIVE 1.1 as <locale>/<split>.jsonl (id, utt, intent); E5_DIR is
-# multilingual-e5-small as a plain XLM-RoBERTa checkpoint with its tokenizer.
+# multilingual-e5-small as a plain XLM-RoBERTa checkpoint with its tokenizer, and a README.md that says
+# `license: mit` in its metadata.
 set -euo pipefail
 massive=$(realpath "$1") e5=$(realpath "$2")
 sample=$(realpath "$(dirname "$0")/..")
