@@ -290,7 +290,13 @@ def test_the_same_shape_gives_back_the_teacher(
 @pytest.mark.parametrize("family", VIEWED)
 @pytest.mark.parametrize("task", ["sequence", "token"])
 @pytest.mark.parametrize(
-    "shape", [{"layers": 2}, {"hidden_size": 12}, {"layers": 3, "hidden_size": 16}]
+    "shape",
+    [
+        {"layers": 2},
+        {"hidden_size": 12},
+        {"layers": 3, "hidden_size": 16},
+        {"layer_map": "1,2", "hidden_size": 20, "intermediate_size": 30},
+    ],
 )
 def test_a_calibrated_student_is_nearer_than_a_copied_one(
     tmp_path: Path,
@@ -298,13 +304,13 @@ def test_a_calibrated_student_is_nearer_than_a_copied_one(
     xlmr_tokenizer: PreTrainedTokenizerFast,
     family: str,
     task: str,
-    shape: dict[str, int],
+    shape: dict[str, Any],
 ) -> None:
     """Any number of layers: 3 of 4 are the 1st, 3rd and 4th, where a copy wants them listed."""
     teacher = saved(tmp_path / "t", xlmr_tokenizer, family, task)
     result = calibrate(tmp_path / "t", text_data, tmp_path / "s", **shape)
     layers = ",".join(map(str, result["layers"]))
-    options: Any = {"layer_map": layers, "hidden_size": shape.get("hidden_size")}
+    options: Any = {**shape, "layers": None, "layer_map": layers}
     shrink(ShrinkConfig(model=str(tmp_path / "t"), output_dir=tmp_path / "c", **options))
     texts = texts_of(text_data)
     theirs = outputs(teacher, tmp_path / "t", texts)

@@ -38,7 +38,6 @@ class Settings:
         copies: Disturbed copies of texts that are added, as a share of the texts.
         exchanged: Share of a copy's pieces that are exchanged for any of the vocabulary.
         ridge: λ in units of the mean diagonal of the inputs' moments.
-        first_token: Weight of a text's first token where the head reads it alone; others have 1.
         rare_classes: Where tokens are classified, each weighs as its class, as the teacher sees it,
             is rare: by its frequency to the power of minus this.
     """
@@ -46,7 +45,6 @@ class Settings:
     copies: float = 0.5
     exchanged: float = 0.5
     ridge: float = 1e-3
-    first_token: float = 1.0
     rare_classes: float = 0.5
 
 
@@ -96,7 +94,7 @@ def calibrate(
         ids,
         widths,
         dropped=max(map(len, blocks)) - 1,
-        passes=5 + layers[-1] - len(layers) + PASSES * len(layers),
+        passes=5 + len(teacher.layers) + (PASSES - 1) * len(layers),
         folder=folder,
         device=device,
         progress=progress,
@@ -106,6 +104,9 @@ def calibrate(
     for number, block, layer in zip(layers, blocks, student.layers, strict=True):
         errors.append(fit_layer(stream, block, layer, settings.ridge))
         logger.info("calibrated to layer %d: relative error %.4f", number, errors[-1])
+    for above in teacher.layers[layers[-1] :]:
+        for batch in stream.batches():
+            stream.write(THEIRS, batch, above(stream.read(THEIRS, batch), batch))
     _fit_head(stream, teacher, student, settings.ridge)
     return Calibration(None if stream.basis is None else stream.basis.cpu(), tuple(errors))
 
@@ -118,37 +119,31 @@ def _survey(stream: Stream, teacher: EncoderView, width: int, settings: Settings
     """
     wide = teacher.norm.weight.numel()
     moment = torch.zeros(wide, wide, dtype=torch.float64, device=stream.device)
-    frequency: Tensor | float = 0.0
+    counts: Tensor | float = 0.0
     for batch in stream.batches():
-        weight = torch.ones(batch.tokens, 1, device=stream.device)
-        if teacher.reads_first:
-            weight[batch.firsts(stream.device)] = settings.first_token
-        if width < wide or teacher.classifies_tokens:
-            theirs, _ = stream.ids(batch)
-            x = teacher.embeddings(theirs)[batch.mask(stream.device)]
-            moment += (x.T @ (x * weight)).double()
-            for layer in teacher.layers:
-                x = layer(x, batch)
-                moment += (x.T @ (x * weight)).double()
-            if teacher.classifies_tokens:
-                assert teacher.head is not None
-                logits = teacher.head.logits(x)
-                assert logits is not None
-                classes = logits.argmax(-1, keepdim=True)
-                frequency = (
-                    frequency + torch.bincount(classes[:, 0], minlength=logits.shape[-1]).double()
-                )
-                weight = classes.float()
-        stream.write(WEIGHT, batch, weight)
+        stream.write(WEIGHT, batch, torch.ones(batch.tokens, 1))
+        if width == wide and not teacher.classifies_tokens:
+            continue
+        x = teacher.embeddings(stream.ids(batch)[0])[batch.mask(stream.device)]
+        moment += (x.T @ x).double()
+        for layer in teacher.layers:
+            x = layer(x, batch)
+            moment += (x.T @ x).double()
+        if teacher.classifies_tokens:
+            assert teacher.head is not None
+            logits = teacher.head.logits(x)
+            assert logits is not None
+            classes = logits.argmax(-1)
+            counts = counts + torch.bincount(classes, minlength=logits.shape[-1]).double()
+            stream.write(WEIGHT, batch, classes[:, None].float())
     if width < wide:
         stream.basis = principal_basis(moment, width).float()
-    if isinstance(frequency, Tensor):
-        share = (frequency / frequency.sum()).clamp_min(_RAREST)
-        by_class = share.pow(-settings.rare_classes)
-        by_class = (by_class / (by_class * share).sum()).float()
+    if isinstance(counts, Tensor):
+        share = (counts / counts.sum()).clamp_min(_RAREST)
+        weights = share.pow(-settings.rare_classes)
+        weights = (weights / (weights * share).sum()).float()
         for batch in stream.batches():
-            classes = stream.read(WEIGHT, batch).long()
-            stream.write(WEIGHT, batch, by_class[classes])
+            stream.write(WEIGHT, batch, weights[stream.read(WEIGHT, batch).long()])
 
 
 def _embed(
