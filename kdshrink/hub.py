@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from .checkpoint import CHECKPOINTS, find_model
 from .config import HubOptions, HubTarget, PushConfig, SourceOptions
 from .connection import chain_of, reason, use_timeouts
 from .errors import HubError, Interrupted, KdshrinkError, ModelError, Terminated, UsageError
+from .processes import is_first
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def check_push(config: HubOptions, output_dir: Path) -> str | None:
         HubError: The Hub cannot be reached, or the name or the token will not do.
         UsageError: The name cannot be one.
     """
-    if not config.push_to_hub or os.environ.get("RANK", "0") != "0":
+    if not config.push_to_hub or not is_first():
         return None
     name = config.hub_model_id or output_dir.absolute().name
     with _told(f"--push-to-hub: {name}", config.token, "Nothing was done yet."):

@@ -666,7 +666,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     )
     if is_first():
         check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
-    repo_id = check_push(config, output_dir) if is_first() else None
+    repo_id = check_push(config, output_dir)
     if done := finished_result(output_dir, config):
         return pushed(done, repo_id, config)
     device = pick_device(config.device)
