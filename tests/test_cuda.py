@@ -53,6 +53,30 @@ def test_fine_tuning_and_distilling(
     assert torch.isfinite(torch.tensor(student.development.score))
 
 
+@pytest.mark.parametrize("cache", ["none", "all"])
+def test_targets_made_ahead_and_kept(
+    encoder_dir: Path, text_data: Path, tmp_path: Path, cache: str
+) -> None:
+    options: dict[str, Any] = {"data": str(text_data), **FAST}
+    finetune(
+        FinetuneConfig(
+            model=str(encoder_dir), output_dir=tmp_path / "t", num_train_epochs=8, **options
+        )
+    )
+    student = distill(
+        DistillConfig(
+            teacher=str(tmp_path / "t"),
+            layers=2,
+            output_dir=tmp_path / "s",
+            num_train_epochs=8,
+            tokens_per_batch=128,
+            cache_teacher=cache,  # type: ignore[arg-type]
+            **options,
+        )
+    )
+    assert student.development.score > 0.5  # the majority class scores 0.17
+
+
 def test_evaluation_agrees_with_the_cpu(
     tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
 ) -> None:
