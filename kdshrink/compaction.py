@@ -175,11 +175,11 @@ class WholeTable:
         for begin in range(0, count, _BLOCK):
             # Opened anew each time, since the pages of a mapping count as memory until it is closed.
             with safe_open(self.path, framework="pt") as file:
-                block = file.get_slice("table")[begin : begin + _BLOCK].clone()
+                block = file.get_slice("table")[begin : begin + _BLOCK].to(rows.dtype, copy=True)
             if decay != 1.0:
                 block *= decay
             first, last = torch.searchsorted(kept, torch.tensor([begin, begin + len(block)]))
-            block[kept[first:last] - begin] = rows[first:last].to(block)
+            block[kept[first:last] - begin] = rows[first:last]
             yield block
 
 

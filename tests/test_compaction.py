@@ -212,6 +212,23 @@ def test_a_model_loaded_in_part_computes_the_same(
         assert torch.equal(*logits)
 
 
+def test_a_table_of_half_precision_comes_back_in_single(tmp_path: Path) -> None:
+    half = make_model("xlm-roberta", "sequence").half()
+    half.save_pretrained(tmp_path / "m")
+    rows = torch.tensor([0, 1, 2, 3, 50])
+    source = find_model(str(tmp_path / "m"), DistillConfig(teacher="t", data="d"))
+    model = load_weights(source, DistillConfig(teacher="t", data="d"), "sequence", rows)
+    table: Any = model.get_input_embeddings()
+    table.weight.data[4] = 0.25
+    whole = WholeTable.keep(tmp_path / "table", source.directory, model, rows)
+    (tmp_path / "out").mkdir()
+    whole.save_whole(model, tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    before = half.roberta.embeddings.word_embeddings.weight.detach().float().clone()
+    before[50] = 0.25
+    assert torch.equal(saved["roberta.embeddings.word_embeddings.weight"], before)
+
+
 def test_other_data_cannot_resume_a_run(tmp_path: Path) -> None:
     make_model("xlm-roberta", "sequence").save_pretrained(tmp_path / "m")
     config = DistillConfig(teacher="t", data="d")
