@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from . import hub_data
 from .hub import WRITER, Desk, Fault, Hub, content
 
 _RETRY = {"Retry-After": "1"}
@@ -240,3 +241,41 @@ def test_weights_that_end_halfway_once_are_gone_on_with(
     done = Desk(hub, tmp_path)("shrink", "org/model", "--layers", "2", "-o", "out")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/config.json").exists()
+
+
+DATA = [
+    case(
+        "503 on the data's page", "503, a fault on its side", "api/datasets/.*revision", status=503
+    ),
+    case(
+        "401 on the data's page", "401, it does not accept", "api/datasets/.*revision", status=401
+    ),
+    case("403 on a file", "403, forbidden", "GET /datasets/.*parquet", status=403),
+    case("a file that ends halfway, always", "no connection", "GET /datasets/.*parquet", "drop"),
+    case("the page falls silent", "no answer", "api/datasets/", "stall", environment=SHORT),
+    Case("no network", None, "no connection", {"HF_ENDPOINT": "http://127.0.0.1:9"}),
+    Case("no network by choice", None, "HF_HUB_OFFLINE is set", {"HF_HUB_OFFLINE": "1"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", DATA, ids=lambda case: case.name)
+def test_data_that_does_not_come(case: Case, hub: Hub, tmp_path: Path, model_dir: Path) -> None:
+    hub.add(
+        "AmazonScience/massive",
+        hub_data.write_massive(tmp_path / "source", ("de-DE",)),
+        kind="datasets",
+        ref="refs/convert/parquet",
+    )
+    hub.faults = [case.fault] if case.fault else []
+    desk = Desk(hub, tmp_path)
+    typed = ("eval", "model", "--data", "massive", "--languages", "de", "--json")
+    failed = desk(*typed, **case.environment)
+    assert failed.returncode == 1, failed.stderr
+    assert failed.stdout == ""
+    assert "Traceback" not in failed.stderr
+    message = failed.stderr[failed.stderr.index("error: ") :]
+    assert case.says in message
+    assert len(message.splitlines()) <= 3
+    hub.faults = []
+    assert desk.json(*typed)["examples"] == 6
