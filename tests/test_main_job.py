@@ -306,12 +306,12 @@ def test_a_resumed_run_ends_with_the_same_bits(
     run = finetune if job == "finetune" else distill
     run(make_config(tmp_path / "whole"))
     script = (
-        "import os, kdshrink.training as training\n"
-        "compute = training.TermTrainer.compute_loss\n"
+        "import os, kdshrink.trainer as trainer\n"
+        "compute = trainer.TermTrainer.compute_loss\n"
         "def compute_or_die(self, *arguments, **options):\n"
         f"    if self.state.global_step == {dies_at}: os._exit(9)\n"
         "    return compute(self, *arguments, **options)\n"
-        "training.TermTrainer.compute_loss = compute_or_die\n"
+        "trainer.TermTrainer.compute_loss = compute_or_die\n"
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path, PosixPath\n"
         "from kdshrink import *\n"
