@@ -41,7 +41,7 @@ def reachable_ids(
     counts positions from it.
 
     Args:
-        tables: As `data.encode` makes them.
+        tables: As `encoding.encode` makes them.
         vocabulary: Rows of the embedding table.
     """
     used = np.zeros(vocabulary, dtype=bool)

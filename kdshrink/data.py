@@ -1,6 +1,6 @@
-"""Examples ready for a model: chosen, sampled, labelled by name, tokenised and batched.
+"""Labelled examples by split: found, chosen by language, sampled, their columns known by name.
 
-Everything stays in Arrow's memory maps; what is held per example is an index and a length.
+Everything stays in Arrow's memory maps; what is held per example is an index.
 """
 
 from __future__ import annotations
@@ -12,24 +12,16 @@ from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
-import pyarrow as pa
-import torch
-from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_datasets
-from transformers import PreTrainedTokenizerBase
+from datasets import Dataset, concatenate_datasets
 
+from .columns import Columns, find_columns, label_union, normalise
 from .config import DataOptions
 from .errors import DataError
 from .languages import NAMED, NamedData, Task, Unit, select_languages
-from .reading import SPLITS, UNDETERMINED, Shard, describe_shards, find_shards
+from .reading import SPLITS, Shard, describe_shards, find_shards
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
-"""The label of a position that has none, as PyTorch's cross-entropy expects it."""
-
-_TEXT_COLUMNS = ("text", "utt", "sentence", "tokens", "words")
-_LABEL_COLUMNS = ("label", "labels", "intent", "ner_tags", "tags")
-_LANGUAGE_COLUMNS = ("language", "lang", "locale")
 _HELD_OUT = 0.1
 
 
@@ -54,14 +46,6 @@ class TaskData:
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
     source: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Columns:
-    text: str
-    label: str | None
-    language: str | None
-    task: Task
 
 
 def load_data(
@@ -141,13 +125,13 @@ def _load_named(
             )
         languages = tuple(name for name in languages if name not in without)
 
-    columns = _Columns(named.text_column, named.label_column, None, named.task)
+    columns = Columns(named.text_column, named.label_column, None, named.task)
     other = "O" if named.task == "token" else None
     loaded = {}
     chosen = [shard for shard in shards if shard.split in splits and shard.language in languages]
     for split in splits:
         parts = [
-            _normalise(shard.load(), shard, columns, named.labels, other)
+            normalise(shard.load(), shard, columns, named.labels, other)
             for shard in chosen
             if shard.split == split
         ]
@@ -181,11 +165,11 @@ def _load_own(
 ) -> TaskData:
     single_file = len(shards) == 1 and shards[0].language is None
     tables = [shard.load() for shard in shards]
-    columns = _find_columns(config, tables[0], labels_required)
-    labels = _label_union(tables, shards, columns.label) if columns.label else None
+    columns = find_columns(config, tables[0], labels_required)
+    labels = label_union(tables, shards, columns.label) if columns.label else None
     wholes: dict[str, list[Dataset]] = {}
     for shard, table in zip(shards, tables, strict=True):
-        normal = _normalise(table, shard, columns, labels, None)
+        normal = normalise(table, shard, columns, labels, None)
         wholes.setdefault(shard.split, []).append(normal)
     if single_file and purpose == "evaluate":
         wholes = {split: next(iter(wholes.values())) for split in splits}
@@ -271,160 +255,6 @@ def _finish(
     return TaskData(name, task, labels, loaded, languages, *groups, source)
 
 
-def _find_columns(config: DataOptions, table: Dataset, labels_required: bool) -> _Columns:
-    """The columns of own data: those that flags name, else those of a usual name."""
-
-    def find(flag: str, said: str | None, usual: Sequence[str]) -> str | None:
-        if said is not None and said not in table.column_names:
-            raise DataError(
-                f"{flag} {said}: {config.data} has no such column.\n"
-                f"It has: {', '.join(table.column_names)}."
-            )
-        return said or next((name for name in usual if name in table.column_names), None)
-
-    text = find("--text-column", config.text_column, _TEXT_COLUMNS)
-    label = find("--label-column", config.label_column, _LABEL_COLUMNS)
-    language = find("--language-column", config.language_column, _LANGUAGE_COLUMNS)
-    for flag, found, needed in (
-        ("--text-column", text, True),
-        ("--label-column", label, labels_required),
-    ):
-        if needed and found is None:
-            raise DataError(
-                f"{config.data}: none of its columns has a usual name for this.\n"
-                f"It has: {', '.join(table.column_names)}. Say which with {flag}."
-            )
-    assert text is not None
-    words = isinstance(table.features[text], (List, list))
-    task: Task = "token" if words else "sequence"
-    if config.task is not None and config.task != task:
-        kind = "lists of words" if words else "plain text"
-        raise DataError(
-            f"--task {config.task}: the column {text!r} of {config.data} holds {kind}.\n"
-            "Token classification needs lists of words and of tags, sequence classification text."
-        )
-    return _Columns(text, label, language, task)
-
-
-def _class_names(table: Dataset, column: str) -> list[str] | None:
-    """Names of a column's classes where its type knows them."""
-    feature = table.features[column]
-    feature = getattr(feature, "feature", feature)
-    return list(feature.names) if isinstance(feature, ClassLabel) else None
-
-
-def _label_union(
-    tables: Sequence[Dataset], shards: Sequence[Shard], column: str
-) -> tuple[str, ...]:
-    """All label names of own data: in the order of its classes if it has them, else sorted."""
-    found: set[Any] = set()
-    for table, shard in zip(tables, shards, strict=True):
-        if column not in table.column_names:
-            raise DataError(f"{shard.origin} has no column {column!r}, which other splits have.")
-        if names := _class_names(table, column):
-            return tuple(names)
-        for batch in table.select_columns([column]).with_format("arrow").iter(10_000):
-            values = batch[column]
-            while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-                values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-                values = values.flatten()
-            found.update(values.unique().to_pylist())
-    if None in found:
-        raise DataError(f"Column {column!r} has examples without a label.\nRemove or label them.")
-    numbers = all(isinstance(value, int) for value in found)
-    return tuple(str(value) for value in sorted(found, key=None if numbers else str))
-
-
-def _normalise(
-    table: Dataset,
-    shard: Shard,
-    columns: _Columns,
-    labels: tuple[str, ...] | None,
-    other: str | None,
-) -> Dataset:
-    """The table with the columns text, label and language, labels as indices into `labels`."""
-    for column in (columns.text, columns.label):
-        if column is not None and column not in table.column_names:
-            raise DataError(
-                f"{shard.origin}: there is no column {column!r}.\nIt has: {', '.join(table.column_names)}."
-            )
-    token = columns.task == "token"
-    text_type, label_type = Value("string"), Value("int32")
-    features = {
-        "text": List(text_type) if token else text_type,
-        "language": Value("string"),
-    }
-    if columns.label:
-        features["label"] = List(label_type) if token else label_type
-    return table.map(
-        _normalise_batch,
-        batched=True,
-        remove_columns=table.column_names,
-        features=Features(features),
-        fn_kwargs={
-            "columns": columns,
-            "language": shard.language,
-            "index": {name: i for i, name in enumerate(labels or ())},
-            "class_names": _class_names(table, columns.label) if columns.label else None,
-            "other": other,
-            "origin": shard.origin,
-        },
-    )
-
-
-def _normalise_batch(
-    batch: dict[str, list[Any]],
-    columns: _Columns,
-    language: str | None,
-    index: dict[str, int],
-    class_names: list[str] | None,
-    other: str | None,
-    origin: str,
-) -> dict[str, list[Any]]:
-    def label_index(value: Any) -> int:
-        if class_names is not None and isinstance(value, int):
-            value = class_names[value]
-        name = str(value)
-        if name in index:
-            return index[name]
-        if isinstance(value, int) and 0 <= value < len(index):
-            return value
-        if other is not None and value is not None:
-            return index[other]
-        raise DataError(
-            f"{origin}: an example has the label {value!r}, which this data set does not have.\n"
-            f"Its labels: {', '.join(index)}."
-        )
-
-    texts = batch[columns.text]
-    if any(text is None for text in texts):
-        raise DataError(f"{origin}: column {columns.text!r} has examples without text.")
-    token = columns.task == "token"
-    if language is not None:
-        languages = [language] * len(texts)
-    elif columns.language is not None:
-        languages = [
-            UNDETERMINED if name is None else str(name) for name in batch[columns.language]
-        ]
-    else:
-        languages = [UNDETERMINED] * len(texts)
-    normal = {"text": texts if token else [str(text) for text in texts], "language": languages}
-    if columns.label is None:
-        return normal
-    values = batch[columns.label]
-    if token:
-        for words, tags in zip(texts, values, strict=True):
-            if tags is None or len(words) != len(tags):
-                raise DataError(
-                    f"{origin}: a sentence has {len(words)} words and {len(tags or ())} tags.\n"
-                    f"It begins: {' '.join(words[:8])}"
-                )
-        normal["label"] = [[label_index(tag) for tag in tags] for tags in values]
-    else:
-        normal["label"] = [label_index(value) for value in values]
-    return normal
-
-
 def _sample_languages(parts: Sequence[Dataset], split: str, config: DataOptions) -> Dataset:
     """The parts, each cut to --max-samples rows that do not depend on --seed, joined."""
     limits = [config.max_samples, config.max_eval_samples if split != "train" else None]
@@ -480,143 +310,3 @@ def stratified_rows(table: Dataset, fraction: float, labelled: bool) -> np.ndarr
         for rows, count in zip(groups, counts, strict=True):
             chosen.extend(rng.permutation(rows)[: max(1, count)].tolist())
     return np.sort(np.asarray(chosen))
-
-
-def match_labels(labels: Sequence[str], model_labels: Sequence[str]) -> list[int]:
-    """For each label of the data the model's id of the same name.
-
-    Raises:
-        DataError: The model does not know a label of the data.
-    """
-    ids = {name: i for i, name in enumerate(model_labels)}
-    unknown = [name for name in labels if name not in ids]
-    if unknown:
-        raise DataError(
-            f"The model does not know these labels of the data: {', '.join(unknown)}.\n"
-            f"The model's: {', '.join(model_labels)}.\nThe data's: {', '.join(labels)}."
-        )
-    return [ids[name] for name in labels]
-
-
-def encode(
-    table: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    task: Task,
-    max_length: int,
-    label_ids: Sequence[int] | None,
-) -> Dataset:
-    """Tokenise a table of `TaskData`.
-
-    Args:
-        label_ids: For each label of the data the model's id (`match_labels`); None for no labels.
-
-    Returns:
-        A table with `input_ids`, `length` and, with labels, `labels`: the example's id, or for token
-        tasks an id at each word's first piece and -100 elsewhere. Token tasks add `positions`: for
-        each word the index of its first piece, or -1 where it was cut off.
-    """
-    features = {"input_ids": List(Value("int32")), "length": Value("int32")}
-    if task == "token":
-        features["positions"] = List(Value("int32"))
-    if label_ids is not None:
-        features["labels"] = List(Value("int32")) if task == "token" else Value("int32")
-    return table.map(
-        _encode_batch,
-        batched=True,
-        remove_columns=table.column_names,
-        features=Features(features),
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "task": task,
-            "max_length": max_length,
-            "label_ids": None if label_ids is None else list(label_ids),
-        },
-    )
-
-
-def _encode_batch(
-    batch: dict[str, list[Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    max_length: int,
-    label_ids: list[int] | None,
-) -> dict[str, list[Any]]:
-    split = task == "token"
-    encoded = tokenizer(
-        batch["text"], truncation=True, max_length=max_length, is_split_into_words=split
-    )
-    ids = encoded["input_ids"]
-    result: dict[str, list[Any]] = {"input_ids": ids, "length": [len(one) for one in ids]}
-    if split:
-        result["positions"] = [
-            first_pieces(encoded.word_ids(i), len(words)) for i, words in enumerate(batch["text"])
-        ]
-    if label_ids is not None and split:
-        result["labels"] = [
-            _labels_at(positions, [label_ids[tag] for tag in tags], len(one))
-            for positions, tags, one in zip(result["positions"], batch["label"], ids, strict=True)
-        ]
-    elif label_ids is not None:
-        result["labels"] = [label_ids[label] for label in batch["label"]]
-    return result
-
-
-def first_pieces(word_ids: Sequence[int | None], words: int) -> list[int]:
-    """For each word the index of its first piece, or -1 where it has none (cut off)."""
-    positions = [-1] * words
-    for index, word in enumerate(word_ids):
-        if word is not None and positions[word] < 0:
-            positions[word] = index
-    return positions
-
-
-def token_counts(encoded: Dataset) -> np.ndarray:
-    """(n,) tokens of each encoded example, int32."""
-    return np.asarray(encoded.with_format("numpy")["length"], dtype=np.int32)
-
-
-def _labels_at(positions: Sequence[int], labels: Sequence[int], length: int) -> list[int]:
-    spread = [IGNORED] * length
-    for position, label in zip(positions, labels, strict=True):
-        if position >= 0:
-            spread[position] = label
-    return spread
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Pads encoded examples to the longest of them.
-
-    Returns int64 tensors: `input_ids` and `attention_mask` (B, T), and `labels`, (B) or (B, T),
-    where the examples have them.
-
-    Attributes:
-        compact_ids: For each id of the tokenizer's the one that the model knows, where its embedding
-            table was compacted; the padding's is the same.
-    """
-
-    pad_token_id: int
-    compact_ids: torch.Tensor | None = None
-
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        lengths = [len(example["input_ids"]) for example in examples]
-        shape = (len(examples), max(lengths))
-        ids = torch.full(shape, self.pad_token_id)
-        mask = torch.zeros(shape, dtype=torch.int64)
-        for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
-            ids[row, :length] = torch.as_tensor(example["input_ids"])
-            mask[row, :length] = 1
-        if self.compact_ids is not None:
-            ids = self.compact_ids[ids]
-        batch = {"input_ids": ids, "attention_mask": mask}
-        if "labels" not in examples[0]:
-            return batch
-        if isinstance(examples[0]["labels"], int):
-            batch["labels"] = torch.tensor([example["labels"] for example in examples])
-        else:
-            labels = torch.full(shape, IGNORED)
-            for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
-                labels[row, :length] = torch.as_tensor(example["labels"])
-            batch["labels"] = labels
-        return batch

@@ -22,15 +22,8 @@ from .checkpoint import CHECKPOINTS, Source, check_output, find_model, make_reco
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .comparison import Comparison
 from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
-from .data import (
-    IGNORED,
-    Collator,
-    TaskData,
-    language_codes,
-    load_data,
-    match_labels,
-    token_counts,
-)
+from .data import TaskData, language_codes, load_data
+from .encoding import IGNORED, Collator, match_labels, token_counts
 from .errors import UsageError
 from .evaluation import EvalResult, Evaluator, LanguageScore, make_evaluator
 from .hub import check_push, pushed

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import Source, disk_errors, find_model
 from .config import EvalConfig, ZeroShotConfig
-from .data import Collator, TaskData, encode, language_codes, load_data, match_labels, token_counts
+from .data import TaskData, language_codes, load_data
+from .encoding import Collator, encode, match_labels, token_counts
 from .errors import DataError, OutputError
 from .languages import NAMED, Task, language_of
 from .loading import fitting_length, load_classifier, pick_device, require_task, to_device
@@ -145,7 +146,7 @@ def predict(
     """Run a model over encoded examples, those of like length together, the longest first.
 
     Args:
-        encoded: As `data.encode` makes it, for this model's tokenizer.
+        encoded: As `encoding.encode` makes it, for this model's tokenizer.
     """
     total = len(encoded)
     order = np.argsort(-token_counts(encoded), kind="stable")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .data import IGNORED
+from .encoding import IGNORED
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from .batching import Batches, cut_by_tokens
-from .data import token_counts
+from .encoding import token_counts
 from .recording import Record, Recorder
 from .target_cache import ExampleTargets, TargetCache, TargetShape, fingerprint
 

@@ -38,7 +38,7 @@ from .checkpoint import (
     write_json,
 )
 from .compaction import WholeTable, count_decay
-from .data import IGNORED
+from .encoding import IGNORED
 from .errors import Interrupted, TrainingError
 from .evaluation import EvalResult, Evaluator
 from .losses import task_cross_entropy

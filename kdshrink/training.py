@@ -32,7 +32,8 @@ from .checkpoint import (
 )
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .config import FinetuneConfig, TrainingOptions
-from .data import Collator, TaskData, encode, load_data, match_labels, token_counts
+from .data import TaskData, load_data
+from .encoding import Collator, encode, match_labels, token_counts
 from .evaluation import EvalResult, Evaluator
 from .hub import PushResult, check_push, pushed
 from .loading import (

@@ -22,8 +22,9 @@ from kdshrink.compaction import (
     reachable_ids,
 )
 from kdshrink.config import LOSS_TERMS
-from kdshrink.data import Collator, load_data
+from kdshrink.data import load_data
 from kdshrink.distillation import DistillationModel, DistillationTrainer
+from kdshrink.encoding import Collator
 from kdshrink.errors import TrainingError
 from kdshrink.loading import load_weights, load_with_head
 from kdshrink.progress import silent

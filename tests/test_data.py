@@ -16,16 +16,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from kdshrink.config import EvalConfig
-from kdshrink.data import (
-    Collator,
-    TaskData,
-    encode,
-    first_pieces,
-    language_codes,
-    load_data,
-    match_labels,
-    stratified_rows,
-)
+from kdshrink.data import TaskData, language_codes, load_data, stratified_rows
+from kdshrink.encoding import Collator, encode, first_pieces, match_labels
 from kdshrink.errors import DataError, KdshrinkError
 from kdshrink.languages import MASSIVE, NAMED, TSM, UNIVERSAL_NER, find_units, language_of
 

@@ -23,7 +23,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from kdshrink.config import EvalConfig, ZeroShotConfig
-from kdshrink.data import Collator, encode, first_pieces, match_labels
+from kdshrink.encoding import Collator, encode, first_pieces, match_labels
 from kdshrink.errors import DataError, ModelError, OutputError
 from kdshrink.evaluation import (
     EvalResult,

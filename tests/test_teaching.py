@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
 from kdshrink.batching import Batches
-from kdshrink.data import Collator
+from kdshrink.encoding import Collator
 from kdshrink.errors import OutputError, UsageError
 from kdshrink.recording import Recorder
 from kdshrink.target_cache import ExampleTargets, TargetCache, TargetShape

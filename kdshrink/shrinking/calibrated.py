@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checkpoint import Source, find_model
 from ..config import DistillConfig, ShrinkConfig
-from ..data import Collator, TaskData, encode, language_codes
+from ..data import TaskData, language_codes
+from ..encoding import Collator, encode
 from ..errors import ModelError
 from ..loading import fitting_length, load_tokenizer, load_weights, pick_device, to_device
 from ..progress import Progress, silent
@@ -148,7 +149,7 @@ class _Texts:
     makes of pieces too that the text does not have, as those of languages that are not in it.
 
     Args:
-        encoded: Texts as `data.encode` makes them.
+        encoded: Texts as `encoding.encode` makes them.
         pieces: The teacher's ids of the student's; None if they are the same.
         copies: Disturbed copies, as a share of the texts.
         exchanged: Share of a copy's pieces that are exchanged.

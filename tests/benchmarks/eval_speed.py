@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, pipeline
 
 from kdshrink.config import EvalConfig
-from kdshrink.data import Collator, encode
+from kdshrink.encoding import Collator, encode
 from kdshrink.evaluation import predict
 from kdshrink.loading import load_classifier
 

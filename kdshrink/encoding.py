@@ -1,0 +1,158 @@
+"""Examples ready for a model: labelled by its ids, tokenised, padded into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from .errors import DataError
+from .languages import Task
+
+IGNORED = -100
+"""The label of a position that has none, as PyTorch's cross-entropy expects it."""
+
+
+def match_labels(labels: Sequence[str], model_labels: Sequence[str]) -> list[int]:
+    """For each label of the data the model's id of the same name.
+
+    Raises:
+        DataError: The model does not know a label of the data.
+    """
+    ids = {name: i for i, name in enumerate(model_labels)}
+    unknown = [name for name in labels if name not in ids]
+    if unknown:
+        raise DataError(
+            f"The model does not know these labels of the data: {', '.join(unknown)}.\n"
+            f"The model's: {', '.join(model_labels)}.\nThe data's: {', '.join(labels)}."
+        )
+    return [ids[name] for name in labels]
+
+
+def encode(
+    table: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    task: Task,
+    max_length: int,
+    label_ids: Sequence[int] | None,
+) -> Dataset:
+    """Tokenise a table of `TaskData`.
+
+    Args:
+        label_ids: For each label of the data the model's id (`match_labels`); None for no labels.
+
+    Returns:
+        A table with `input_ids`, `length` and, with labels, `labels`: the example's id, or for token
+        tasks an id at each word's first piece and -100 elsewhere. Token tasks add `positions`: for
+        each word the index of its first piece, or -1 where it was cut off.
+    """
+    features = {"input_ids": List(Value("int32")), "length": Value("int32")}
+    if task == "token":
+        features["positions"] = List(Value("int32"))
+    if label_ids is not None:
+        features["labels"] = List(Value("int32")) if task == "token" else Value("int32")
+    return table.map(
+        _encode_batch,
+        batched=True,
+        remove_columns=table.column_names,
+        features=Features(features),
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "task": task,
+            "max_length": max_length,
+            "label_ids": None if label_ids is None else list(label_ids),
+        },
+    )
+
+
+def _encode_batch(
+    batch: dict[str, list[Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    max_length: int,
+    label_ids: list[int] | None,
+) -> dict[str, list[Any]]:
+    split = task == "token"
+    encoded = tokenizer(
+        batch["text"], truncation=True, max_length=max_length, is_split_into_words=split
+    )
+    ids = encoded["input_ids"]
+    result: dict[str, list[Any]] = {"input_ids": ids, "length": [len(one) for one in ids]}
+    if split:
+        result["positions"] = [
+            first_pieces(encoded.word_ids(i), len(words)) for i, words in enumerate(batch["text"])
+        ]
+    if label_ids is not None and split:
+        result["labels"] = [
+            _labels_at(positions, [label_ids[tag] for tag in tags], len(one))
+            for positions, tags, one in zip(result["positions"], batch["label"], ids, strict=True)
+        ]
+    elif label_ids is not None:
+        result["labels"] = [label_ids[label] for label in batch["label"]]
+    return result
+
+
+def first_pieces(word_ids: Sequence[int | None], words: int) -> list[int]:
+    """For each word the index of its first piece, or -1 where it has none (cut off)."""
+    positions = [-1] * words
+    for index, word in enumerate(word_ids):
+        if word is not None and positions[word] < 0:
+            positions[word] = index
+    return positions
+
+
+def token_counts(encoded: Dataset) -> np.ndarray:
+    """(n,) tokens of each encoded example, int32."""
+    return np.asarray(encoded.with_format("numpy")["length"], dtype=np.int32)
+
+
+def _labels_at(positions: Sequence[int], labels: Sequence[int], length: int) -> list[int]:
+    spread = [IGNORED] * length
+    for position, label in zip(positions, labels, strict=True):
+        if position >= 0:
+            spread[position] = label
+    return spread
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads encoded examples to the longest of them.
+
+    Returns int64 tensors: `input_ids` and `attention_mask` (B, T), and `labels`, (B) or (B, T),
+    where the examples have them.
+
+    Attributes:
+        compact_ids: For each id of the tokenizer's the one that the model knows, where its embedding
+            table was compacted; the padding's is the same.
+    """
+
+    pad_token_id: int
+    compact_ids: torch.Tensor | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        lengths = [len(example["input_ids"]) for example in examples]
+        shape = (len(examples), max(lengths))
+        ids = torch.full(shape, self.pad_token_id)
+        mask = torch.zeros(shape, dtype=torch.int64)
+        for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+            ids[row, :length] = torch.as_tensor(example["input_ids"])
+            mask[row, :length] = 1
+        if self.compact_ids is not None:
+            ids = self.compact_ids[ids]
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if "labels" not in examples[0]:
+            return batch
+        if isinstance(examples[0]["labels"], int):
+            batch["labels"] = torch.tensor([example["labels"] for example in examples])
+        else:
+            labels = torch.full(shape, IGNORED)
+            for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+                labels[row, :length] = torch.as_tensor(example["labels"])
+            batch["labels"] = labels
+        return batch
