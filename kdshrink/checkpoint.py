@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import logging
 import os
@@ -206,14 +208,15 @@ def whole_directory(output_dir: Path) -> Iterator[Path]:
     """Give an empty directory to fill, and put it in output_dir's place when that went well.
 
     It stands beside output_dir, under a hidden name, so that the last step is one rename; if anything
-    fails it is removed, and what stood at output_dir stays.
+    fails it is removed, and what stood at output_dir stays. What a killed process left is removed too.
     """
     parent = output_dir.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(parent, output_dir.name)
     staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", suffix=".part", dir=parent))
     staging.chmod(0o777 & ~_umask())
     try:
-        with disk_errors(output_dir):
+        with _locked(staging), disk_errors(output_dir):
             yield staging
         old = None
         if output_dir.exists():
@@ -225,6 +228,26 @@ def whole_directory(output_dir: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _locked(directory: Path, flags: int = 0) -> Iterator[None]:
+    """Hold a lock that ends with the process, if not before."""
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | flags)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _remove_abandoned(parent: Path, name: str) -> None:
+    for staging in parent.glob(f".{glob.escape(name)}.*.part"):
+        try:
+            with _locked(staging, fcntl.LOCK_NB):
+                shutil.rmtree(staging)
+        except OSError as error:  # another process is filling it, or it may not be touched
+            logger.debug("%s stays: %s", staging, error)
 
 
 def _umask() -> int:

@@ -63,11 +63,23 @@ def test_shrink_on_a_disk_that_fills(desk: Desk, model_dir: Path) -> None:
     assert codes == {0, 1}
 
 
-def test_finetune_on_a_disk_that_fills(desk: Desk, model_dir: Path, text_data: Path) -> None:
-    typed = ("finetune", "model", "--data", str(text_data), "--max-steps", "6", "--save-steps", "2")
+@pytest.mark.parametrize(
+    ("command", "sizes"),
+    [
+        ("finetune model", (60, 520, 900, 2500)),
+        ("distill --teacher teacher --layers 2", (60, 520, 900, 2500)),
+    ],
+)
+def test_training_on_a_disk_that_fills(
+    desk: Desk, model_dir: Path, text_data: Path, command: str, sizes: tuple[int, ...]
+) -> None:
+    data = ("--data", str(text_data))
+    taught = desk("finetune", "model", *data, "--max-steps", "1", "-o", "teacher")
+    assert taught.returncode == 0, taught.stderr
+    typed = (*command.split(), *data, "--max-steps", "6", "--save-steps", "2")
     typed = (*typed, "--eval-steps", "3", "--batch-size", "8", "-o", "disk/out")
     found = set()
-    for kilobytes in (60, 520, 900, 2500):
+    for kilobytes in sizes:
         kept = desk.folder / f"kept{kilobytes}"
         code, said = run_on_disk(desk, kilobytes, kept, *typed)
         whole = (kept / "out/config.json").exists()
@@ -90,6 +102,6 @@ def test_finetune_on_a_disk_that_fills(desk: Desk, model_dir: Path, text_data: P
             weights = (desk.folder / f"out{kilobytes}" / "model.safetensors").read_bytes()
             found.add(("resumed", weights))
     assert {(1, False), (1, True), (0, False)} <= found
-    undisturbed = (desk.folder / "kept2500/out/model.safetensors").read_bytes()
+    undisturbed = (desk.folder / f"kept{sizes[-1]}/out/model.safetensors").read_bytes()
     resumed_weights = {item[1] for item in found if item[0] == "resumed"}
     assert resumed_weights == {undisturbed}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ElectraConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kdshrink import ShrinkConfig, shrink
+from kdshrink.checkpoint import whole_directory
 from kdshrink.errors import ModelError, OutputError, ShapeError, UsageError
 from kdshrink.shrinking.engine import plan_student
 from kdshrink.shrinking.layers import choose_layers
@@ -409,3 +410,16 @@ def test_the_record_tells_what_was_done(encoder_dir: Path, tmp_path: Path) -> No
     assert record["base"] == str(encoder_dir)
     written = "".join(p.read_text(errors="replace") for p in (tmp_path / "out").iterdir())
     assert "hf_secret" not in written
+
+
+def test_a_directory_is_whole_and_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".out.dead.part").mkdir()
+    (tmp_path / ".out.dead.part" / "model.safetensors").write_bytes(b"half")
+    with whole_directory(tmp_path / "out") as filling:
+        (filling / "config.json").write_text("{}")
+        assert [path.name for path in tmp_path.iterdir()] == [filling.name]
+        with whole_directory(tmp_path / "out") as other:  # as another process would, at once
+            assert filling.exists()
+            assert other != filling
+    assert (tmp_path / "out" / "config.json").read_text() == "{}"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
