@@ -123,6 +123,9 @@ def test_fewer_dimensions_of_values_keep_what_is_passed_on_best() -> None:
         ours = v[:, head] @ there[head].numpy() @ back[head].numpy().T @ outward[head].T
         best = truncated(v[:, head] @ outward[head].T, 3)
         np.testing.assert_allclose(ours, best, atol=1e-4)
+        squares = np.square(v[:, head] @ there[head].numpy()).mean(0)
+        passed_on = np.square(outward[head] @ back[head].numpy()).sum(0)
+        np.testing.assert_allclose(squares, passed_on, rtol=1e-4)
 
 
 def test_heads_of_the_same_size_stay_as_they_are() -> None:

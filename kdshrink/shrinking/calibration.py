@@ -152,10 +152,12 @@ def value_basis(values: Tensor, outward: Tensor, size: int) -> tuple[Tensor, Ten
     """A map of a head's values to fewer dimensions, and back, that keeps what is passed on best.
 
     With the second moment C = L Lᵀ and the SVD of the outward map times it, W L = U S Vᵀ, the values
-    are whitened and their leading directions kept: v ↦ V_rᵀ L⁻¹ v, and back by L V_r.
+    are whitened and their leading directions kept: v ↦ S_r^½ V_rᵀ L⁻¹ v, and back by L V_r S_r^-½. Half
+    of S stands on each side, so that neither weight is so small that a step of Adam, which has one size
+    for all, overturns it.
 
     Args:
-        values: (heads, d, d), second moments over tokens, in double precision.
+        values: (heads, d, d), mean second moments over tokens, in double precision.
         outward: (heads, out, d), what the output projection does with each head.
         size: How many dimensions, at most d.
 
@@ -167,8 +169,12 @@ def value_basis(values: Tensor, outward: Tensor, size: int) -> tuple[Tensor, Ten
         same = torch.eye(d).to(values).expand(heads, d, d)
         return same, same
     root = _root(values)
-    directions = torch.linalg.svd(outward.to(root) @ root, full_matrices=False)[2].mT[..., :size]
-    return torch.linalg.solve_triangular(root.mT, directions, upper=True), root @ directions
+    _, strengths, right = torch.linalg.svd(outward.to(root) @ root, full_matrices=False)
+    directions = right.mT[..., :size]
+    floor = (1e-3 * strengths[:, :1]).clamp_min(_JITTER)
+    scale = strengths[:, None, :size].clamp_min(floor[:, None]).sqrt()
+    inward = torch.linalg.solve_triangular(root.mT, directions * scale, upper=True)
+    return inward, root @ directions / scale
 
 
 def principal_basis(second_moment: Tensor, size: int) -> Tensor:

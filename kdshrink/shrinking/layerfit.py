@@ -143,7 +143,7 @@ def _fit_attention(stream: Stream, theirs: LayerView, mine: LayerView, ridge: fl
         if theirs.position_query is None and theirs.position_key is None:
             pair.add(own, torch.cat([q, k], 1), weight)
     outward = stream.project_out(theirs.mix.weight).unflatten(1, (heads, -1)).transpose(0, 1)
-    map_values, back = value_basis(moments[2], outward, size)
+    map_values, back = value_basis(moments[2] / count, outward, size)
     map_queries, map_keys = score_bases(moments[0], moments[1], size)
     solution = pair.solve(ridge)
     query, key = zip(solution.weight.chunk(2), solution.bias.chunk(2), strict=True)
