@@ -314,7 +314,7 @@ def info() -> None:
 @_command(
     "reproduce",
     config.ReproduceConfig,
-    "reproduce:reproduce",
+    "reproduction:reproduce",
     console.show_reproduction,
     _examples(
         "kdshrink reproduce no-finetune --scale sample -o tried",
@@ -335,7 +335,7 @@ def reproduce() -> None:
 @_command(
     "curves",
     config.CurvesConfig,
-    "curves:curves",
+    "learning_curves:curves",
     console.show_curves,
     _examples(
         "kdshrink curves student other -o curves.png",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UsageError
 
 if TYPE_CHECKING:
-    from .curves import Point
+    from .learning_curves import Point
 
 _PANELS_A_ROW = 3
 

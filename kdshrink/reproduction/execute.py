@@ -21,8 +21,8 @@ from types import FrameType
 from typing import Any
 
 from ..checkpoint import RECORD
-from ..curves import last_entry
 from ..errors import Interrupted
+from ..learning_curves import last_entry
 from ..progress import Board, RunState
 from .plan import Plan, Run
 

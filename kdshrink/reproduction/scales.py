@@ -86,7 +86,7 @@ _TEXTS: Options = {
     "warmup-steps": 20,
     "batch-size": 32,
     "max-length": 24,
-    "max-eval-samples": 60,
+    "max-eval-samples": 100,
     "logging-steps": 10,
 }
 _TWEETS: Options = {**_TEXTS, "learning-rate": 1e-4, "max-length": 40}

@@ -319,7 +319,7 @@ class Lab:
 
     def _base(self) -> tuple[str | Path | Run, tuple[str, ...]]:
         """The pretrained model, and what tells which it is."""
-        facts = (f"model {self.model.identity}",)
+        facts: tuple[str, ...] = (f"model {self.model.identity}",)
         if not self.scale.trims or self.data.name == "sample":
             return self.model.argument, facts
         words: Words = (self.model.argument, *self._vocabulary(self._everything))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..curves import read_curve
 from ..errors import UsageError
+from ..learning_curves import read_curve
 from ..plots import draw_bars, draw_curves, draw_lines, require_matplotlib
 from .experiments import Experiment
 from .paper import contradictions, read_paper

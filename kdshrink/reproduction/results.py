@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import RECORD
-from ..curves import read_curve
+from ..learning_curves import read_curve
 from .experiments import Case, Experiment
 from .paper import paper_figures
 from .plan import Run
