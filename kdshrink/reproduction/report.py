@@ -84,6 +84,7 @@ class Report:
     def _paper_notes(self) -> Iterator[str]:
         about = {
             "Table 8": "8" in self.experiment.tables,
+            "Table 2": "2" in self.experiment.tables,
             "Table 4": "4" in self.experiment.tables,
             "Figures 2 and 3": not self.experiment.tables,
         }
