@@ -89,8 +89,9 @@ def draw_bars(
     Raises:
         UsageError: matplotlib is not installed.
     """
-    height = 0.32 * max(map(len, columns.values())) + 1
-    figure = require_matplotlib()(figsize=(4 * len(columns) + 3, height), layout="constrained")
+    longest = max(len(bar[0]) for bars in columns.values() for bar in bars)
+    size = (4 * len(columns) + 0.08 * longest, 0.32 * max(map(len, columns.values())) + 1.2)
+    figure = require_matplotlib()(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
     for axis, (title, bars) in zip(panels, columns.items(), strict=True):
         places = range(len(bars))
@@ -108,6 +109,8 @@ def draw_bars(
             )
         axis.set(title=title, xlim=(0, 100))
         axis.set_yticks(places, [bar[0] for bar in bars])
-        axis.legend(fontsize="small")
+        axis.margins(y=0.02)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower right", ncols=2, fontsize="small")
     panels[0].invert_yaxis()
     _save(figure, path)

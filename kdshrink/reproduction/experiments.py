@@ -76,7 +76,7 @@ class Experiment:
 
     def row_of(self, case: Case) -> str:
         """The label of a case's row."""
-        mark = " (this tool's, not the paper's)" if case.own else ""
+        mark = " (not the paper's)" if case.own else ""
         if case.measure == "loss":
             return f"{case.fraction:.0%} of the data, after {case.at:.0%} of the steps"
         if self.columns == "start":

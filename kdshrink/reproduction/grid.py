@@ -17,7 +17,6 @@ from .scales import SCALES, Options, Scale
 from .sources import PAPER_MODELS, Data, Model, open_data, open_model
 
 _PAPER_LABELS = tuple(PAPER_MODELS)
-
 T = TypeVar("T")
 
 
@@ -148,7 +147,8 @@ class Grid:
             f"{self._student_options(student) or epochs}; the paper has {epochs} of transformers' defaults."
         )
         if self.scale.evaluation:
-            yield f"Scores on {data.name}: of a test set with {_told(self.scale.evaluation)} a language."
+            limit = self.scale.evaluation["max-eval-samples"]
+            yield f"Scores on {data.name}: of at most {limit} test examples a language."
         if self.scale.trims and data.name != "sample":
             yield f"Vocabulary: cut down to the texts of these languages of {data.name}, before all else."
 
@@ -163,9 +163,17 @@ class Grid:
         return f"{_told(rest)}, steps by share of the data {steps}"
 
 
+_UNTOLD = ("save-steps", "logging-steps")
+
+
 def _told(options: Options) -> str:
-    shown = (f"{name.replace('-', ' ')} {value:g}" for name, value in options.items())
-    return ", ".join(text for text in shown if not text.startswith(("save", "logging")))
+    """Training options in words."""
+    names = {"max-steps": "steps", "max-eval-samples": "development examples a language"}
+    return ", ".join(
+        f"{names.get(name, name.replace('-', ' '))} {value:g}"
+        for name, value in options.items()
+        if name not in _UNTOLD
+    )
 
 
 def paper_data(name: str) -> str:

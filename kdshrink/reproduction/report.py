@@ -78,8 +78,9 @@ class Report:
                 continue
             one = figures[0]
             kd = " + KD" if one["kd"] else ""
+            which = "average" if one["data"] == "average" else f"{one['model']}, {one['data']}"
             told = ", ".join(f"{same['score']:.2f} (Table {same['table']})" for same in figures)
-            yield f"{one['model']}, {one['data']}, {one['start']}{kd} at {one['width']}: {told}."
+            yield f"{which}, {one['start']}{kd} at {one['width']}: {told}."
 
     def _paper_notes(self) -> Iterator[str]:
         about = {
