@@ -109,7 +109,7 @@ def print_json(result: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-_live: list[RichProgress] = []
+_live: list[RichProgress | Live] = []
 
 
 def _active_console() -> Console:
@@ -392,10 +392,12 @@ class Board:
         if sys.stderr.isatty():
             self._live = Live(console=_stderr(), transient=True, refresh_per_second=4)
             self._live.start()
+            _live.append(self._live)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
+            _live.remove(self._live)
             self._live.stop()
 
     def __call__(self, states: Sequence[RunState]) -> None:

@@ -284,7 +284,7 @@ def test_a_failed_run_stops_those_that_need_it_alone(tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
     states: list[dict[str, str]] = []
     outcome = execute(
-        plan, 2, "cpu", lambda shown: states.append({state.name: state.state for state in shown})
+        plan, 2, (), lambda shown: states.append({state.name: state.state for state in shown})
     )
     bad, blocked, good, scored = plan.runs
     assert sorted(outcome.done) == sorted([good.name, scored.name])
@@ -297,7 +297,7 @@ def test_a_failed_run_stops_those_that_need_it_alone(tmp_path: Path) -> None:
         good.name: "done",
         scored.name: "done",
     }
-    again = execute(plan, 1, "cpu", lambda _: None)
+    again = execute(plan, 1, (), lambda _: None)
     assert sorted(again.found) == sorted(outcome.done)
     assert again.done == []
     kept = json.loads((plan.folder / scored.name / "kdshrink.json").read_text())
@@ -307,6 +307,24 @@ def test_a_failed_run_stops_those_that_need_it_alone(tmp_path: Path) -> None:
     fresh = evaluate(config).to_dict()
     del fresh["examples_per_second"], kept["results"]["examples_per_second"]
     assert kept["results"] == fresh
+
+
+def test_each_of_several_gpus_has_one_run(tmp_path: Path) -> None:
+    """Seen in the runs' own environment; there need be no such GPU to shrink a model."""
+    wanted = [Run(f"copy-{n}", "shrink", ("sample", "--layers", str(n))) for n in (2, 4, 6)]
+    seen: dict[str, str] = {}
+
+    def look(_: object) -> None:
+        for child in psutil.Process().children():
+            words = child.cmdline()
+            if "kdshrink" in words:
+                seen[words[words.index("--layers") + 1]] = child.environ()["CUDA_VISIBLE_DEVICES"]
+        assert len(psutil.Process().children()) <= 2
+
+    outcome = execute(Plan.of(wanted, tmp_path / "runs"), None, ("7", "GPU-9"), look)
+    assert len(outcome.done) == 3
+    assert (seen["2"], seen["4"]) == ("7", "GPU-9")
+    assert seen["6"] in ("7", "GPU-9")
 
 
 def test_a_lock_is_freed_by_the_death_of_its_last_holder(tmp_path: Path) -> None:

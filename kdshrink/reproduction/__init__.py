@@ -11,7 +11,7 @@ from typing import Any
 from ..config import ReproduceConfig, command_line
 from ..errors import TrainingError
 from ..progress import Board, unseen
-from .execute import execute, interrupted
+from .execute import execute, interrupted, visible_gpus
 from .experiments import EXPERIMENTS
 from .grid import Grid, make_grid
 from .plan import Plan
@@ -90,7 +90,7 @@ def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceR
     if config.plan:
         shell = f"{plan.as_shell()}{again}\n"
         return ReproduceResult(config.name, output_dir, None, plan=listed, shell=shell)
-    outcome = execute(plan, config.jobs, config.device, board or unseen)
+    outcome = execute(plan, config.jobs, visible_gpus(config.device), board or unseen)
     measured = measure(cells, plan.folder, outcome.reasons)
     place = output_dir / config.name
     _report(grid, measured, plan.folder).write(place)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,15 +98,17 @@ class _Executor:
         gpus: Names of GPUs, one a slot; empty for none to be chosen.
         asked: When another process's lock was last tried, by the run's name.
         elsewhere: Runs that another process does.
+        scores: Of finished runs, read once.
     """
 
     plan: Plan
     jobs: int
-    gpus: list[str]
+    gpus: Sequence[str]
     outcome: Outcome
     running: dict[str, _Job] = field(default_factory=dict)
     asked: dict[str, float] = field(default_factory=dict)
     elsewhere: set[str] = field(default_factory=set)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def open_runs(self) -> list[Run]:
         """Runs of which it is not settled yet what becomes of them."""
@@ -222,7 +224,9 @@ class _Executor:
                 name, "blocked" if name in self.outcome.blocked else "failed", note=reason
             )
         if name in self.outcome.done or name in self.outcome.found:
-            return RunState(name, "done", figures=_score(folder / name / RECORD))
+            if name not in self.scores:
+                self.scores[name] = _score(folder / name / RECORD)
+            return RunState(name, "done", figures=self.scores[name])
         return RunState(name, "waiting")
 
 
@@ -269,8 +273,10 @@ def _signals(outcome: Outcome) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls each GPU of this machine, where there are several."""
+def visible_gpus(device: str) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls each GPU that `--device` leaves open, where there are several."""
+    if device not in ("auto", "cuda"):
+        return []
     import torch
 
     count = torch.cuda.device_count()
@@ -280,7 +286,7 @@ def visible_gpus() -> list[str]:
     return named or [str(index) for index in range(count)]
 
 
-def execute(plan: Plan, jobs: int | None, device: str, board: Board) -> Outcome:
+def execute(plan: Plan, jobs: int | None, gpus: Sequence[str], board: Board) -> Outcome:
     """Do the runs of a plan that are not finished, in an order that works.
 
     A run that fails stops those that need it, and no others. A run that another process does is waited
@@ -288,8 +294,8 @@ def execute(plan: Plan, jobs: int | None, device: str, board: Board) -> Outcome:
 
     Args:
         jobs: How many runs at a time; None for one a GPU, or one.
+        gpus: Names of the GPUs to share out; empty for none to be chosen.
     """
-    gpus = visible_gpus() if device in ("auto", "cuda") else []
     plan.folder.mkdir(parents=True, exist_ok=True)
     executor = _Executor(plan, jobs or max(1, len(gpus)), gpus, Outcome())
     with _signals(executor.outcome):

@@ -310,10 +310,11 @@ class Lab:
     def _calibrated(self, case: Case) -> Run:
         languages = self.all_languages
         words: Words = (self.teacher(case), *self._shape(case), "--init", "calibrated")
+        length = {name: v for name, v in self._student.items() if name == "max-length"}
         return self._run(
             f"calibrated{self._width(case)}-{self._group_of(case)}-s{self.seed}",
             "shrink",
-            (*words, *self._read(languages), "--seed", str(self.seed)),
+            (*words, *self._read(languages), *_words(length), "--seed", str(self.seed)),
             self.data.facts(languages, ("train",)),
         )
 
