@@ -15,6 +15,8 @@ _HOMES = {
     "zero_shot": "evaluation",
     "push": "hub",
     "info": "lineage",
+    "reproduce": "reproduction",
+    "curves": "learning_curves",
     "FinetuneConfig": "config",
     "ShrinkConfig": "config",
     "DistillConfig": "config",
@@ -22,6 +24,8 @@ _HOMES = {
     "ZeroShotConfig": "config",
     "PushConfig": "config",
     "InfoConfig": "config",
+    "ReproduceConfig": "config",
+    "CurvesConfig": "config",
     "KdshrinkError": "errors",
 }
 

@@ -101,7 +101,8 @@ def _parameter(config_class: type, item: dataclasses.Field[Any], hint: Any) -> i
     default: Any = item.default
     if item.metadata["parse"] is not None:
         hint = list[str] if item.metadata["repeatable"] else str | None
-        default = [] if item.metadata["repeatable"] else None
+        if default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING:
+            default = [] if item.metadata["repeatable"] else None
     if item.metadata["argument"]:
         metadata: Any = typer.Argument(show_default=False, **options)
     else:
@@ -128,17 +129,25 @@ def _parameter(config_class: type, item: dataclasses.Field[Any], hint: Any) -> i
 
 
 def _metavar(item: dataclasses.Field[Any], hint: Any) -> str | None:
-    if item.metadata["repeatable"]:
-        return "TERM=NUMBER"
+    if item.metadata["metavar"]:
+        return item.metadata["metavar"]
     if item.metadata["parse"] is not None:
         return "A,B,…"
     return None
 
 
 def _command(
-    name: str, config_class: type, target: str, show: Callable[[dict[str, Any]], None], epilog: str
+    name: str,
+    config_class: type,
+    target: str,
+    show: Callable[[dict[str, Any]], None],
+    epilog: str,
+    display: type[console.Progress | console.Board] = console.Progress,
 ) -> Callable[[Callable[[], None]], None]:
-    """Register a command that builds a config and calls `module:function` of the library."""
+    """Register a command that builds a config and calls `module:function` of the library.
+
+    `display` shows how far it is.
+    """
 
     def register(documented: Callable[[], None]) -> None:
         hints = get_type_hints(config_class)
@@ -168,7 +177,7 @@ def _command(
             chosen = config_class(**typed)
             module, function = target.split(":")
             try:
-                with console.Progress() as progress:
+                with display() as progress:
                     work = getattr(import_module(f".{module}", __package__), function)
                     result = work(chosen, progress).to_dict()
             except KeyboardInterrupt:
@@ -300,6 +309,41 @@ def push() -> None:
 )
 def info() -> None:
     """Tell of a model: what it was made from and how, its layers, sizes, scores and languages."""
+
+
+@_command(
+    "reproduce",
+    config.ReproduceConfig,
+    "reproduction:reproduce",
+    console.show_reproduction,
+    _examples(
+        "kdshrink reproduce no-finetune --scale sample -o tried",
+        "kdshrink reproduce initialization -o paper --jobs 4",
+        "kdshrink reproduce zero-shot --scale small --models ./encoder --data-dir massive=corpora/massive",
+        "kdshrink reproduce data-size --plan | head",
+    ),
+    console.Board,
+)
+def reproduce() -> None:
+    """Run one of the paper's experiments, on its models or on yours, and report it beside the paper.
+
+    It is a grid of ordinary runs: finished ones are found, interrupted ones go on, and OUTPUT_DIR may be
+    shared by several processes or machines at once.
+    """
+
+
+@_command(
+    "curves",
+    config.CurvesConfig,
+    "learning_curves:curves",
+    console.show_curves,
+    _examples(
+        "kdshrink curves student other -o curves.png",
+        "kdshrink curves student --term task --json | jq '.curves.student[-1]'",
+    ),
+)
+def curves() -> None:
+    """Show the training loss by step of runs of finetune and distill, ended or under way."""
 
 
 def _print_version(wanted: bool) -> None:

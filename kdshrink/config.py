@@ -27,6 +27,7 @@ def option(
     parse: Callable[[Any], Any] | None = None,
     repeatable: bool = False,
     secret: bool = False,
+    metavar: str | None = None,
 ) -> Any:
     """Declare a field and how the command line shows it.
 
@@ -38,6 +39,7 @@ def option(
         parse: Turns what was typed (a string, or a list of them if repeatable) into the value.
         repeatable: The flag may be given several times.
         secret: The value is never shown: not in the config's repr, not in a record.
+        metavar: What stands for the value in the help, where its type says too little.
     """
     metadata = {
         "help": help,
@@ -46,6 +48,7 @@ def option(
         "parse": parse,
         "repeatable": repeatable,
         "secret": secret,
+        "metavar": metavar,
     }
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata, repr=not secret)
@@ -70,6 +73,35 @@ def weight_mapping(typed: list[str]) -> dict[str, float]:
                 f"Give a term of {', '.join(LOSS_TERMS)} and a number, as in --weight hidden=0."
             ) from None
     return weights
+
+
+def number_list(typed: str) -> tuple[int, ...]:
+    """`"44, 55"` → `(44, 55)`."""
+    try:
+        return tuple(int(part) for part in comma_list(typed))
+    except ValueError:
+        raise UsageError(
+            f"--seeds {typed}: these are not whole numbers.\nGive one or more, as in --seeds 44,55,66."
+        ) from None
+
+
+def directory_mapping(typed: list[str]) -> dict[str, Path]:
+    """`["massive=DIR"]` → `{"massive": Path("DIR")}`."""
+    directories = {}
+    for item in typed:
+        name, equals, directory = item.partition("=")
+        if not (name and equals and directory):
+            raise UsageError(
+                f"--data-dir {item}: this is not NAME=DIR.\n"
+                "Name the data set, as in --data-dir massive=corpora/massive."
+            )
+        directories[name] = Path(directory)
+    return directories
+
+
+def path_list(typed: list[str]) -> tuple[Path, ...]:
+    """`["a", "b"]` → `(Path("a"), Path("b"))`."""
+    return tuple(map(Path, typed))
 
 
 def _require(condition: bool, flag: str, found: object, needed: str) -> None:
@@ -300,6 +332,7 @@ class ObjectiveOptions:
         flags=("--weight",),
         parse=weight_mapping,
         repeatable=True,
+        metavar="TERM=NUMBER",
     )
     attention_target: Literal["scores", "probabilities"] = option(
         "What the attention term matches: scores before the softmax (for DeBERTa, which has none to "
@@ -454,6 +487,12 @@ class DistillConfig(
 class EvaluationOptions(DeviceOptions):
     split: str = option("Split to evaluate.", "test")
     batch_size: int = option("Texts in a batch; no score depends on it.", 64)
+    output_dir: Path | None = option(
+        "Keep the result in this directory too, as kdshrink.json.",
+        None,
+        flags=("-o", "--output-dir"),
+    )
+    overwrite: bool = option("Replace what OUTPUT_DIR holds.", False)
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "--batch-size", self.batch_size, "it must be at least 1")
@@ -492,6 +531,120 @@ class InfoConfig(SourceOptions):
     model: str = option("A Hub id, a local directory, sample or sample-base.", argument=True)
 
 
+_NAMED_DATA = ("massive", "tsm", "universal-ner", "sample")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceConfig:
+    name: Literal[
+        "initialization",
+        "hidden-size",
+        "zero-shot",
+        "english-only",
+        "no-finetune",
+        "data-size",
+        "data",
+        "learning-speed",
+    ] = option("The experiment.", argument=True)
+    scale: Literal["full", "small", "sample"] = option(
+        "full: the paper's settings and models; small: about an hour on two cores, with a small model of "
+        "your own; sample: minutes, on the embedded sample. The latter two do not claim the paper's numbers.",
+        "full",
+    )
+    models: tuple[str, ...] | None = option(
+        "Pretrained encoders, Hub ids or directories; the paper's at --scale full, sample-base at sample.",
+        None,
+        parse=comma_list,
+    )
+    data: tuple[str, ...] | None = option(
+        "Of massive, tsm, universal-ner and sample; all that the experiment has and are at hand if not "
+        "said.",
+        None,
+        parse=comma_list,
+    )
+    data_dirs: Mapping[str, Path] = option(
+        "NAME=DIR, repeatable: read a data set from DIR/<language>/<split>.{jsonl,csv,parquet,iob2}, not "
+        "the Hub.",
+        dict,
+        flags=("--data-dir",),
+        parse=directory_mapping,
+        repeatable=True,
+        metavar="NAME=DIR",
+    )
+    seeds: tuple[int, ...] | None = option(
+        "Seeds, each a run of its own; 44,55,66 at --scale full, else 44.", None, parse=number_list
+    )
+    teacher_steps: int | None = option("Steps of the teachers, instead of the scale's.", None)
+    max_steps: int | None = option("Steps of the students, instead of the scale's.", None)
+    attention_target: Literal["scores", "probabilities"] = option(
+        "As distill's: the paper's text does not settle which.", "scores"
+    )
+    own_rows: bool = option(
+        "Add rows of this tool's own, marked as not the paper's: a calibrated start, and a vocabulary cut "
+        "down to the data.",
+        False,
+    )
+    plan: bool = option("Print the runs as shell commands in an order that works, and stop.", False)
+    jobs: int | None = option("Runs at a time; one a GPU where there are several, else one.", None)
+    device: str = option("auto (CUDA where there is a GPU, else CPU), cpu, cuda or cuda:N.", "auto")
+    output_dir: Path | None = option(
+        "Where runs and reports go, of several experiments and from several processes at once; "
+        "reproduction-SCALE if not said.",
+        None,
+        flags=("-o", "--output-dir"),
+    )
+
+    def __post_init__(self) -> None:
+        for flag, number in (
+            ("--teacher-steps", self.teacher_steps),
+            ("--max-steps", self.max_steps),
+            ("--jobs", self.jobs),
+        ):
+            _require(number is None or number >= 1, flag, number, "it must be at least 1")
+        for flag, names in (
+            ("--models", self.models),
+            ("--data", self.data),
+            ("--seeds", self.seeds),
+        ):
+            _require(names is None or len(names) > 0, flag, "", "it is empty")
+            _require(
+                names is None or len({*names}) == len(names), flag, names, "each may be there once"
+            )
+        for flag, wanted in (("--data", self.data or ()), ("--data-dir", self.data_dirs)):
+            for name in wanted:
+                _require(
+                    name in _NAMED_DATA, flag, name, f"the data sets are {', '.join(_NAMED_DATA)}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvesConfig:
+    directories: tuple[Path, ...] = option(
+        "Directories that finetune or distill wrote.",
+        argument=True,
+        parse=path_list,
+        repeatable=True,
+    )
+    term: str = option(
+        "What to follow: loss, a term of it (embedding, hidden, attention, prediction, task), or score.",
+        "loss",
+    )
+    output_file: Path | None = option(
+        "Draw the curves into this file (.png, .svg or .pdf; needs matplotlib).",
+        None,
+        flags=("-o", "--output-file"),
+    )
+
+    def __post_init__(self) -> None:
+        ending = None if self.output_file is None else self.output_file.suffix
+        _require(
+            ending in (None, ".png", ".svg", ".pdf"),
+            "--output-file",
+            self.output_file,
+            "its ending must be .png, .svg or .pdf",
+        )
+
+
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
@@ -528,9 +681,10 @@ def command_line(command: str, config: Any) -> str:
         if isinstance(value, bool):
             flags.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, Mapping):
-            flags += [word for k, v in value.items() for word in (flag, f"{k}={v:g}")]
+            pairs = {k: f"{v:g}" if isinstance(v, float) else v for k, v in value.items()}
+            flags += [word for k, v in pairs.items() for word in (flag, f"{k}={v}")]
         else:
-            typed = ",".join(value) if isinstance(value, tuple) else value
+            typed = ",".join(map(str, value)) if isinstance(value, tuple) else value
             flags += [flag, f"{typed:g}" if isinstance(typed, float) else str(typed)]
     return shlex.join(["kdshrink", command, *arguments, *flags])
 

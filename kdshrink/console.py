@@ -7,10 +7,12 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .processes import is_first, rank
+from .progress import RunState
 
 _PLAIN_SECONDS = 15.0
 
@@ -106,7 +109,7 @@ def print_json(result: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-_live: list[RichProgress] = []
+_live: list[RichProgress | Live] = []
 
 
 def _active_console() -> Console:
@@ -375,3 +378,113 @@ def _show_comparison(out: Console, comparison: Mapping[str, Any]) -> None:
     sizes = [f"{model['parameters'] / 1e6:,.2f} M" for model in models.values()]
     table.add_row("parameters", *sizes)
     out.print(table)
+
+
+class Board:
+    """A `kdshrink.progress.Board`: a live table on a terminal, else a line at each change."""
+
+    def __init__(self) -> None:
+        self._live: Live | None = None
+        self._told: dict[str, str] = {}
+        self._last: dict[str, float] = {}
+
+    def __enter__(self) -> Board:
+        if sys.stderr.isatty():
+            self._live = Live(console=_stderr(), transient=True, refresh_per_second=4)
+            self._live.start()
+            _live.append(self._live)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            _live.remove(self._live)
+            self._live.stop()
+
+    def __call__(self, states: Sequence[RunState]) -> None:
+        if self._live is not None:
+            self._live.update(_board_table(states, self._live.console.height - 4))
+            return
+        for state in states:
+            changed = self._told.get(state.name) != state.state
+            due = time.monotonic() - self._last.get(state.name, 0.0) > 4 * _PLAIN_SECONDS
+            if (changed and state.state != "waiting") or (state.state == "running" and due):
+                self._told[state.name] = state.state
+                self._last[state.name] = time.monotonic()
+                done = sum(one.state == "done" for one in states)
+                line = f"[{done}/{len(states)}] {state.name}: {state.state} {_reached(state)}"
+                _stderr().print(_masked(line.rstrip()))
+
+
+def _reached(state: RunState) -> str:
+    of = f"/{state.steps}" if state.steps else ""
+    step = "" if state.step is None else f"step {state.step}{of} "
+    figures = " ".join(f"{name} {value:.4f}" for name, value in state.figures.items())
+    return f"{step}{figures}{' ' if state.note else ''}{state.note}".strip()
+
+
+_STATE_COLOURS = {"running": "cyan", "elsewhere": "magenta", "done": "green", "failed": "red"}
+
+
+def _board_table(states: Sequence[RunState], height: int) -> Table:
+    """The runs under way and those around them, as many as there is room for."""
+    order = {"failed": 0, "running": 1, "elsewhere": 1, "done": 3, "waiting": 2, "blocked": 4}
+    shown = sorted(states, key=lambda state: order[state.state])[: max(3, height - 3)]
+    chosen = {state.name for state in shown}
+    counts = Counter(state.state for state in states)
+    title = ", ".join(f"{count} {state}" for state, count in counts.items())
+    table = Table("run", "state", "reached", title=title, title_justify="left")
+    for state in states:
+        if state.name in chosen:
+            colour = _STATE_COLOURS.get(state.state, "")
+            table.add_row(state.name, Text(state.state, colour), _masked(_reached(state)))
+    return table
+
+
+def show_reproduction(result: Mapping[str, Any]) -> None:
+    out = _stdout()
+    if result["report"] is None:
+        out.out(result["shell"], end="", highlight=False)
+        return
+    if result["name"] == "data":
+        table = _table("data", "training rows a language", "classes", "sets in all", "at hand")
+        for row in result["rows"]:
+            count = "–" if row["train_rows"] is None else f"{row['train_rows']:,.1f}"
+            sizes = (row["classes"], row["units"], row["at_hand"])
+            table.add_row(row["data"], count, *map(str, sizes))
+        out.print(table)
+    else:
+        loss = any(row["measure"].startswith("loss") for row in result["rows"])
+        columns = [*dict.fromkeys(row["column"] for row in result["rows"] if row["values"])]
+        table = _table(result["name"], *columns)
+        for label in dict.fromkeys(row["row"] for row in result["rows"]):
+            cells = {row["column"]: row for row in result["rows"] if row["row"] == label}
+            table.add_row(label, *(_score_cell(cells.get(column), loss) for column in columns))
+        out.print(table)
+    missing = sum(1 for row in result["rows"] if row.get("not_run"))
+    if missing:
+        out.print(f"{missing} of {len(result['rows'])} cells were not run: the report says why")
+    runs = result["runs"]
+    if result["plan"]:
+        out.print(f"{len(runs['done'])} runs done, {len(runs['found'])} found finished")
+    out.print(f"report: {result['report']}", soft_wrap=True)
+
+
+def _score_cell(row: Mapping[str, Any] | None, loss: bool) -> str:
+    if row is None or row["mean"] is None:
+        return "–"
+    digits = 4 if loss else 2
+    text = f"{row['mean']:.{digits}f}"
+    if row["standard_deviation"] is not None:
+        text += f" ± {row['standard_deviation']:.{digits}f}"
+    return text + (f" (paper {row['paper'][0]['score']:.2f})" if row["paper"] else "")
+
+
+def show_curves(result: Mapping[str, Any]) -> None:
+    out = _stdout()
+    curves = {name: dict(map(tuple, points)) for name, points in result["curves"].items()}
+    table = _table("step", *curves, title=result["term"])
+    for step in sorted({step for curve in curves.values() for step in curve}):
+        table.add_row(f"{step:,}", *(_number(curve.get(step)) for curve in curves.values()))
+    out.print(table)
+    if result["output"]:
+        out.print(f"drawn to {result['output']}", soft_wrap=True)

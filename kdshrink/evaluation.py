@@ -19,13 +19,29 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import Source, disk_errors, find_model
+from .checkpoint import (
+    RECORD,
+    Source,
+    check_output,
+    disk_errors,
+    find_model,
+    make_record,
+    whole_directory,
+    write_json,
+)
 from .config import EvalConfig, ZeroShotConfig
 from .data import TaskData, language_codes, load_data
 from .encoding import Collator, encode, match_labels, token_counts
 from .errors import DataError, OutputError
 from .languages import NAMED, Task, language_of
-from .loading import fitting_length, load_classifier, pick_device, require_task, to_device
+from .loading import (
+    describe_device,
+    fitting_length,
+    load_classifier,
+    pick_device,
+    require_task,
+    to_device,
+)
 from .metrics import AVERAGING, METRICS, MODE, Scores, entity_scores, text_scores
 from .progress import Progress, silent
 
@@ -340,6 +356,7 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
     device = pick_device(config.device)
     if config.predictions is not None:
         _check_file(config.predictions)
+    _check_place(config)
     source = find_model(config.model, config)
     data = load_data(config, (config.split,), purpose="evaluate", token=config.token)
     model, evaluator = _load(config, source, data, device)
@@ -348,7 +365,40 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
     seconds = time.perf_counter() - began
     if config.predictions is not None:
         _write_predictions(config.predictions, evaluator, predictions)
-    return evaluator.score_predictions(predictions, seconds, per_class=config.per_class)
+    result = evaluator.score_predictions(predictions, seconds, per_class=config.per_class)
+    _keep("eval", config, source, data, device, result.to_dict())
+    return result
+
+
+def _check_place(config: EvalConfig | ZeroShotConfig) -> None:
+    if config.output_dir is not None:
+        check_output(config.output_dir, overwrite=config.overwrite)
+
+
+def _keep(
+    command: str,
+    config: EvalConfig | ZeroShotConfig,
+    source: Source,
+    data: TaskData,
+    device: torch.device,
+    results: Mapping[str, Any],
+) -> None:
+    """Write a kdshrink.json of the evaluation, if a directory is named for it."""
+    if config.output_dir is None:
+        return
+    record = make_record(
+        command,
+        config,
+        describe_device(device),
+        [source],
+        data.source,
+        source=source.describe(),
+        data=data.source,
+        task=data.task,
+        results=dict(results),
+    )
+    with whole_directory(config.output_dir) as folder:
+        write_json(folder / RECORD, record)
 
 
 def _load(
@@ -453,6 +503,7 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
         KdshrinkError: As `errors` lists.
     """
     device = pick_device(config.device)
+    _check_place(config)
     source = find_model(config.model, config)
     everything = replace(config, languages=config.languages or ("all",))
     data = load_data(everything, (config.split,), purpose="evaluate", token=config.token)
@@ -468,7 +519,7 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
     on_seen = evaluator.part(seen).score(model, progress or silent) if seen else None
     on_unseen = unseen_part.score(model, progress or silent)
     random_score, majority_accuracy = majority_scores(unseen_part.gold(), data.task)
-    return ZeroShotResult(
+    result = ZeroShotResult(
         metric=on_unseen.metric,
         seen=on_seen,
         unseen=on_unseen,
@@ -477,6 +528,8 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
         majority_accuracy=majority_accuracy,
         seen_from=seen_from,
     )
+    _keep("zero-shot", config, source, data, device, result.to_dict())
+    return result
 
 
 def _language_groups(

@@ -64,7 +64,17 @@ def test_bash_completes_with_the_stub() -> None:
 
 def test_readme_names_only_options_that_there_are() -> None:
     environment = {**os.environ, "_TYPER_FORCE_DISABLE_TERMINAL": "1", "TERMINAL_WIDTH": "200"}
-    commands = ("finetune", "shrink", "distill", "eval", "zero-shot", "push", "info")
+    commands = (
+        "finetune",
+        "shrink",
+        "distill",
+        "eval",
+        "zero-shot",
+        "push",
+        "info",
+        "reproduce",
+        "curves",
+    )
     known = {"--version", "--help"}
     for command in commands:
         done = subprocess.run(

@@ -1,0 +1,116 @@
+"""Figures, drawn with matplotlib where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .learning_curves import Point
+
+_PANELS_A_ROW = 3
+
+
+def require_matplotlib() -> Any:
+    """matplotlib's figure class, which draws into files alone.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError(
+            "Figures need matplotlib, which is not installed.\n"
+            "Install it with pip install 'kdshrink[plots]'."
+        ) from error
+    return Figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    """The file appears whole or not at all; its bytes depend on nothing but what is drawn."""
+    kind = path.suffix.lstrip(".")
+    undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    partial = path.with_name(f".{path.name}.part")
+    figure.savefig(partial, format=kind, dpi=120, metadata=undated)
+    partial.replace(path)
+
+
+def draw_curves(
+    panels: Mapping[str, Mapping[str, Sequence[Point]]], path: Path, term: str = "loss"
+) -> None:
+    """Curves by step, a panel for each title.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    columns = min(len(panels), _PANELS_A_ROW)
+    rows = -(-len(panels) // columns)
+    figure = require_matplotlib()(figsize=(5 * columns, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+        for name, curve in curves.items():
+            axis.plot([point.step for point in curve], [point.value for point in curve], label=name)
+        axis.set(title=title, xlabel="step", ylabel=term)
+        axis.legend(fontsize="small")
+    for axis in [*axes][len(panels) :]:
+        axis.set_visible(False)
+    _save(figure, path)
+
+
+def draw_lines(
+    lines: Mapping[str, Sequence[tuple[float, float, float]]], path: Path, x: str, y: str
+) -> None:
+    """Lines of (x, y, deviation of y), x on a logarithmic scale.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    figure = require_matplotlib()(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, points in lines.items():
+        places, values, deviations = zip(*points, strict=True)
+        axis.errorbar(places, values, yerr=deviations, marker="o", capsize=3, label=name)
+    ticks = sorted({place for points in lines.values() for place, _, _ in points})
+    axis.set(xscale="log", xlabel=x, ylabel=y)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    axis.legend(fontsize="small")
+    _save(figure, path)
+
+
+def draw_bars(
+    columns: Mapping[str, Sequence[tuple[str, float | None, float, float | None]]], path: Path
+) -> None:
+    """Bars of (label, value, deviation, the paper's value), a panel for each title.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    longest = max(len(bar[0]) for bars in columns.values() for bar in bars)
+    size = (4 * len(columns) + 0.08 * longest, 0.32 * max(map(len, columns.values())) + 1.2)
+    figure = require_matplotlib()(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+    for axis, (title, bars) in zip(panels, columns.items(), strict=True):
+        places = range(len(bars))
+        axis.barh(
+            places, [bar[1] or 0 for bar in bars], xerr=[bar[2] for bar in bars], label="this run"
+        )
+        marked = [(place, bar[3]) for place, bar in zip(places, bars, strict=True) if bar[3]]
+        if marked:
+            axis.plot(
+                [score for _, score in marked],
+                [place for place, _ in marked],
+                "k|",
+                markersize=12,
+                label="the paper",
+            )
+        axis.set(title=title, xlim=(0, 100))
+        axis.set_yticks(places, [bar[0] for bar in bars])
+        axis.margins(y=0.02)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower right", ncols=2, fontsize="small")
+    panels[0].invert_yaxis()
+    _save(figure, path)

@@ -1,0 +1,113 @@
+"""A plan: a graph of ordinary kdshrink runs, each named by a hash of what decides its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from .. import __version__
+
+_TRAINING = ("finetune", "distill")
+_SCORING = ("eval", "zero-shot")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A kdshrink command that writes one directory.
+
+    Attributes:
+        label: What it is, for people; it leads its name.
+        command: `finetune`, `shrink`, `distill`, `eval` or `zero-shot`.
+        arguments: What follows, without -o. A `Run` stands for its directory; a `Path` for a place
+            whose content `facts` tell, so that moving it changes no name.
+        facts: Fingerprints or revisions of the data and models that it reads, other runs' apart.
+    """
+
+    label: str
+    command: str
+    arguments: Words
+    facts: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Run, ...]:
+        return tuple(argument for argument in self.arguments if isinstance(argument, Run))
+
+    @property
+    def makes_model(self) -> bool:
+        return self.command not in _SCORING
+
+    @property
+    def trains(self) -> bool:
+        return self.command in _TRAINING
+
+    @cached_property
+    def name(self) -> str:
+        """The name of its directory: its label, and a hash of all that decides its result."""
+        words = [
+            {"run": argument.name}
+            if isinstance(argument, Run)
+            else {"path": True}
+            if isinstance(argument, Path)
+            else argument
+            for argument in self.arguments
+        ]
+        decisive = json.dumps([self.command, words, self.facts, __version__])
+        return f"{self.label}-{hashlib.sha256(decisive.encode()).hexdigest()[:10]}"
+
+    def words(self, folder: Path, extra: Sequence[str] = ()) -> list[str]:
+        """What to type after `kdshrink`: running it again goes on, or makes the same again."""
+        typed = [
+            str(folder / argument.name) if isinstance(argument, Run) else str(argument)
+            for argument in self.arguments
+        ]
+        again = "--resume" if self.trains else "--overwrite"
+        return [self.command, *typed, *extra, "-o", str(folder / self.name), again]
+
+    def is_finished(self, folder: Path) -> bool:
+        """Whether its directory holds a whole result: that file comes last."""
+        last = "config.json" if self.makes_model else "kdshrink.json"
+        return (folder / self.name / last).is_file()
+
+
+Words = tuple[str | Path | Run, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs in an order that works, each once.
+
+    Attributes:
+        folder: Where their directories stand.
+        extra: Words for every command that decide no result, such as a device.
+    """
+
+    runs: tuple[Run, ...]
+    folder: Path
+    extra: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, wanted: Iterable[Run], folder: Path, extra: tuple[str, ...] = ()) -> Plan:
+        """The plan that makes what is wanted."""
+        ordered: dict[str, Run] = {}
+        for run in wanted:
+            for needed in _with_inputs(run):
+                ordered.setdefault(needed.name, needed)
+        return cls(tuple(ordered.values()), folder, extra)
+
+    def as_shell(self) -> str:
+        """A line a run, for `bash -e` or a scheduler."""
+        return "".join(
+            shlex.join(["kdshrink", *run.words(self.folder, self.extra)]) + "\n"
+            for run in self.runs
+        )
+
+
+def _with_inputs(run: Run) -> Iterator[Run]:
+    for needed in run.inputs:
+        yield from _with_inputs(needed)
+    yield run

@@ -1,0 +1,167 @@
+"""What the runs of an experiment gave, read from their own records, beside the paper's figures."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import RECORD
+from ..learning_curves import read_curve
+from .experiments import Case, Experiment
+from .paper import paper_figures
+from .plan import Run
+
+PAPER_WIDTHS = {"full": 768, "half": 384}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of an experiment's table: a case of one model and data set.
+
+    Attributes:
+        model, data: Labels of the model and the data set.
+        paper: The paper's figures of it, the foremost table's first.
+        runs: The run that tells it for each seed; none where it is not run.
+        missing: Why it is not run.
+    """
+
+    case: Case
+    model: str
+    data: str
+    row: str
+    column: str
+    paper: tuple[Mapping[str, Any], ...] = ()
+    runs: Mapping[int, Run] | None = None
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cell with what its runs gave.
+
+    Attributes:
+        values: By seed: scores and accuracies × 100, losses as they are.
+        parameters: Of the model, where a record tells.
+        missing: Why there is nothing, or not of all seeds.
+    """
+
+    cell: Cell
+    values: Mapping[int, float]
+    parameters: int | None
+    missing: str | None
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values.values()) if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        """The seeds' standard deviation (of a sample, n − 1)."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+    @property
+    def difference(self) -> float | None:
+        """This less the foremost of the paper's figures."""
+        mean, paper = self.mean, self.cell.paper
+        return None if mean is None or not paper else mean - paper[0]["score"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A row of results.json."""
+        cell, case = self.cell, self.cell.case
+        return {
+            "row": cell.row,
+            "column": cell.column,
+            "model": cell.model,
+            "data": cell.data,
+            "start": case.start,
+            "kd": case.kd,
+            "width": case.width,
+            "trained_on": case.trained_on,
+            "train_fraction": case.fraction,
+            "measure": case.measure
+            if case.at is None
+            else f"loss after {case.at:.0%} of the steps",
+            "own": case.own,
+            "mean": self.mean,
+            "standard_deviation": self.deviation,
+            "values": {str(seed): value for seed, value in self.values.items()},
+            "paper": [{"table": one["table"], "score": one["score"]} for one in cell.paper],
+            "difference": self.difference,
+            "parameters": self.parameters,
+            "runs": {str(seed): run.name for seed, run in (cell.runs or {}).items()},
+            "not_run": self.missing,
+        }
+
+
+def figures_of(
+    experiment: Experiment, case: Case, model: str | None, data: str
+) -> tuple[Mapping[str, Any], ...]:
+    """The paper's figures of a case; none for the tool's own and for what its figures only draw."""
+    if case.own or not experiment.tables:
+        return ()
+    found = paper_figures(
+        experiment.tables,
+        model=model,
+        data=data,
+        start=case.start,
+        width=PAPER_WIDTHS[case.width],
+        kd=case.kd,
+        trained_on=case.trained_on,
+        measure=case.measure,
+    )
+    return tuple(found)
+
+
+def read_record(run: Run, folder: Path) -> dict[str, Any]:
+    """The kdshrink.json of a finished run."""
+    return json.loads((folder / run.name / RECORD).read_text(encoding="utf-8"))
+
+
+def read_value(case: Case, run: Run, folder: Path) -> float:
+    """What is told of a case, from the records of the run that tells it."""
+    results = read_record(run, folder)["results"]
+    if case.measure == "loss":
+        assert case.at is not None
+        curve = read_curve(folder / run.name)
+        reached = [point.value for point in curve if point.step <= case.at * results["steps"]]
+        return (reached or [curve[0].value])[-1]
+    if case.start == "random":
+        name = "majority_accuracy" if case.measure == "majority accuracy" else "random_score"
+        return 100 * results[name]
+    return 100 * results.get("unseen", results)["score"]
+
+
+def count_parameters(run: Run, folder: Path) -> int | None:
+    """Parameters of the model that a run made or scored."""
+    made = run if run.makes_model else run.inputs[0]
+    record = read_record(made, folder)
+    if made.command == "shrink":
+        return record["results"]["parameters_after"]
+    return record["sizes"]["this model"]["parameters"]
+
+
+def measure(cells: Sequence[Cell], folder: Path, reasons: Mapping[str, str]) -> list[Measured]:
+    """Read what there is of the cells.
+
+    Args:
+        reasons: Why a run did not end well, by its name.
+    """
+    measured = []
+    for cell in cells:
+        runs = cell.runs or {}
+        finished = {seed: run for seed, run in runs.items() if run.is_finished(folder)}
+        missing = cell.missing
+        if lacking := sorted(set(runs) - set(finished)):
+            why = reasons.get(runs[lacking[0]].name, "not finished")
+            seeds = ", ".join(map(str, lacking))
+            missing = f"{why} (seed {seeds})" if finished or len(runs) > 1 else why
+        parameters = None
+        if finished and cell.case.start != "random":
+            parameters = count_parameters(next(iter(finished.values())), folder)
+        values = {seed: read_value(cell.case, run, folder) for seed, run in finished.items()}
+        measured.append(Measured(cell, values, parameters, missing))
+    return measured

@@ -1,0 +1,177 @@
+"""The experiment `data`: what the data sets hold, beside the paper's tables 1 and 10 to 12."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..config import ReproduceConfig
+from ..errors import DataError, KdshrinkError
+from ..languages import NAMED, NamedData
+from .paper import read_paper
+from .report import REPORT, as_csv, write_whole
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A language of a data set.
+
+    Attributes:
+        train, validation, test: Its examples; None where it is not at hand.
+    """
+
+    data: str
+    language: str
+    code: str
+    seen: bool
+    train: int | None
+    validation: int | None
+    test: int | None
+
+
+@dataclass(frozen=True)
+class Size:
+    """A data set as a whole.
+
+    Attributes:
+        classes: Its labels; of tokens, tags.
+        languages: Its units with training data, which is what the paper counts.
+        units: All its units.
+        at_hand: Units of which there is something.
+        train_rows: Training examples a language, the mean over those that have some.
+        paper: The paper's figures of it.
+        not_run: Why nothing of it was read.
+    """
+
+    data: str
+    classes: int
+    languages: int
+    units: int
+    at_hand: int
+    train_rows: float | None
+    paper: Mapping[str, Any] | None
+    not_run: str | None
+
+
+def count_examples(named: NamedData, directory: Path | None) -> dict[tuple[str, str], int]:
+    """Examples by language and split.
+
+    Raises:
+        KdshrinkError: The data is not there.
+    """
+    from ..config import DataOptions
+    from ..reading import find_shards
+
+    shards = find_shards(DataOptions(data=named.name, data_dir=directory))
+    return {(str(shard.language), shard.split): len(shard.load()) for shard in shards}
+
+
+def _measure(
+    named: NamedData, counts: Mapping[tuple[str, str], int], reason: str | None
+) -> tuple[Size, list[Unit]]:
+    units = [
+        Unit(
+            named.name,
+            unit.name,
+            unit.code,
+            unit.name in named.seen,
+            *(counts.get((unit.name, split)) for split in ("train", "validation", "test")),
+        )
+        for unit in named.units
+    ]
+    training = [unit.train for unit in units if unit.train is not None]
+    theirs = [one for one in read_paper()["data_sets"] if one["data"] == named.name]
+    size = Size(
+        named.name,
+        len(named.labels),
+        sum(unit.trains for unit in named.units),
+        len(units),
+        len({language for language, _ in counts}),
+        fmean(training) if training else None,
+        theirs[0] if theirs else None,
+        reason,
+    )
+    return size, units
+
+
+def _markdown(sizes: Sequence[Size], units: Sequence[Unit]) -> Iterator[str]:
+    yield from ("# The data sets (the paper's Tables 1 and 10 to 12)", "")
+    yield "- No training. In brackets the figures of the paper's Table 1."
+    yield "- Which languages are seen and unseen is not in the paper: these lists are the tool's own."
+    yield from (f"- {one.data} was not read: {one.not_run}" for one in sizes if one.not_run)
+    yield from (
+        "",
+        "|  | training rows a language | classes | languages trained on | sets in all | at hand |",
+    )
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for size in sizes:
+        paper = size.paper or {}
+        rows = "not read" if size.train_rows is None else f"{size.train_rows:,.1f}"
+        cells = (
+            rows + _beside(paper.get("train_rows_a_language")),
+            str(size.classes) + _beside(paper.get("classes")),
+            str(size.languages) + _beside(paper.get("languages")),
+            str(size.units),
+            str(size.at_hand),
+        )
+        yield f"| {size.data} | {' | '.join(cells)} |"
+    for size in sizes:
+        yield from ("", f"## {size.data}", "")
+        for name, seen in (("seen", True), ("unseen", False)):
+            listed = [u.language for u in units if u.data == size.data and u.seen == seen]
+            yield f"- {name}: {', '.join(listed)}"
+        if theirs := read_paper()["languages"].get(size.data):
+            yield f"- the paper's languages: {', '.join(theirs)}"
+        yield from ("", "| language | train | validation | test |", "| --- | --- | --- | --- |")
+        for unit in units:
+            if unit.data == size.data:
+                counts = (unit.train, unit.validation, unit.test)
+                shown = " | ".join("–" if n is None else f"{n:,}" for n in counts)
+                yield f"| {unit.language} | {shown} |"
+    yield ""
+
+
+def _beside(figure: int | None) -> str:
+    return "" if figure is None else f" ({figure:,})"
+
+
+def report_data(config: ReproduceConfig, place: Path) -> list[dict[str, Any]]:
+    """Count what there is and write report.md, results.csv and results.json; the sizes.
+
+    Raises:
+        KdshrinkError: A data set that the user named is not there.
+    """
+    names = config.data or tuple(
+        name for name in NAMED if name != "sample" or config.scale == "sample"
+    )
+    sizes: list[Size] = []
+    units: list[Unit] = []
+    for name in names:
+        counts, reason = {}, None
+        directory = config.data_dirs.get(name)
+        try:
+            if config.scale != "full" and directory is None and name != "sample":
+                raise DataError("no data at this scale (--data-dir)")
+            counts = count_examples(NAMED[name], directory)
+        except KdshrinkError as error:
+            if config.data is not None:
+                raise
+            reason = str(error).splitlines()[0]
+        size, those = _measure(NAMED[name], counts, reason)
+        sizes.append(size)
+        units += those
+    place.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(size) for size in sizes]
+    languages = [asdict(unit) for unit in units]
+    content = {"experiment": "data", "rows": rows, "languages": languages}
+    write_whole(place / REPORT, "\n".join(_markdown(sizes, units)))
+    write_whole(place / "results.csv", as_csv(languages))
+    write_whole(place / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return rows

@@ -1,0 +1,191 @@
+"""The models and data sets at hand: what a plan must know of them before anything is read."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint import SAMPLES, find_model
+from ..config import DataOptions, SourceOptions
+from ..errors import HubError, ModelError
+from ..languages import NAMED
+from ..pull import sha256_of
+
+logger = logging.getLogger(__name__)
+
+_FAMILIES = {"xlm-roberta": "XLM-R", "deberta-v2": "mDeBERTa"}
+_NOT_RESOLVED = "not resolved"
+_MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "tokenizer*", "*.model", "vocab.*")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pretrained encoder to begin with.
+
+    Attributes:
+        name: As the user called it.
+        label: What tables call it: XLM-R or mDeBERTa, where it is one of the paper's architectures.
+        paper: Which of the paper's models its figures stand beside; None for neither.
+        argument: What commands are given: with its commit, if it is on the Hub.
+        identity: Its commit, or the SHA-256 of its files.
+    """
+
+    name: str
+    label: str
+    paper: str | None
+    layers: int
+    hidden_size: int
+    argument: str | Path
+    identity: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """A named data set, and what of it is at hand.
+
+    Attributes:
+        directory: Where it is read from; None for the Hub or the embedded sample.
+        seen, unseen: The languages to use.
+        trains: Those with training data.
+        digests: The commit, or the SHA-256 of a file, of each language and split.
+    """
+
+    name: str
+    directory: Path | None
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    trains: frozenset[str]
+    digests: Mapping[tuple[str, str], str]
+
+    @property
+    def english(self) -> tuple[str, ...]:
+        return tuple(
+            unit.name
+            for unit in NAMED[self.name].units
+            if unit.code == "en" and unit.name in self.seen and unit.name in self.trains
+        )
+
+    def ordered(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Names in the data set's order."""
+        return tuple(unit.name for unit in NAMED[self.name].units if unit.name in names)
+
+    def spec(self, names: Sequence[str]) -> str:
+        """What --languages takes for these: a group's name if it has just them, else a list."""
+        named = NAMED[self.name]
+        every = {unit.name for unit in named.units}
+        groups = {"all": every, "seen": set(named.seen), "unseen": set(named.unseen)}
+        for group, members in groups.items():
+            if set(names) == members:
+                return group
+        return ",".join(names)
+
+    def facts(self, names: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:
+        """What tells which examples these are."""
+        kept = sorted(
+            f"{language}/{split} {digest}"
+            for (language, split), digest in self.digests.items()
+            if language in names and split in splits
+        )
+        digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()
+        return (f"data {self.name} {digest}",)
+
+
+def open_model(name: str, *, planning: bool = False) -> Model:
+    """What a plan must know of a model.
+
+    Args:
+        planning: Of the paper's models, do without the Hub if it cannot be reached.
+
+    Raises:
+        ModelError: It is not there, or is no model.
+    """
+    try:
+        source = find_model(name, SourceOptions(), weights=False)
+    except HubError:
+        if not planning or name not in PAPER_MODELS.values():
+            raise
+        paper = next(label for label, hub_id in PAPER_MODELS.items() if hub_id == name)
+        logger.warning("%s: the Hub cannot be reached, so its revision is not known", name)
+        return Model(name, paper, paper, 12, 768, name, _NOT_RESOLVED)
+    layers, hidden = (source.config.get(key) for key in ("num_hidden_layers", "hidden_size"))
+    if not layers or not hidden or layers % 2:
+        raise ModelError(f"{name}: it has {layers} layers, which cannot be halved.")
+    family = _FAMILIES.get(source.config.get("model_type", ""))
+    local = source.commit is None
+    hub_id = name.partition("@")[0]
+    return Model(
+        name=name if name in SAMPLES or not local else source.directory.name,
+        label=family or source.directory.name,
+        paper=family,
+        layers=layers,
+        hidden_size=hidden,
+        argument=name if name in SAMPLES else Path(name) if local else f"{hub_id}@{source.commit}",
+        identity=source.commit or _fingerprint(source.directory),
+    )
+
+
+PAPER_MODELS = {"XLM-R": "xlm-roberta-base", "mDeBERTa": "microsoft/mdeberta-v3-base"}
+
+
+def _fingerprint(folder: Path) -> str:
+    """The SHA-256 of what a model directory's files have in them."""
+    files = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
+    listing = "".join(f"{path.name} {sha256_of(path)}\n" for path in sorted(files))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def open_data(
+    name: str,
+    directory: Path | None,
+    languages: tuple[Sequence[str], Sequence[str]] | None,
+    *,
+    planning: bool = False,
+) -> Data:
+    """What a plan must know of a data set.
+
+    Args:
+        directory: Read it from here, not the Hub.
+        languages: The seen and the unseen ones to use; the data set's lists if not said. What is not
+            there is left out.
+        planning: Do without the Hub if it cannot be reached.
+
+    Raises:
+        DataError: There is no such data.
+        HubError: The Hub cannot be reached.
+    """
+    from ..reading import find_shards
+
+    named = NAMED[name]
+    try:
+        shards = find_shards(DataOptions(data=name, data_dir=directory))
+        digests = {
+            (str(shard.language), shard.split): sha256_of(shard.path)
+            if shard.path
+            else shard.commit or _NOT_RESOLVED
+            for shard in shards
+        }
+    except HubError:
+        if not planning:
+            raise
+        logger.warning("%s: the Hub cannot be reached, so its revision is not known", name)
+        digests = {
+            (unit.name, split): _NOT_RESOLVED
+            for unit in named.units
+            for split in (("train", "validation", "test") if unit.trains else ("test",))
+        }
+    seen, unseen = languages or (named.seen, named.unseen)
+    tested = {language for language, split in digests if split == "test"}
+    trains = frozenset(language for language, split in digests if split == "train")
+    return Data(
+        name=name,
+        directory=directory,
+        seen=tuple(unit.name for unit in named.units if unit.name in tested and unit.name in seen),
+        unseen=tuple(
+            unit.name for unit in named.units if unit.name in tested and unit.name in unseen
+        ),
+        trains=trains,
+        digests=digests,
+    )
