@@ -453,10 +453,18 @@ class DistillConfig(
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(DeviceOptions):
     split: str = option("Split to evaluate.", "test")
-    batch_size: int = option("Texts in a batch; no score depends on it.", 64)
+    batch_size: int | None = option(
+        "Texts in a batch at most, as many as suit the device if not said; no score depends on it.",
+        None,
+    )
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "--batch-size", self.batch_size, "it must be at least 1")
+        _require(
+            self.batch_size is None or self.batch_size >= 1,
+            "--batch-size",
+            self.batch_size,
+            "it must be at least 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -573,7 +573,8 @@ def first_pieces(word_ids: Sequence[int | None], words: int) -> list[int]:
 
 def token_counts(encoded: Dataset) -> np.ndarray:
     """(n,) tokens of each encoded example, int32."""
-    return np.asarray(encoded.with_format("numpy")["length"], dtype=np.int32)
+    lengths = encoded.select_columns(["length"]).with_format("arrow")[:]["length"]
+    return lengths.to_numpy().astype(np.int32)
 
 
 def _labels_at(positions: Sequence[int], labels: Sequence[int], length: int) -> list[int]:

@@ -310,7 +310,7 @@ class _Judge:
         test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
         options: Any = {
             "max_length": config.max_length,
-            "batch_size": 2 * config.batch_size,
+            "batch_size": None,
             "device": device,
         }
         self.comparison = Comparison(test, data.languages)
@@ -445,9 +445,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
             device,
         )
     else:
-        evaluator = development_evaluator(
-            data, encoded, student.labels, pair.collate, config, device
-        )
+        evaluator = development_evaluator(data, encoded, student.labels, pair.collate, device)
     trainer = DistillationTrainer(
         targets=TargetSource(pair.teacher, encoded["train"], batches, pair.collate, cache),
         weights={term: config.weight(term) for term in LOSS_TERMS},

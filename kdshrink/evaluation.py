@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .batching import cut_by_tokens, forward_positions
 from .checkpoint import Source, disk_errors, find_model
 from .config import EvalConfig, ZeroShotConfig
 from .data import Collator, TaskData, encode, language_codes, load_data, match_labels, token_counts
@@ -26,6 +27,7 @@ from .errors import DataError, OutputError
 from .languages import NAMED, Task, language_of
 from .loading import fitting_length, load_classifier, pick_device, require_task, to_device
 from .metrics import AVERAGING, METRICS, MODE, Scores, entity_scores, text_scores
+from .packing import packed_linears
 from .progress import Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -137,7 +139,7 @@ def predict(
     *,
     task: Task,
     collate: Collator,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
     progress: Progress = silent,
     what: str = "evaluate",
@@ -146,18 +148,19 @@ def predict(
 
     Args:
         encoded: As `data.encode` makes it, for this model's tokenizer.
+        batch_size: Examples in a batch at most; fewer where they are long; None for as many as
+            suit the device.
     """
     total = len(encoded)
-    order = np.argsort(-token_counts(encoded), kind="stable")
     bounds = _word_bounds(encoded) if task == "token" else None
     answers = total if bounds is None else int(bounds[-1])
     classes = np.full(answers, -1, dtype=np.int32)
     probabilities = np.zeros(answers, dtype=np.float32)
     columns = ["input_ids", *(["positions"] if task == "token" else [])]
     examples = encoded.select_columns(columns)
-    with _evaluating(model):
-        for start in range(0, total, batch_size):
-            rows = order[start : start + batch_size]
+    done = 0
+    with _evaluating(model), packed_linears(device):
+        for rows in _by_length(token_counts(encoded), batch_size, device):
             batch = examples.__getitems__(rows.tolist())
             inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
             best = model(**inputs).logits.float().softmax(-1).max(-1)
@@ -170,8 +173,17 @@ def predict(
                     kept = np.flatnonzero(positions >= 0)
                     classes[bounds[row] + kept] = indices[line, positions[kept]]
                     probabilities[bounds[row] + kept] = values[line, positions[kept]]
-            progress(what, min(start + batch_size, total), total, {})
+            done += len(rows)
+            progress(what, done, total, {})
     return Predictions(classes, probabilities, bounds)
+
+
+def _by_length(lengths: np.ndarray, size: int | None, device: torch.device) -> list[np.ndarray]:
+    """Rows in batches of like length, the longest first."""
+    positions = forward_positions(device.type)
+    order = np.argsort(lengths, kind="stable")
+    cuts = [*cut_by_tokens(lengths[order], positions, size), len(order)]
+    return [order[begin:end] for begin, end in pairwise(cuts)][::-1]
 
 
 def _word_bounds(encoded: Dataset) -> np.ndarray:
@@ -202,7 +214,7 @@ class Evaluator:
     model_labels: Sequence[str]
     task: Task
     collate: Collator
-    batch_size: int
+    batch_size: int | None
     device: torch.device
     split: str | None = None
 
@@ -301,7 +313,7 @@ def make_evaluator(
     source: Source,
     *,
     max_length: int,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
 ) -> Evaluator:
     """What scores a model, of which only the tokenizer and the classes matter, on a split of the data.

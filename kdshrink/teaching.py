@@ -17,15 +17,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from .batching import Batches, cut_by_tokens
+from .batching import Batches, cut_by_tokens, forward_positions
 from .data import token_counts
 from .recording import Record, Recorder
 from .target_cache import ExampleTargets, TargetCache, TargetShape, fingerprint
 
 logger = logging.getLogger(__name__)
-
-_CPU_POSITIONS, _GPU_POSITIONS = 1024, 32768
-"""Positions, padding included, that go through the teacher at once; a longer example goes alone."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ class TargetSource:
         self.collate = collate
         self.device = teacher.recorder.model.device
         self.group = group
-        self.positions = _GPU_POSITIONS if self.device.type == "cuda" else _CPU_POSITIONS
+        self.positions = forward_positions(self.device.type)
         self.cache = cache
         self._plan: tuple[int, list[np.ndarray]] | None = None
         self._held: dict[int, ExampleTargets] = {}

@@ -245,7 +245,6 @@ def development_evaluator(
     encoded: Mapping[str, Any],
     model_labels: Sequence[str],
     collate: Collator,
-    config: TrainingOptions,
     device: torch.device,
 ) -> Evaluator:
     """What scores the development set during training."""
@@ -257,7 +256,7 @@ def development_evaluator(
         model_labels=model_labels,
         task=data.task,
         collate=collate,
-        batch_size=2 * config.batch_size,
+        batch_size=None,
         device=device,
     )
 
@@ -317,7 +316,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         weights={"task": 1.0},
         batches=plan_batches(config, arguments, encoded["train"]),
         table=table,
-        evaluator=development_evaluator(data, encoded, labels, collate, config, device),
+        evaluator=development_evaluator(data, encoded, labels, collate, device),
         output_dir=output_dir,
         progress=progress or silent,
         what="finetune",

@@ -221,10 +221,10 @@ def test_majority_scores_of_words() -> None:
 
 
 @pytest.mark.parametrize("task", ["sequence", "token"])
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, None])
 def test_answers_equal_a_plain_loop_whatever_the_batch(
     task: Task,
-    batch_size: int,
+    batch_size: int | None,
     make_evaluator: Callable[..., Evaluator],
     xlmr_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
@@ -280,7 +280,7 @@ def test_progress_counts_examples(make_evaluator: Callable[..., Evaluator]) -> N
     make_evaluator(model, "sequence", text_table(20)).predict(
         model, lambda what, done, total, figures: told.append((done, total))
     )
-    assert told == [(8, 20), (16, 20), (20, 20)]
+    assert told == [(4, 20), (12, 20), (20, 20)]
 
 
 def test_predict_needs_no_labels(xlmr_tokenizer: PreTrainedTokenizerFast) -> None:
