@@ -420,6 +420,10 @@ class DistillConfig(
         "of the memory and half of the free disk.",
         "auto",
     )
+    shard_teacher: bool = option(
+        "Spread the teacher's weights over the processes of torchrun, for one that outgrows a GPU.",
+        False,
+    )
     compare: bool | None = option(
         "After training, score the teacher, the untrained student and the distilled one on the test "
         "split, seen and unseen languages apart. On by itself for sample alone: it takes time.",
@@ -445,6 +449,11 @@ class DistillConfig(
             raise UsageError(
                 f"--cache-teacher logits: the {', '.join(matched)} terms need more than the logits, so the "
                 "teacher would run anyway.\nGive all, or switch those terms off, as in --weight hidden=0."
+            )
+        if self.shard_teacher and self.compare:
+            raise UsageError(
+                "--shard-teacher and --compare exclude each other: a comparison needs the teacher whole.\n"
+                "Compare after the run, with kdshrink zero-shot."
             )
         if self.base is not None and self.init != "from-base":
             raise UsageError(f"--base {self.base} needs --init from-base.")

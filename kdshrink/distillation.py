@@ -47,6 +47,7 @@ from .loading import (
 from .processes import is_first
 from .progress import Progress, silent
 from .recording import Recorder
+from .sharding import require_processes, shard
 from .students import Student, map_pieces, match_classes, prepare_student
 from .teaching import Targets, TargetSource, Teacher, open_cache
 from .training import (
@@ -347,12 +348,13 @@ def _load_pair(
     output_dir: Path,
     device: torch.device,
 ) -> _Pair:
+    """The learner on its device, the teacher still on the CPU."""
     vocabulary = student.source.config["vocab_size"]
     kept = reachable_ids(student.tokenizer, list(encoded.values()), vocabulary)
     model = student.load(config, source.task, kept)
     table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, student.source.directory, model, kept)
     rows = kept if pieces is None else pieces[kept]
-    teacher_model = to_device(load_weights(source, config, source.task, rows), device).eval()
+    teacher_model = load_weights(source, config, source.task, rows).eval()
     classes = None
     if source.task is not None:
         classes = match_classes(student.labels, source.labels).to(device)
@@ -403,6 +405,8 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
 
     labelled = data if source.task is not None else replace(data, labels=None)
     arguments = training_arguments(config, output_dir, device)
+    if config.shard_teacher:
+        require_processes()
     with tempfile.TemporaryDirectory() as folder:
         student = prepare_student(config, source, tokenizer, data, Path(folder), progress)
         pieces = map_pieces(student.tokenizer, tokenizer, data)
@@ -410,7 +414,9 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         encoded = encode_splits(
             labelled, ("train", "validation"), student.tokenizer, length, student.labels
         )
-        comparing = config.compare or (config.compare is None and config.data == "sample")
+        comparing = config.compare
+        if comparing is None:
+            comparing = config.data == "sample" and not config.shard_teacher
         judge = None
         if comparing and labelled.labels is not None:
             judge = _Judge(config, data, source, tokenizer, student, device, progress)
@@ -418,8 +424,10 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
             resume_from = start_run(config, output_dir)
             set_seed(config.seed)
             pair = _load_pair(config, source, student, encoded, pieces, output_dir, device)
+    teacher_model = pair.teacher.recorder.model
     if arguments.bf16 and device.type == "cuda":
-        pair.teacher.recorder.model.bfloat16()
+        teacher_model.bfloat16()
+    (shard if config.shard_teacher else to_device)(teacher_model, device)
     batches = plan_batches(config, arguments, encoded["train"])
     steps = steps_per_epoch(batches, config.gradient_accumulation_steps)
     epochs = config.num_train_epochs if config.max_steps is None else config.max_steps / steps

@@ -20,6 +20,7 @@ from torch import Tensor
 from .batching import Batches, cut_by_tokens, forward_positions
 from .data import token_counts
 from .recording import Record, Recorder
+from .sharding import is_sharded, largest
 from .target_cache import ExampleTargets, TargetCache, TargetShape, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -159,6 +160,7 @@ class TargetSource:
         self.group = group
         self.positions = forward_positions(self.device.type)
         self.cache = cache
+        self.sharded = is_sharded(teacher.recorder.model)
         self._plan: tuple[int, list[np.ndarray]] | None = None
         self._held: dict[int, ExampleTargets] = {}
 
@@ -168,18 +170,27 @@ class TargetSource:
             self._plan = epoch, self.batches.of_epoch(epoch)
         plan = self._plan[1]
         rows = plan[index].tolist()
+        if self._missing(rows):
+            first = index - index % self.group
+            self._held = {}  # before the next ones are made, so that never two groups are held
+            self._held = self._make(np.concatenate(plan[first : first + self.group]))
         if self.cache is not None and self.cache.has(rows):
             examples = self.cache.read(rows)
         else:
-            if any(row not in self._held for row in rows):
-                first = index - index % self.group
-                self._held = {}  # before the next ones are made, so that never two groups are held
-                self._held = self._make(np.concatenate(plan[first : first + self.group]))
             examples = [self._held.pop(row) for row in rows]
         recorder = self.teacher.recorder
         return join_targets(
             examples, embedding=recorder.embedding, centred=recorder.centred, device=self.device
         )
+
+    def _missing(self, rows: Sequence[int]) -> bool:
+        """Whether the teacher must run for these examples; if it is sharded, or for another process's."""
+        cached = self.cache is not None and self.cache.has(rows)
+        missing = not cached and any(row not in self._held for row in rows)
+        # Without a cache all processes are at the same place of their groups.
+        if self.sharded and self.cache is not None:
+            return bool(largest(missing, self.device))
+        return missing
 
     def _make(self, rows: np.ndarray) -> dict[int, ExampleTargets]:
         """Run the teacher on some rows of the training set."""
@@ -187,6 +198,7 @@ class TargetSource:
         lengths = self.batches.lengths[rows]
         rows = rows[np.argsort(lengths, kind="stable")]
         cuts = [*cut_by_tokens(np.sort(lengths), self.positions), len(rows)]
+        spare = largest(len(cuts), self.device) - len(cuts) if self.sharded else 0
         made: dict[int, ExampleTargets] = {}
         for begin, end in pairwise(cuts):
             chosen = rows[begin:end].tolist()
@@ -197,6 +209,9 @@ class TargetSource:
             made |= zip(chosen, split, strict=True)
             if self.cache is not None:
                 self.cache.write(chosen, split)
+        for _ in range(spare):  # another process has more forwards to make
+            shortest = self.collate(self.examples.__getitems__(rows[:1].tolist()))
+            self.teacher.targets(**{name: t.to(self.device) for name, t in shortest.items()})
         return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from .checkpoint import (
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .config import FinetuneConfig, TrainingOptions
 from .data import Collator, TaskData, encode, load_data, match_labels, token_counts
+from .errors import UsageError
 from .evaluation import EvalResult, Evaluator
 from .hub import PushResult, check_push, pushed
 from .loading import (
@@ -88,7 +90,16 @@ class TrainResult:
 def training_arguments(
     config: TrainingOptions, output_dir: Path, device: torch.device
 ) -> TrainingArguments:
-    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults."""
+    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults.
+
+    Raises:
+        UsageError: accelerate was told to shard what is trained.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+        raise UsageError(
+            "ACCELERATE_USE_FSDP is set, and what is trained cannot be sharded: checkpoints need it whole.\n"
+            "Start with torchrun; --shard-teacher spreads distill's teacher over the processes."
+        )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     arguments = TrainingArguments(
