@@ -205,6 +205,10 @@ class TrainingOptions(DeviceOptions):
         "by-length: examples of like length go together, which saves padding; random: any.",
         "by-length",
     )
+    torch_compile: bool = option(
+        "Compile the trained model, batches padded to few lengths; whether it pays was not measured.",
+        False,
+    )
     gradient_accumulation_steps: int = option("Batches a step.", 1)
     warmup_steps: int = option("Steps over which the learning rate rises.", 0)
     weight_decay: float = option("AdamW's weight decay.", 0.0)

@@ -61,6 +61,7 @@ from .training import (
     run_training,
     save_result,
     start_run,
+    trained_collator,
     training_arguments,
 )
 
@@ -205,7 +206,8 @@ class DistillationTrainer(TermTrainer):
             self._next = epoch, step * accumulation
         epoch, index = self._next
         for batch in samples:
-            batch["targets"] = self.targets.of_batch(epoch, index)
+            width = batch["input_ids"].shape[1]
+            batch["targets"] = self.targets.of_batch(epoch, index, width)
             index += 1
         self._next = (epoch, index) if index < len(self.batches) else (epoch + 1, 0)
         return samples, items
@@ -468,7 +470,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         args=arguments,
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
-        data_collator=pair.collate,
+        data_collator=trained_collator(pair.learner.student, pair.collate, batches, config, device),
     )
     run = run_training(trainer, resume_from)
     if judge is not None:

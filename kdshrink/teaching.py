@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.nn import functional
 
 from .batching import Batches, cut_by_tokens, forward_positions
 from .data import token_counts
@@ -88,23 +89,29 @@ def split_targets(
 
 
 def join_targets(
-    examples: Sequence[ExampleTargets], *, embedding: bool, centred: bool, device: torch.device
+    examples: Sequence[ExampleTargets],
+    *,
+    embedding: bool,
+    centred: bool,
+    device: torch.device,
+    width: int = 0,
 ) -> Targets:
     """Undo `split_targets`: the targets of a batch, padded with zeros to its longest example.
 
     Args:
         embedding: Whether the first of the states is the embedding output.
+        width: Positions to pad to if that is more.
     """
 
     def joined(name: str, lengths_at: Sequence[int]) -> Tensor | None:
         parts = [getattr(example, name) for example in examples]
         if parts[0] is None:
             return None
-        if all(part.shape == parts[0].shape for part in parts):
-            return torch.stack(parts, dim=1).to(device, non_blocking=True)
         shape = list(parts[0].shape)
         for axis in lengths_at:
-            shape[axis] = max(part.shape[axis] for part in parts)
+            shape[axis] = max(width, *(part.shape[axis] for part in parts))
+        if all(list(part.shape) == shape for part in parts):
+            return torch.stack(parts, dim=1).to(device, non_blocking=True)
         whole = parts[0].new_zeros((shape[0], len(parts), *shape[1:]))
         for i, part in enumerate(parts):
             whole[:, i][tuple(slice(size) for size in part.shape)] = part
@@ -117,16 +124,20 @@ def join_targets(
         each[1:] if embedding else each,
         () if attention is None else attention.unbind(),
     )
-    return Targets(record, _joined_logits(examples, device), centred)
+    return Targets(record, _joined_logits(examples, device, width), centred)
 
 
-def _joined_logits(examples: Sequence[ExampleTargets], device: torch.device) -> Tensor | None:
+def _joined_logits(
+    examples: Sequence[ExampleTargets], device: torch.device, width: int
+) -> Tensor | None:
     parts = [example.logits for example in examples if example.logits is not None]
     if not parts:
         return None
     if parts[0].dim() == 1:
         return torch.stack(parts).to(device, non_blocking=True)
-    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).to(device, non_blocking=True)
+    whole = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    whole = functional.pad(whole, (0, 0, 0, max(0, width - whole.shape[1])))
+    return whole.to(device, non_blocking=True)
 
 
 class TargetSource:
@@ -164,8 +175,12 @@ class TargetSource:
         self._plan: tuple[int, list[np.ndarray]] | None = None
         self._held: dict[int, ExampleTargets] = {}
 
-    def of_batch(self, epoch: int, index: int) -> Targets:
-        """The targets of an epoch's batch, on the device."""
+    def of_batch(self, epoch: int, index: int, width: int = 0) -> Targets:
+        """The targets of an epoch's batch, on the device.
+
+        Args:
+            width: As in `join_targets`.
+        """
         if self._plan is None or self._plan[0] != epoch:
             self._plan = epoch, self.batches.of_epoch(epoch)
         plan = self._plan[1]
@@ -180,7 +195,11 @@ class TargetSource:
             examples = [self._held.pop(row) for row in rows]
         recorder = self.teacher.recorder
         return join_targets(
-            examples, embedding=recorder.embedding, centred=recorder.centred, device=self.device
+            examples,
+            embedding=recorder.embedding,
+            centred=recorder.centred,
+            device=self.device,
+            width=width,
         )
 
     def _missing(self, rows: Sequence[int]) -> bool:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .checkpoint import (
     write_json,
 )
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
+from .compiling import compile_in_place, length_buckets
 from .config import FinetuneConfig, TrainingOptions
 from .data import Collator, TaskData, encode, load_data, match_labels, token_counts
 from .errors import UsageError
@@ -148,6 +149,20 @@ def plan_batches(
     arguments.eval_steps = config.eval_steps or epoch
     arguments.save_steps = config.save_steps or epoch
     return batches
+
+
+def trained_collator(
+    model: PreTrainedModel,
+    collate: Collator,
+    batches: Batches,
+    config: TrainingOptions,
+    device: torch.device,
+) -> Collator:
+    """What makes the batches to train on: of few lengths, where the model is compiled, as it is here."""
+    if not config.torch_compile:
+        return collate
+    compile_in_place(model, device)
+    return replace(collate, buckets=length_buckets(batches.lengths))
 
 
 def start_run(config: TrainingOptions, output_dir: Path) -> Path | None:
@@ -323,9 +338,10 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, source.directory, model, kept)
     collate = Collator(int(tokenizer.pad_token_id), compact_ids(kept, source.config["vocab_size"]))
     set_seed(config.seed)
+    batches = plan_batches(config, arguments, encoded["train"])
     trainer = TermTrainer(
         weights={"task": 1.0},
-        batches=plan_batches(config, arguments, encoded["train"]),
+        batches=batches,
         table=table,
         evaluator=development_evaluator(data, encoded, labels, collate, device),
         output_dir=output_dir,
@@ -336,7 +352,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         args=arguments,
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
-        data_collator=collate,
+        data_collator=trained_collator(model, collate, batches, config, device),
     )
     run = run_training(trainer, resume_from)
     record = make_record(
