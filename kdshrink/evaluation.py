@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .batching import cut_by_tokens, forward_positions
@@ -146,6 +147,8 @@ def predict(
 ) -> Predictions:
     """Run a model over encoded examples, those of like length together, the longest first.
 
+    Several processes of a run share the batches, and each gets all answers: all of them must call it.
+
     Args:
         encoded: As `data.encode` makes it, for this model's tokenizer.
         batch_size: Examples in a batch at most; fewer where they are long; None for as many as
@@ -158,9 +161,13 @@ def predict(
     probabilities = np.zeros(answers, dtype=np.float32)
     columns = ["input_ids", *(["positions"] if task == "token" else [])]
     examples = encoded.select_columns(columns)
-    done = 0
+    batches = _by_length(token_counts(encoded), batch_size, device)
+    together = distributed.is_available() and distributed.is_initialized()
+    if together:
+        batches = batches[distributed.get_rank() :: distributed.get_world_size()]
+    done, mine = 0, sum(map(len, batches))
     with _evaluating(model), packed_linears(device):
-        for rows in _by_length(token_counts(encoded), batch_size, device):
+        for rows in batches:
             batch = examples.__getitems__(rows.tolist())
             inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
             best = model(**inputs).logits.float().softmax(-1).max(-1)
@@ -174,8 +181,17 @@ def predict(
                     classes[bounds[row] + kept] = indices[line, positions[kept]]
                     probabilities[bounds[row] + kept] = values[line, positions[kept]]
             done += len(rows)
-            progress(what, done, total, {})
+            progress(what, done * total // mine, total, {})
+    if together:
+        classes, probabilities = (_joined(answers, device) for answers in (classes, probabilities))
     return Predictions(classes, probabilities, bounds)
+
+
+def _joined(answers: np.ndarray, device: torch.device) -> np.ndarray:
+    """The answers of all processes, each of which has less than any answer where it has none."""
+    tensor = torch.from_numpy(answers).to(device)
+    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+    return tensor.cpu().numpy()
 
 
 def _by_length(lengths: np.ndarray, size: int | None, device: torch.device) -> list[np.ndarray]:

@@ -160,6 +160,12 @@ def test_losses_are_those_of_the_whole_teacher(
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-6, abs=1e-6)
 
 
+def test_a_comparison_needs_the_teacher_whole() -> None:
+    assert DistillConfig(teacher="t", data="d", shard_teacher=True).shard_teacher
+    with pytest.raises(UsageError, match="--compare"):
+        DistillConfig(teacher="t", data="d", shard_teacher=True, compare=True)
+
+
 def test_one_process_has_nothing_to_share(
     teacher_dir: Path, text_data: Path, tmp_path: Path
 ) -> None:
