@@ -12,6 +12,9 @@ from torch.utils.data import Sampler
 
 from .config import TrainingOptions
 
+_CPU_POSITIONS, _GPU_POSITIONS = 1024, 32768
+"""What a layer makes of so many stays in a CPU's cache, and fills a GPU."""
+
 
 @dataclass(frozen=True)
 class Padding:
@@ -95,15 +98,27 @@ class Batches(Sampler[list[int]]):
         return Padding(positions, positions - int(self.lengths.sum()))
 
 
-def cut_by_tokens(lengths: np.ndarray, tokens: int) -> list[int]:
+def forward_positions(device: str) -> int:
+    """Positions, padding included, to run through a model at once where nothing is kept for backward.
+
+    Args:
+        device: A torch device's type.
+    """
+    return _GPU_POSITIONS if device == "cuda" else _CPU_POSITIONS
+
+
+def cut_by_tokens(lengths: np.ndarray, tokens: int, size: int | None = None) -> list[int]:
     """Where batches begin, so that none has more positions than `tokens` once padded.
 
     Args:
         lengths: (n,) ascending.
+        size: Examples in a batch at most.
     """
+    most = len(lengths) if size is None else size
     cuts = [0] if len(lengths) else []
     for row, length in enumerate(lengths):
-        if row > cuts[-1] and (row + 1 - cuts[-1]) * int(length) > tokens:
+        count = row + 1 - cuts[-1]
+        if count > 1 and (count > most or count * int(length) > tokens):
             cuts.append(row)
     return cuts
 

@@ -237,6 +237,10 @@ class TrainingOptions(DeviceOptions):
         "by-length: examples of like length go together, which saves padding; random: any.",
         "by-length",
     )
+    torch_compile: bool = option(
+        "Compile the trained model, batches padded to few lengths; whether it pays was not measured.",
+        False,
+    )
     gradient_accumulation_steps: int = option("Batches a step.", 1)
     warmup_steps: int = option("Steps over which the learning rate rises.", 0)
     weight_decay: float = option("AdamW's weight decay.", 0.0)
@@ -453,6 +457,10 @@ class DistillConfig(
         "of the memory and half of the free disk.",
         "auto",
     )
+    shard_teacher: bool = option(
+        "Spread the teacher's weights over the processes of torchrun, for one that outgrows a GPU.",
+        False,
+    )
     compare: bool | None = option(
         "After training, score the teacher, the untrained student and the distilled one on the test "
         "split, seen and unseen languages apart. On by itself for sample alone: it takes time.",
@@ -479,6 +487,11 @@ class DistillConfig(
                 f"--cache-teacher logits: the {', '.join(matched)} terms need more than the logits, so the "
                 "teacher would run anyway.\nGive all, or switch those terms off, as in --weight hidden=0."
             )
+        if self.shard_teacher and self.compare:
+            raise UsageError(
+                "--shard-teacher and --compare exclude each other: a comparison needs the teacher whole.\n"
+                "Compare after the run, with kdshrink zero-shot."
+            )
         if self.base is not None and self.init != "from-base":
             raise UsageError(f"--base {self.base} needs --init from-base.")
 
@@ -486,7 +499,10 @@ class DistillConfig(
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(DeviceOptions):
     split: str = option("Split to evaluate.", "test")
-    batch_size: int = option("Texts in a batch; no score depends on it.", 64)
+    batch_size: int | None = option(
+        "Texts in a batch at most, as many as suit the device if not said; no score depends on it.",
+        None,
+    )
     output_dir: Path | None = option(
         "Keep the result in this directory too, as kdshrink.json.",
         None,
@@ -495,7 +511,12 @@ class EvaluationOptions(DeviceOptions):
     overwrite: bool = option("Replace what OUTPUT_DIR holds.", False)
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "--batch-size", self.batch_size, "it must be at least 1")
+        _require(
+            self.batch_size is None or self.batch_size >= 1,
+            "--batch-size",
+            self.batch_size,
+            "it must be at least 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

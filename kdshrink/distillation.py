@@ -40,6 +40,7 @@ from .loading import (
 from .processes import is_first
 from .progress import Progress, silent
 from .recording import Recorder
+from .sharding import require_processes, shard
 from .students import Student, map_pieces, match_classes, prepare_student
 from .teaching import Targets, TargetSource, Teacher, open_cache
 from .training import (
@@ -53,6 +54,7 @@ from .training import (
     run_training,
     save_result,
     start_run,
+    trained_collator,
     training_arguments,
 )
 
@@ -197,7 +199,8 @@ class DistillationTrainer(TermTrainer):
             self._next = epoch, step * accumulation
         epoch, index = self._next
         for batch in samples:
-            batch["targets"] = self.targets.of_batch(epoch, index)
+            width = batch["input_ids"].shape[1]
+            batch["targets"] = self.targets.of_batch(epoch, index, width)
             index += 1
         self._next = (epoch, index) if index < len(self.batches) else (epoch + 1, 0)
         return samples, items
@@ -303,7 +306,7 @@ class _Judge:
         test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
         options: Any = {
             "max_length": config.max_length,
-            "batch_size": 2 * config.batch_size,
+            "batch_size": None,
             "device": device,
         }
         self.comparison = Comparison(test, data.languages)
@@ -340,12 +343,13 @@ def _load_pair(
     output_dir: Path,
     device: torch.device,
 ) -> _Pair:
+    """The learner on its device, the teacher still on the CPU."""
     vocabulary = student.source.config["vocab_size"]
     kept = reachable_ids(student.tokenizer, list(encoded.values()), vocabulary)
     model = student.load(config, source.task, kept)
     table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, student.source.directory, model, kept)
     rows = kept if pieces is None else pieces[kept]
-    teacher_model = to_device(load_weights(source, config, source.task, rows), device).eval()
+    teacher_model = load_weights(source, config, source.task, rows).eval()
     classes = None
     if source.task is not None:
         classes = match_classes(student.labels, source.labels).to(device)
@@ -396,6 +400,8 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
 
     labelled = data if source.task is not None else replace(data, labels=None)
     arguments = training_arguments(config, output_dir, device)
+    if config.shard_teacher:
+        require_processes()
     with tempfile.TemporaryDirectory() as folder:
         student = prepare_student(config, source, tokenizer, data, Path(folder), progress)
         pieces = map_pieces(student.tokenizer, tokenizer, data)
@@ -403,7 +409,9 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         encoded = encode_splits(
             labelled, ("train", "validation"), student.tokenizer, length, student.labels
         )
-        comparing = config.compare or (config.compare is None and config.data == "sample")
+        comparing = config.compare
+        if comparing is None:
+            comparing = config.data == "sample" and not config.shard_teacher
         judge = None
         if comparing and labelled.labels is not None:
             judge = _Judge(config, data, source, tokenizer, student, device, progress)
@@ -411,8 +419,10 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
             resume_from = start_run(config, output_dir)
             set_seed(config.seed)
             pair = _load_pair(config, source, student, encoded, pieces, output_dir, device)
+    teacher_model = pair.teacher.recorder.model
     if arguments.bf16 and device.type == "cuda":
-        pair.teacher.recorder.model.bfloat16()
+        teacher_model.bfloat16()
+    (shard if config.shard_teacher else to_device)(teacher_model, device)
     batches = plan_batches(config, arguments, encoded["train"])
     steps = steps_per_epoch(batches, config.gradient_accumulation_steps)
     epochs = config.num_train_epochs if config.max_steps is None else config.max_steps / steps
@@ -438,9 +448,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
             device,
         )
     else:
-        evaluator = development_evaluator(
-            data, encoded, student.labels, pair.collate, config, device
-        )
+        evaluator = development_evaluator(data, encoded, student.labels, pair.collate, device)
     trainer = DistillationTrainer(
         targets=TargetSource(pair.teacher, encoded["train"], batches, pair.collate, cache),
         weights={term: config.weight(term) for term in LOSS_TERMS},
@@ -455,7 +463,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         args=arguments,
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
-        data_collator=pair.collate,
+        data_collator=trained_collator(pair.learner.student, pair.collate, batches, config, device),
     )
     run = run_training(trainer, resume_from)
     if judge is not None:

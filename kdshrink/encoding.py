@@ -109,7 +109,8 @@ def first_pieces(word_ids: Sequence[int | None], words: int) -> list[int]:
 
 def token_counts(encoded: Dataset) -> np.ndarray:
     """(n,) tokens of each encoded example, int32."""
-    return np.asarray(encoded.with_format("numpy")["length"], dtype=np.int32)
+    lengths = encoded.select_columns(["length"]).with_format("arrow")[:]["length"]
+    return lengths.to_numpy().astype(np.int32)
 
 
 def _labels_at(positions: Sequence[int], labels: Sequence[int], length: int) -> list[int]:
@@ -122,7 +123,7 @@ def _labels_at(positions: Sequence[int], labels: Sequence[int], length: int) -> 
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads encoded examples to the longest of them.
+    """Pads encoded examples to the longest of them, or to the next of the buckets.
 
     Returns int64 tensors: `input_ids` and `attention_mask` (B, T), and `labels`, (B) or (B, T),
     where the examples have them.
@@ -130,14 +131,18 @@ class Collator:
     Attributes:
         compact_ids: For each id of the tokenizer's the one that the model knows, where its embedding
             table was compacted; the padding's is the same.
+        buckets: Lengths to pad to, ascending; longer examples are padded to the longest of them.
     """
 
     pad_token_id: int
     compact_ids: torch.Tensor | None = None
+    buckets: tuple[int, ...] = ()
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         lengths = [len(example["input_ids"]) for example in examples]
-        shape = (len(examples), max(lengths))
+        longest = max(lengths)
+        width = next((bucket for bucket in self.buckets if bucket >= longest), longest)
+        shape = (len(examples), width)
         ids = torch.full(shape, self.pad_token_id)
         mask = torch.zeros(shape, dtype=torch.int64)
         for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):

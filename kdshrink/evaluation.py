@@ -10,15 +10,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .batching import cut_by_tokens, forward_positions
 from .checkpoint import (
     RECORD,
     Source,
@@ -43,6 +45,7 @@ from .loading import (
     to_device,
 )
 from .metrics import AVERAGING, METRICS, MODE, Scores, entity_scores, text_scores
+from .packing import packed_linears
 from .progress import Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -154,27 +157,34 @@ def predict(
     *,
     task: Task,
     collate: Collator,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
     progress: Progress = silent,
     what: str = "evaluate",
 ) -> Predictions:
     """Run a model over encoded examples, those of like length together, the longest first.
 
+    Several processes of a run share the batches, and each gets all answers: all of them must call it.
+
     Args:
         encoded: As `encoding.encode` makes it, for this model's tokenizer.
+        batch_size: Examples in a batch at most; fewer where they are long; None for as many as
+            suit the device.
     """
     total = len(encoded)
-    order = np.argsort(-token_counts(encoded), kind="stable")
     bounds = _word_bounds(encoded) if task == "token" else None
     answers = total if bounds is None else int(bounds[-1])
     classes = np.full(answers, -1, dtype=np.int32)
     probabilities = np.zeros(answers, dtype=np.float32)
     columns = ["input_ids", *(["positions"] if task == "token" else [])]
     examples = encoded.select_columns(columns)
-    with _evaluating(model):
-        for start in range(0, total, batch_size):
-            rows = order[start : start + batch_size]
+    batches = _by_length(token_counts(encoded), batch_size, device)
+    together = distributed.is_available() and distributed.is_initialized()
+    if together:
+        batches = batches[distributed.get_rank() :: distributed.get_world_size()]
+    done, mine = 0, sum(map(len, batches))
+    with _evaluating(model), packed_linears(device):
+        for rows in batches:
             batch = examples.__getitems__(rows.tolist())
             inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
             best = model(**inputs).logits.float().softmax(-1).max(-1)
@@ -187,8 +197,26 @@ def predict(
                     kept = np.flatnonzero(positions >= 0)
                     classes[bounds[row] + kept] = indices[line, positions[kept]]
                     probabilities[bounds[row] + kept] = values[line, positions[kept]]
-            progress(what, min(start + batch_size, total), total, {})
+            done += len(rows)
+            progress(what, done * total // mine, total, {})
+    if together:
+        classes, probabilities = (_joined(answers, device) for answers in (classes, probabilities))
     return Predictions(classes, probabilities, bounds)
+
+
+def _joined(answers: np.ndarray, device: torch.device) -> np.ndarray:
+    """The answers of all processes, each of which has less than any answer where it has none."""
+    tensor = torch.from_numpy(answers).to(device)
+    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+    return tensor.cpu().numpy()
+
+
+def _by_length(lengths: np.ndarray, size: int | None, device: torch.device) -> list[np.ndarray]:
+    """Rows in batches of like length, the longest first."""
+    positions = forward_positions(device.type)
+    order = np.argsort(lengths, kind="stable")
+    cuts = [*cut_by_tokens(lengths[order], positions, size), len(order)]
+    return [order[begin:end] for begin, end in pairwise(cuts)][::-1]
 
 
 def _word_bounds(encoded: Dataset) -> np.ndarray:
@@ -219,7 +247,7 @@ class Evaluator:
     model_labels: Sequence[str]
     task: Task
     collate: Collator
-    batch_size: int
+    batch_size: int | None
     device: torch.device
     split: str | None = None
 
@@ -318,7 +346,7 @@ def make_evaluator(
     source: Source,
     *,
     max_length: int,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
 ) -> Evaluator:
     """What scores a model, of which only the tokenizer and the classes matter, on a split of the data.

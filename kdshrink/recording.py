@@ -55,6 +55,23 @@ _INTERFACE = {
 _DEBERTA = {"deberta-v2": _Places()}
 _IMPLEMENTATION = "kdshrink_recorded"
 
+
+def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers of a model of a supported family."""
+    layers = model.base_model.get_submodule(_places(model).layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def _places(model: PreTrainedModel) -> _Places:
+    kind, families = model.config.model_type, _INTERFACE | _DEBERTA
+    if kind not in families:
+        raise ModelError(
+            f"Models of type {kind!r} cannot be distilled yet.\nSupported: {', '.join(families)}."
+        )
+    return families[kind]
+
+
 _sinks: dict[nn.Module, Callable[[Tensor, Tensor], None]] = {}
 """For the attention modules being recorded now: what takes their scores and probabilities."""
 
@@ -136,12 +153,7 @@ class Recorder:
         embedding: bool,
     ) -> None:
         kind = model.config.model_type
-        families = _INTERFACE | _DEBERTA
-        if kind not in families:
-            raise ModelError(
-                f"Models of type {kind!r} cannot be distilled yet.\n"
-                f"Supported: {', '.join(families)}."
-            )
+        places = _places(model)
         count = model.config.num_hidden_layers
         if beyond := [number for number in layers if not 1 <= number <= count]:
             raise ModelError(f"The model has no layer {beyond[0]}: it has {count}, counted from 1.")
@@ -150,7 +162,7 @@ class Recorder:
         self.hidden = hidden
         self.attention = attention
         self.embedding = embedding
-        self._places = families[kind]
+        self._places = places
         self._deberta = kind in _DEBERTA
 
     @property
@@ -164,7 +176,7 @@ class Recorder:
         hidden: dict[int, Tensor] = {}
         attention: dict[int, Tensor] = {}
         encoder: Any = self.model.base_model
-        all_layers: Any = encoder.get_submodule(self._places.layers)
+        all_layers: Any = encoder_layers(self.model)
         with ExitStack() as stack:
             if self.embedding:
                 name = next(name for name in self._places.embedding if hasattr(encoder, name))

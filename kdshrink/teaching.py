@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.nn import functional
 
-from .batching import Batches, cut_by_tokens
+from .batching import Batches, cut_by_tokens, forward_positions
 from .encoding import token_counts
 from .recording import Record, Recorder
+from .sharding import is_sharded, largest
 from .target_cache import ExampleTargets, TargetCache, TargetShape, fingerprint
 
 logger = logging.getLogger(__name__)
-
-_CPU_POSITIONS, _GPU_POSITIONS = 1024, 32768
-"""Positions, padding included, that go through the teacher at once; a longer example goes alone."""
 
 
 @dataclass(frozen=True)
@@ -90,23 +89,29 @@ def split_targets(
 
 
 def join_targets(
-    examples: Sequence[ExampleTargets], *, embedding: bool, centred: bool, device: torch.device
+    examples: Sequence[ExampleTargets],
+    *,
+    embedding: bool,
+    centred: bool,
+    device: torch.device,
+    width: int = 0,
 ) -> Targets:
     """Undo `split_targets`: the targets of a batch, padded with zeros to its longest example.
 
     Args:
         embedding: Whether the first of the states is the embedding output.
+        width: Positions to pad to if that is more.
     """
 
     def joined(name: str, lengths_at: Sequence[int]) -> Tensor | None:
         parts = [getattr(example, name) for example in examples]
         if parts[0] is None:
             return None
-        if all(part.shape == parts[0].shape for part in parts):
-            return torch.stack(parts, dim=1).to(device, non_blocking=True)
         shape = list(parts[0].shape)
         for axis in lengths_at:
-            shape[axis] = max(part.shape[axis] for part in parts)
+            shape[axis] = max(width, *(part.shape[axis] for part in parts))
+        if all(list(part.shape) == shape for part in parts):
+            return torch.stack(parts, dim=1).to(device, non_blocking=True)
         whole = parts[0].new_zeros((shape[0], len(parts), *shape[1:]))
         for i, part in enumerate(parts):
             whole[:, i][tuple(slice(size) for size in part.shape)] = part
@@ -119,16 +124,20 @@ def join_targets(
         each[1:] if embedding else each,
         () if attention is None else attention.unbind(),
     )
-    return Targets(record, _joined_logits(examples, device), centred)
+    return Targets(record, _joined_logits(examples, device, width), centred)
 
 
-def _joined_logits(examples: Sequence[ExampleTargets], device: torch.device) -> Tensor | None:
+def _joined_logits(
+    examples: Sequence[ExampleTargets], device: torch.device, width: int
+) -> Tensor | None:
     parts = [example.logits for example in examples if example.logits is not None]
     if not parts:
         return None
     if parts[0].dim() == 1:
         return torch.stack(parts).to(device, non_blocking=True)
-    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).to(device, non_blocking=True)
+    whole = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    whole = functional.pad(whole, (0, 0, 0, max(0, width - whole.shape[1])))
+    return whole.to(device, non_blocking=True)
 
 
 class TargetSource:
@@ -160,29 +169,47 @@ class TargetSource:
         self.collate = collate
         self.device = teacher.recorder.model.device
         self.group = group
-        self.positions = _GPU_POSITIONS if self.device.type == "cuda" else _CPU_POSITIONS
+        self.positions = forward_positions(self.device.type)
         self.cache = cache
+        self.sharded = is_sharded(teacher.recorder.model)
         self._plan: tuple[int, list[np.ndarray]] | None = None
         self._held: dict[int, ExampleTargets] = {}
 
-    def of_batch(self, epoch: int, index: int) -> Targets:
-        """The targets of an epoch's batch, on the device."""
+    def of_batch(self, epoch: int, index: int, width: int = 0) -> Targets:
+        """The targets of an epoch's batch, on the device.
+
+        Args:
+            width: As in `join_targets`.
+        """
         if self._plan is None or self._plan[0] != epoch:
             self._plan = epoch, self.batches.of_epoch(epoch)
         plan = self._plan[1]
         rows = plan[index].tolist()
+        if self._missing(rows):
+            first = index - index % self.group
+            self._held = {}  # before the next ones are made, so that never two groups are held
+            self._held = self._make(np.concatenate(plan[first : first + self.group]))
         if self.cache is not None and self.cache.has(rows):
             examples = self.cache.read(rows)
         else:
-            if any(row not in self._held for row in rows):
-                first = index - index % self.group
-                self._held = {}  # before the next ones are made, so that never two groups are held
-                self._held = self._make(np.concatenate(plan[first : first + self.group]))
             examples = [self._held.pop(row) for row in rows]
         recorder = self.teacher.recorder
         return join_targets(
-            examples, embedding=recorder.embedding, centred=recorder.centred, device=self.device
+            examples,
+            embedding=recorder.embedding,
+            centred=recorder.centred,
+            device=self.device,
+            width=width,
         )
+
+    def _missing(self, rows: Sequence[int]) -> bool:
+        """Whether the teacher must run for these examples; if it is sharded, or for another process's."""
+        cached = self.cache is not None and self.cache.has(rows)
+        missing = not cached and any(row not in self._held for row in rows)
+        # Without a cache all processes are at the same place of their groups.
+        if self.sharded and self.cache is not None:
+            return bool(largest(missing, self.device))
+        return missing
 
     def _make(self, rows: np.ndarray) -> dict[int, ExampleTargets]:
         """Run the teacher on some rows of the training set."""
@@ -190,6 +217,7 @@ class TargetSource:
         lengths = self.batches.lengths[rows]
         rows = rows[np.argsort(lengths, kind="stable")]
         cuts = [*cut_by_tokens(np.sort(lengths), self.positions), len(rows)]
+        spare = largest(len(cuts), self.device) - len(cuts) if self.sharded else 0
         made: dict[int, ExampleTargets] = {}
         for begin, end in pairwise(cuts):
             chosen = rows[begin:end].tolist()
@@ -200,6 +228,9 @@ class TargetSource:
             made |= zip(chosen, split, strict=True)
             if self.cache is not None:
                 self.cache.write(chosen, split)
+        for _ in range(spare):  # another process has more forwards to make
+            shortest = self.collate(self.examples.__getitems__(rows[:1].tolist()))
+            self.teacher.targets(**{name: t.to(self.device) for name, t in shortest.items()})
         return made
 
 

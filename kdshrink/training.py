@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from .checkpoint import (
     write_json,
 )
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
+from .compiling import compile_in_place, length_buckets
 from .config import FinetuneConfig, TrainingOptions
 from .data import TaskData, load_data
 from .encoding import Collator, encode, match_labels, token_counts
+from .errors import UsageError
 from .evaluation import EvalResult, Evaluator
 from .hub import PushResult, check_push, pushed
 from .loading import (
@@ -89,7 +92,16 @@ class TrainResult:
 def training_arguments(
     config: TrainingOptions, output_dir: Path, device: torch.device
 ) -> TrainingArguments:
-    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults."""
+    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults.
+
+    Raises:
+        UsageError: accelerate was told to shard what is trained.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+        raise UsageError(
+            "ACCELERATE_USE_FSDP is set, and what is trained cannot be sharded: checkpoints need it whole.\n"
+            "Start with torchrun; --shard-teacher spreads distill's teacher over the processes."
+        )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     arguments = TrainingArguments(
@@ -138,6 +150,20 @@ def plan_batches(
     arguments.eval_steps = config.eval_steps or epoch
     arguments.save_steps = config.save_steps or epoch
     return batches
+
+
+def trained_collator(
+    model: PreTrainedModel,
+    collate: Collator,
+    batches: Batches,
+    config: TrainingOptions,
+    device: torch.device,
+) -> Collator:
+    """What makes the batches to train on: of few lengths, where the model is compiled, as it is here."""
+    if not config.torch_compile:
+        return collate
+    compile_in_place(model, device)
+    return replace(collate, buckets=length_buckets(batches.lengths))
 
 
 def start_run(config: TrainingOptions, output_dir: Path) -> Path | None:
@@ -246,7 +272,6 @@ def development_evaluator(
     encoded: Mapping[str, Any],
     model_labels: Sequence[str],
     collate: Collator,
-    config: TrainingOptions,
     device: torch.device,
 ) -> Evaluator:
     """What scores the development set during training."""
@@ -258,7 +283,7 @@ def development_evaluator(
         model_labels=model_labels,
         task=data.task,
         collate=collate,
-        batch_size=2 * config.batch_size,
+        batch_size=None,
         device=device,
     )
 
@@ -314,11 +339,12 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, source.directory, model, kept)
     collate = Collator(int(tokenizer.pad_token_id), compact_ids(kept, source.config["vocab_size"]))
     set_seed(config.seed)
+    batches = plan_batches(config, arguments, encoded["train"])
     trainer = TermTrainer(
         weights={"task": 1.0},
-        batches=plan_batches(config, arguments, encoded["train"]),
+        batches=batches,
         table=table,
-        evaluator=development_evaluator(data, encoded, labels, collate, config, device),
+        evaluator=development_evaluator(data, encoded, labels, collate, device),
         output_dir=output_dir,
         progress=progress or silent,
         what="finetune",
@@ -327,7 +353,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         args=arguments,
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
-        data_collator=collate,
+        data_collator=trained_collator(model, collate, batches, config, device),
     )
     run = run_training(trainer, resume_from)
     record = make_record(

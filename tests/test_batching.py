@@ -75,3 +75,9 @@ def test_an_epoch_ends_with_a_step_of_fewer_batches() -> None:
     batches = Batches(LENGTHS, size=16)
     assert len(batches) == 32
     assert steps_per_epoch(batches, 5) == 7
+
+
+def test_batches_of_so_many_positions_and_examples() -> None:
+    lengths = np.array([1, 1, 1, 1, 1, 4, 5, 5, 30, 40])
+    assert cut_by_tokens(lengths, 15, 3) == [0, 3, 6, 8, 9]
+    assert cut_by_tokens(lengths, 15) == [0, 5, 8, 9]

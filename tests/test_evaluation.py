@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -221,10 +224,10 @@ def test_majority_scores_of_words() -> None:
 
 
 @pytest.mark.parametrize("task", ["sequence", "token"])
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, None])
 def test_answers_equal_a_plain_loop_whatever_the_batch(
     task: Task,
-    batch_size: int,
+    batch_size: int | None,
     make_evaluator: Callable[..., Evaluator],
     xlmr_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
@@ -280,7 +283,7 @@ def test_progress_counts_examples(make_evaluator: Callable[..., Evaluator]) -> N
     make_evaluator(model, "sequence", text_table(20)).predict(
         model, lambda what, done, total, figures: told.append((done, total))
     )
-    assert told == [(8, 20), (16, 20), (20, 20)]
+    assert told == [(4, 20), (12, 20), (20, 20)]
 
 
 def test_predict_needs_no_labels(xlmr_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -681,3 +684,59 @@ def test_majority_scores_are_those_of_the_unseen_languages(
     result = zero_shot(ZeroShotConfig(model=model, data=str(tmp_path / "own"), device="cpu"))
     assert result.majority_accuracy == pytest.approx(4 / 8)
     assert result.random_score == pytest.approx((2 * 4 / (4 + 8)) / 3)
+
+
+SHARED = """
+import sys
+import numpy as np, torch
+from datasets import Dataset
+from kdshrink.config import EvalConfig
+from kdshrink.encoding import Collator, encode
+from kdshrink.evaluation import predict
+from kdshrink.loading import load_classifier
+
+torch.set_num_threads(1)
+model, data = sys.argv[1:]
+loaded = load_classifier(model, EvalConfig(model=model, data="d"), "token")
+encoded = encode(
+    Dataset.load_from_disk(data), loaded.tokenizer, task="token", max_length=12, label_ids=None
+)
+
+
+def answers():
+    calls = []
+    handle = loaded.model.register_forward_hook(lambda *_: calls.append(1))
+    cpu = torch.device("cpu")
+    made = predict(
+        loaded.model, encoded, task="token", collate=Collator(1), batch_size=4, device=cpu
+    )
+    handle.remove()
+    return made, len(calls)
+
+
+alone, all_batches = answers()
+torch.distributed.init_process_group("gloo")
+shared, batches = answers()
+assert 0 < batches <= (all_batches + 1) // 2 < all_batches, (batches, all_batches)
+assert np.array_equal(alone.classes, shared.classes) and (alone.classes < 0).any()
+assert np.array_equal(alone.probabilities, shared.probabilities)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_an_evaluation(
+    tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    classifier("token", TAGS).save_pretrained(tmp_path / "model")
+    xlmr_tokenizer.save_pretrained(tmp_path / "model")
+    word_table().save_to_disk(tmp_path / "data")
+    (tmp_path / "script.py").write_text(SHARED)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    paths = [str(tmp_path / name) for name in ("script.py", "model", "data")]
+    subprocess.run(
+        [*launcher, "--nproc_per_node", "2", *paths],
+        check=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
