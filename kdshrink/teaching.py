@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from .batching import Batches, cut_by_tokens, forward_positions
 from .encoding import token_counts
+from .packing import packed_linears
 from .recording import Record, Recorder
 from .sharding import is_sharded, largest
 from .target_cache import ExampleTargets, TargetCache, TargetShape, fingerprint
@@ -172,6 +174,7 @@ class TargetSource:
         self.positions = forward_positions(self.device.type)
         self.cache = cache
         self.sharded = is_sharded(teacher.recorder.model)
+        self.packing = nullcontext() if self.sharded else packed_linears(self.device)
         self._plan: tuple[int, list[np.ndarray]] | None = None
         self._held: dict[int, ExampleTargets] = {}
 
@@ -223,7 +226,8 @@ class TargetSource:
             chosen = rows[begin:end].tolist()
             batch = self.collate(self.examples.__getitems__(chosen))
             inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
-            targets = self.teacher.targets(**inputs)
+            with self.packing:
+                targets = self.teacher.targets(**inputs)
             split = split_targets(targets, self.batches.lengths[chosen].tolist(), dtype)
             made |= zip(chosen, split, strict=True)
             if self.cache is not None:
