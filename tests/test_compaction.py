@@ -99,9 +99,7 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
         weights=dict.fromkeys(LOSS_TERMS, 1.0),
         batches=batches,
         table=table,
-        evaluator=development_evaluator(
-            data, encoded, LABELS, collate, config, torch.device("cpu")
-        ),
+        evaluator=development_evaluator(data, encoded, LABELS, collate, torch.device("cpu")),
         output_dir=out,
         progress=silent,
         what="distill",
