@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 SAMPLES = ("sample", "sample-base")
 RECORD = "kdshrink.json"
 CHECKPOINTS = "checkpoints"
+LOG = "train_log.jsonl"
 _FULL = 2**20
 """A disk with fewer bytes free than this counts as full when writing fails."""
 _HEADS: dict[str, Task] = {

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import CHECKPOINTS
+from .checkpoint import CHECKPOINTS, LOG
 from .config import CurvesConfig
 from .errors import DataError
 from .progress import Progress
-
-LOG = "train_log.jsonl"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from transformers.trainer_callback import PrinterCallback
 from .batching import Batches
 from .checkpoint import (
     CHECKPOINTS,
+    LOG,
     disk_errors,
     write_json,
 )
@@ -44,16 +45,43 @@ from .evaluation import EvalResult, Evaluator
 from .losses import task_cross_entropy
 from .progress import Progress
 
-LOG = "train_log.jsonl"
 BEST_SCORE = "score.json"
 _BEST = "best"
 
 
 class _Signals(TrainerCallback):
-    """Lets a run end after the step under way when SIGTERM or Ctrl-C comes, with a checkpoint."""
+    """Lets a run end after a step when SIGTERM or Ctrl-C comes, with a checkpoint.
 
-    def __init__(self) -> None:
+    Several processes end after the same step, though the signal may come to one of them alone or to each
+    in another step: what each received is summed with the numbers of every step (`words`), and read a step
+    later, when no device is waited for any more.
+
+    Attributes:
+        received: The signal that came to this process.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
         self.received: int | None = None
+        self._agreed: int | None = None
+        self._sums: Tensor | None = None
+
+    def words(self, device: torch.device) -> Tensor:
+        """(2,) to be summed over the processes: whether a signal was received, and its number."""
+        number = self.received or 0
+        return torch.tensor([float(number > 0), float(number)], device=device)
+
+    def read(self, sums: Tensor) -> None:
+        """Learn what the processes agreed on a step before, and keep this step's sums for the next."""
+        if self._sums is not None:
+            senders, numbers = self._sums.tolist()
+            self._agreed = int(numbers / senders) if senders else None
+        self._sums = sums
+
+    @property
+    def ending(self) -> int | None:
+        """The signal that all processes end by."""
+        return self.received if self.processes == 1 else self._agreed
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -76,7 +104,7 @@ class _Signals(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.received is not None:
+        if self.ending is not None:
             control.should_save = True
             control.should_evaluate = False  # made up for at the next start, see _Resumer
             control.should_training_stop = True
@@ -136,6 +164,7 @@ class TermTrainer(Trainer):
         self.progress = progress
         self.what = what
         self.patience = patience
+        self.signals = _Signals(self.args.world_size)
         terms = len(self.term_weights)
         self._sums = torch.zeros(terms, device=self.args.device)
         self._scale = torch.tensor(list(self.term_weights.values()), device=self.args.device)
@@ -182,9 +211,11 @@ class TermTrainer(Trainer):
         self._steps += 1
         if len(samples) > 1 or self.args.world_size > 1:
             counts = torch.stack([self._unit_counts(batch) for batch in samples])
-            total = self.accelerator.reduce(counts.sum(0), "sum").clamp_min(1)
+            own = torch.cat([counts.sum(0), self.signals.words(counts.device)])
+            total, words = self.accelerator.reduce(own, "sum").tensor_split([-2])
+            self.signals.read(words)
             # Gradients of several processes are averaged.
-            shares = counts * (self.args.world_size / total)
+            shares = counts * (self.args.world_size / total.clamp_min(1))
             for batch, share in zip(samples, shares, strict=True):
                 batch["shares"] = share
         return samples, None
@@ -359,7 +390,7 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
         Interrupted: A signal came; a checkpoint was saved.
         TrainingError: The loss was not finite.
     """
-    signals = _Signals()
+    signals = trainer.signals
     trainer.add_callback(signals)
     trainer.add_callback(_Resumer(trainer))
     trainer.add_callback(_DecayCounter())
@@ -371,12 +402,12 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     seconds = time.perf_counter() - began
     trainer._check_finite()
-    if signals.received is not None:
+    if signals.ending is not None:
         raise Interrupted(
-            f"Stopped by {signal.Signals(signals.received).name} after step "
+            f"Stopped by {signal.Signals(signals.ending).name} after step "
             f"{trainer.state.global_step}; the last checkpoint is "
             f"{last_checkpoint(trainer.result_dir)}.\nGo on with the same command and --resume.",
-            128 + signals.received,
+            128 + signals.ending,
         )
     scored_steps = [entry["step"] for entry in trainer.state.log_history if "score" in entry]
     if trainer.state.global_step not in scored_steps:

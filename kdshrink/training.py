@@ -24,6 +24,7 @@ from .batching import Batches, make_batches, steps_per_epoch
 from .card import model_card
 from .checkpoint import (
     CHECKPOINTS,
+    LOG,
     RECORD,
     check_output,
     final_files,
@@ -50,7 +51,7 @@ from .loading import (
 )
 from .processes import is_first
 from .progress import Progress, silent
-from .trainer import BEST_SCORE, LOG, Run, TermTrainer, last_checkpoint, run_training
+from .trainer import BEST_SCORE, Run, TermTrainer, last_checkpoint, run_training
 
 logger = logging.getLogger(__name__)
 

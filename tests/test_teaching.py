@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +271,40 @@ def test_two_processes_have_the_losses_of_one(
                 assert theirs[term] == pytest.approx(mine[term], rel=1e-5, abs=1e-5)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     assert weights[0].keys() == weights[1].keys()
+
+
+@pytest.mark.slow
+def test_processes_end_after_the_same_step_when_one_is_told_to(
+    calm_teacher: Path, text_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    typed = ["distill", "--teacher", str(calm_teacher), "--data", str(text_data), "--device", "cpu"]
+    typed += ["--num-train-epochs", "500", "--logging-steps", "1", "-o", str(out)]
+
+    def start(*more: str) -> list[subprocess.Popen[str]]:
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29519"}
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", "kdshrink", *typed, *more],
+                env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in "01"
+        ]
+
+    processes = start()
+    log = out / "checkpoints" / "train_log.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 5:
+        assert processes[0].poll() is None
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], said
+    (checkpoint,) = (out / "checkpoints").glob("checkpoint-*")
+    assert f"{checkpoint.name}." in said[0]
+    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+
+    resumed = start("--resume", "--max-steps", str(step + 2))
+    said = [process.communicate(timeout=120)[1] for process in resumed]
+    assert [process.returncode for process in resumed] == [0, 0], said
