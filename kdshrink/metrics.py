@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
 from sklearn import metrics as sklearn_metrics
 
@@ -34,12 +35,18 @@ class Scores:
 def text_scores(gold: Sequence[str], predicted: Sequence[str]) -> Scores:
     """Macro-F1 over the classes present in gold or prediction, and accuracy."""
     names = sorted({*gold, *predicted})
+    index = {name: i for i, name in enumerate(names)}
+    # Numbers, since scikit-learn copies names into arrays as wide as the longest.
+    codes = [
+        np.fromiter((index[name] for name in side), np.int32, len(side))
+        for side in (gold, predicted)
+    ]
     by_class = sklearn_metrics.f1_score(
-        gold, predicted, labels=names, average=None, zero_division=0.0
+        *codes, labels=range(len(names)), average=None, zero_division=0.0
     )
     return Scores(
         score=float(by_class.mean()),
-        details={"accuracy": float(sklearn_metrics.accuracy_score(gold, predicted))},
+        details={"accuracy": float(sklearn_metrics.accuracy_score(*codes))},
         per_class=dict(zip(names, map(float, by_class), strict=True)),
     )
 
