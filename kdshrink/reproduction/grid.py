@@ -203,6 +203,11 @@ def make_grid(experiment: Experiment, config: ReproduceConfig) -> Grid:
         absent,
         "no model of this architecture was given (--models)",
     )
+    if not models:
+        raise UsageError(
+            f"--scale {scale.name} has no model to begin with: {'; '.join(dict.fromkeys(absent.values()))}.\n"
+            "Name pretrained encoders with --models."
+        )
     names = {name: name if _at_hand(name, scale, config) else None for name in experiment.data}
     if scale.name == "sample":
         names = {"sample": "sample", **names}
@@ -215,11 +220,6 @@ def make_grid(experiment: Experiment, config: ReproduceConfig) -> Grid:
         absent,
         "no data at this scale (--data, --data-dir)",
     )
-    if not models:
-        raise UsageError(
-            f"--scale {scale.name} has no model to begin with: {'; '.join(absent.values())}.\n"
-            "Name pretrained encoders with --models."
-        )
     if not data:
         raise UsageError(
             f"--scale {scale.name} has no data: {'; '.join(absent.values())}.\n"
