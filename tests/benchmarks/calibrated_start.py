@@ -6,7 +6,7 @@
 
 A student is LAYERSxWIDTH, then what is not by default: `copy`, `samples=N` (texts a language), or a
 field of `kdshrink.shrinking.sweep.Settings`. Layers that do not divide the teacher's are spread. Text
-is that of the seen languages alone. Scores are the metric on the test split, all languages pooled;
+is that of the seen languages alone, unless --text names others. Scores are the metric on the test split, all languages pooled;
 what is kept is the share of the teacher's, agreement the share of answers that are the teacher's.
 """
 
@@ -26,7 +26,7 @@ from kdshrink.checkpoint import find_model
 from kdshrink.config import ShrinkConfig
 from kdshrink.data import load_data
 from kdshrink.evaluation import Evaluator, Predictions, make_evaluator
-from kdshrink.loading import Loaded, load_tokenizer, load_weights, pick_device, to_device
+from kdshrink.loading import load_tokenizer, load_weights, pick_device, to_device
 from kdshrink.shrinking import shrink_source
 from kdshrink.shrinking.calibrated import calibrate_student
 from kdshrink.shrinking.layers import spread
@@ -85,6 +85,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--seen", required=True)
     parser.add_argument("--unseen", required=True)
+    parser.add_argument(
+        "--text", help="languages of the text to calibrate on; the seen ones if not said"
+    )
     parser.add_argument("--max-eval-samples", type=int, default=300)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--device", default="auto")
@@ -94,7 +97,7 @@ def main() -> None:
         init="calibrated",
         data=options.data,
         data_dir=options.data_dir,
-        languages=tuple(options.seen.split(",")),
+        languages=tuple((options.text or options.seen).split(",")),
         max_length=options.max_length,
         device=options.device,
     )
@@ -102,7 +105,7 @@ def main() -> None:
     source = find_model(options.teacher, config)
     assert source.task is not None
     teacher = to_device(load_weights(source, config, source.task), device)
-    loaded = Loaded(teacher, load_tokenizer(source, config), source)
+    tokenizer = load_tokenizer(source, config)
     evaluators: dict[str, Evaluator] = {}
     for group, names in (("seen", options.seen), ("unseen", options.unseen)):
         wanted = replace(
@@ -110,7 +113,7 @@ def main() -> None:
         )
         data = load_data(wanted, ("test",), purpose="evaluate")
         evaluators[group] = make_evaluator(
-            data, "test", loaded, max_length=512, batch_size=64, device=device
+            data, "test", tokenizer, source, max_length=512, batch_size=64, device=device
         )
     answers: dict[str, Predictions] = {g: e.predict(teacher) for g, e in evaluators.items()}
     best = {g: e.score_predictions(answers[g], 1.0).score for g, e in evaluators.items()}

@@ -29,8 +29,10 @@ from tests.conftest import LABELS, make_model, make_tokenizer
 from tests.hub import Desk, Hub, content
 
 WORDS = ("wetter", "musik", "email")
-_TRAINING = ("--max-steps", "60", "--save-steps", "15", "--eval-steps", "20", "--batch-size", "8")
-_TRAINING = (*_TRAINING, "--learning-rate", "2e-3")
+_TRAINING = (
+    *("--max-steps", "60", "--save-steps", "15", "--eval-steps", "20"),
+    *("--batch-size", "8", "--learning-rate", "2e-3"),
+)
 COMMANDS = {
     "finetune": ("finetune", "encoder", "--data", "texts", *_TRAINING, "-o", "out"),
     "shrink": ("shrink", "teacher", "--layers", "2", "-o", "out"),
