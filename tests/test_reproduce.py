@@ -363,6 +363,14 @@ def test_a_lock_is_freed_by_the_death_of_its_last_holder(tmp_path: Path) -> None
 # The report
 
 
+def sizes(parameters: int, examples: int) -> dict[str, Any]:
+    """What a record tells of a trained model beside its results."""
+    return {
+        "sizes": {"this model": {"parameters": parameters}},
+        "data": {"examples": {"train": examples, "validation": 9}},
+    }
+
+
 def written_cells(folder: Path, seeds: Sequence[int]) -> list[Cell]:
     """The teacher and from-scratch of initialization with records of scores, and a third without."""
     cells = []
@@ -376,8 +384,7 @@ def written_cells(folder: Path, seeds: Sequence[int]) -> list[Cell]:
             continue
         directory = folder / model.name
         directory.mkdir(parents=True)
-        sizes = {"sizes": {"this model": {"parameters": 1000 + place}}}
-        (directory / "kdshrink.json").write_text(json.dumps(sizes))
+        (directory / "kdshrink.json").write_text(json.dumps(sizes(1000 + place, 80)))
         for number, run in enumerate(runs.values()):
             directory = folder / run.name
             directory.mkdir()
@@ -401,6 +408,8 @@ def test_a_report_tells_means_deviations_and_differences(tmp_path: Path) -> None
     assert "39.55 (Table 2), 52.13 (Table 4), 44.56 (Table 8)" in text
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert rows[0]["parameters"] == 1000
+    assert [row["train_examples"] for row in rows] == [80, 80, None]
+    assert "80 examples" not in text
     assert rows[0]["standard_deviation"] == pytest.approx(deviation)
     with (tmp_path / "out" / "results.csv").open() as file:
         lines = [*csv.DictReader(file)]
@@ -410,6 +419,26 @@ def test_a_report_tells_means_deviations_and_differences(tmp_path: Path) -> None
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     report.write(tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_shares_of_the_data_are_told_in_examples(tmp_path: Path) -> None:
+    cells = [c for c in grid_of("data-size").cells() if c.case.start == "from-teacher"]
+    for place, cell in enumerate(cells[:2]):
+        (run,) = (cell.runs or {}).values()
+        for name, record in (
+            (run.name, {"results": {"score": 0.5}}),
+            (run.inputs[0].name, sizes(7, 1200 * (place + 1))),
+        ):
+            (tmp_path / "runs" / name).mkdir(parents=True)
+            for file in ("config.json", "kdshrink.json"):
+                (tmp_path / "runs" / name / file).write_text(json.dumps(record))
+    report = Report(
+        EXPERIMENTS["data-size"], "", (), measure(cells, tmp_path / "runs", {}), tmp_path
+    )
+    text = report.as_markdown()
+    assert "- 1% of sample for XLM-R: 1,200 examples." in text
+    assert "- 5% of sample for XLM-R: 2,400 examples." in text
+    assert text.count("examples.") == 2
 
 
 def test_without_matplotlib_there_is_a_report_and_a_word(tmp_path: Path) -> None:
@@ -437,7 +466,7 @@ def test_without_matplotlib_there_is_a_report_and_a_word(tmp_path: Path) -> None
                 **{"score": 0.5, "parameters_after": 7, "unseen": {"score": 0.5}},
                 **{"random_score": 0.1, "majority_accuracy": 0.2},
             },
-            "sizes": {"this model": {"parameters": 7}},
+            **sizes(7, 80),
         }
         (made / "kdshrink.json").write_text(json.dumps(record))
     reported = blind("reproduce", "no-finetune", *TINY, "-o", "out")

@@ -65,6 +65,8 @@ class Report:
         lines += [_legend(self.experiment, self.rows), "", *_table(self.rows), ""]
         for figure in figures:
             lines += [f"![{figure.removesuffix('.png')}]({figure})", ""]
+        if self.experiment.columns == "start":
+            lines += [*_examples(self.rows), ""]
         if notes := [*self._contradictions(), *self._paper_notes()]:
             lines += ["## The paper's own figures", "", *(f"- {note}" for note in notes), ""]
         if missing := [*_missing(self.rows)]:
@@ -190,6 +192,17 @@ def _table(rows: Sequence[Measured]) -> list[str]:
     lines = [["", *columns], ["---"] * (len(columns) + 1)]
     lines += [[label, *(cells.get((label, name), "–") for name in columns)] for label in labels]
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _examples(rows: Sequence[Measured]) -> Iterator[str]:
+    """How many examples each share of the data is."""
+    counts = {
+        (row.cell.model, row.cell.data, row.cell.case.fraction): row.train_examples
+        for row in rows
+        if row.train_examples
+    }
+    for (model, data, fraction), examples in counts.items():
+        yield f"- {fraction:.0%} of {data} for {model}: {examples:,} examples."
 
 
 def _missing(rows: Sequence[Measured]) -> Iterator[str]:

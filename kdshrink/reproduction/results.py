@@ -46,12 +46,14 @@ class Measured:
     Attributes:
         values: By seed: scores and accuracies × 100, losses as they are.
         parameters: Of the model, where a record tells.
+        train_examples: What it was trained on last; None for a copy.
         missing: Why there is nothing, or not of all seeds.
     """
 
     cell: Cell
     values: Mapping[int, float]
     parameters: int | None
+    train_examples: int | None
     missing: str | None
 
     @property
@@ -92,6 +94,7 @@ class Measured:
             "paper": [{"table": one["table"], "score": one["score"]} for one in cell.paper],
             "difference": self.difference,
             "parameters": self.parameters,
+            "train_examples": self.train_examples,
             "runs": {str(seed): run.name for seed, run in (cell.runs or {}).items()},
             "not_run": self.missing,
         }
@@ -135,13 +138,13 @@ def read_value(case: Case, run: Run, folder: Path) -> float:
     return 100 * results.get("unseen", results)["score"]
 
 
-def count_parameters(run: Run, folder: Path) -> int | None:
-    """Parameters of the model that a run made or scored."""
+def model_sizes(run: Run, folder: Path) -> tuple[int, int | None]:
+    """Parameters of the model that a run made or scored, and the examples that it was trained on."""
     made = run if run.makes_model else run.inputs[0]
     record = read_record(made, folder)
     if made.command == "shrink":
-        return record["results"]["parameters_after"]
-    return record["sizes"]["this model"]["parameters"]
+        return record["results"]["parameters_after"], None
+    return record["sizes"]["this model"]["parameters"], record["data"]["examples"]["train"]
 
 
 def measure(cells: Sequence[Cell], folder: Path, reasons: Mapping[str, str]) -> list[Measured]:
@@ -159,9 +162,9 @@ def measure(cells: Sequence[Cell], folder: Path, reasons: Mapping[str, str]) -> 
             why = reasons.get(runs[lacking[0]].name, "not finished")
             seeds = ", ".join(map(str, lacking))
             missing = f"{why} (seed {seeds})" if finished or len(runs) > 1 else why
-        parameters = None
+        sizes: tuple[int | None, int | None] = None, None
         if finished and cell.case.start != "random":
-            parameters = count_parameters(next(iter(finished.values())), folder)
+            sizes = model_sizes(next(iter(finished.values())), folder)
         values = {seed: read_value(cell.case, run, folder) for seed, run in finished.items()}
-        measured.append(Measured(cell, values, parameters, missing))
+        measured.append(Measured(cell, values, *sizes, missing))
     return measured
