@@ -49,17 +49,10 @@ def score(options: argparse.Namespace, shape: str, init: str, steps: int, seed: 
         model = kept.with_suffix("")
         shutil.rmtree(model, ignore_errors=True)
         words = ["--teacher", options.teacher, "--student", untrained, "--languages", options.seen]
-        run = [
-            "--max-steps",
-            steps,
-            "--seed",
-            seed,
-            "--eval-steps",
-            10**6,
-            "--max-eval-samples",
-            20,
-        ]
-        kdshrink("distill", *words, *options.source, *run, *options.distill, "-o", model)
+        run = ["--max-steps", steps, "--seed", seed, "--no-compare"]
+        once = ["--eval-steps", 10**6, "--max-eval-samples", 20]
+        words += [*options.source, *run, *once, *options.distill]
+        kdshrink("distill", *words, "-o", model)
     languages = f"{options.seen},{options.unseen}"
     words = ["--languages", languages, "--seen-languages", options.seen]
     limit = ["--max-eval-samples", options.max_eval_samples]
@@ -97,6 +90,7 @@ def main() -> None:
     parser.add_argument("--unseen", required=True)
     parser.add_argument("--steps", default="0,50,150,300")
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--starts", default=",".join(STARTS))
     parser.add_argument("--max-eval-samples", type=int, default=300)
     options = parser.parse_args(own.split())
     options.source = ["--data", options.data, "--data-dir", options.data_dir]
@@ -104,10 +98,11 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     counts = [int(steps) for steps in options.steps.split(",")]
     seeds = [int(seed) for seed in options.seeds.split(",")]
+    starts = options.starts.split(",")
     found: dict[tuple[str, str, int], list[dict]] = {}
     for seed in seeds:
         for shape in options.shapes:
-            for init in STARTS:
+            for init in starts:
                 for steps in counts:
                     if steps or seed == seeds[0]:
                         row = found.setdefault((shape, init, steps), [])
@@ -115,7 +110,7 @@ def main() -> None:
     print("| student | start |", " | ".join(f"{steps} steps" for steps in counts), "|")
     print("|---|---|" + "---|" * len(counts))
     for shape in options.shapes:
-        for init in STARTS:
+        for init in starts:
             cells = (cell(found[shape, init, steps]) for steps in counts)
             print(f"| {shape} | {init} |", " | ".join(cells), "|")
 
