@@ -83,6 +83,12 @@ class Source:
     def training_languages(self) -> list[str]:
         return list((self.record or {}).get("training_languages", []))
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether its weights are as calibrating made them, not trained since."""
+        record = self.record or {}
+        return record.get("command") == "shrink" and bool(record.get("calibration"))
+
     def describe(self) -> dict[str, Any]:
         """What a record says of it."""
         return {"model": self.name, "revision": self.commit}

@@ -244,6 +244,10 @@ class TrainingOptions(DeviceOptions):
     gradient_accumulation_steps: int = option("Batches a step.", 1)
     warmup_steps: int = option("Steps over which the learning rate rises.", 0)
     weight_decay: float = option("AdamW's weight decay.", 0.0)
+    dropout: float | None = option(
+        "Rate of dropout in training; if not said the model's own, or 0 for a calibrated start.",
+        None,
+    )
     eval_steps: int | None = option("Evaluate every so many steps; each epoch if not said.", None)
     save_steps: int | None = option("Checkpoint every so many steps; each epoch if not said.", None)
     logging_steps: int = option("Log the loss every so many steps.", 50)
@@ -286,6 +290,12 @@ class TrainingOptions(DeviceOptions):
             ("--weight-decay", self.weight_decay),
         ):
             _require(amount >= 0, flag, amount, "it must not be negative")
+        _require(
+            self.dropout is None or 0 <= self.dropout < 1,
+            "--dropout",
+            self.dropout,
+            "it must be at least 0 and below 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

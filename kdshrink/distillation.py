@@ -53,6 +53,7 @@ from .training import (
     plan_batches,
     run_training,
     save_result,
+    set_dropout,
     start_run,
     trained_collator,
     training_arguments,
@@ -347,6 +348,7 @@ def _load_pair(
     vocabulary = student.source.config["vocab_size"]
     kept = reachable_ids(student.tokenizer, list(encoded.values()), vocabulary)
     model = student.load(config, source.task, kept)
+    set_dropout(model, config.dropout, calibrated=student.is_calibrated)
     table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, student.source.directory, model, kept)
     rows = kept if pieces is None else pieces[kept]
     teacher_model = load_weights(source, config, source.task, rows).eval()

@@ -48,6 +48,11 @@ class Student:
     basis: Tensor | None = None
     calibration: dict[str, Any] | None = None
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether its weights are as calibrating made them, here or before."""
+        return self.calibration is not None or self.source.is_calibrated
+
     def load(
         self, config: DistillConfig, task: Task | None, rows: Tensor | None = None
     ) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -151,6 +152,22 @@ def plan_batches(
     arguments.eval_steps = config.eval_steps or epoch
     arguments.save_steps = config.save_steps or epoch
     return batches
+
+
+def set_dropout(model: nn.Module, rate: float | None, *, calibrated: bool) -> None:
+    """Set all of a model's dropout for its training; its config stays.
+
+    A calibrated model was fitted to inputs of which nothing is dropped, and the first steps with dropout
+    take away what that gave.
+
+    Args:
+        rate: As --dropout: None for the model's own, or 0 if it is `calibrated`.
+    """
+    if rate is None and not calibrated:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate or 0.0
 
 
 def trained_collator(
@@ -334,6 +351,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     encoded = encode_splits(data, ("train", "validation"), tokenizer, length, labels)
     kept = reachable_ids(tokenizer, list(encoded.values()), source.config["vocab_size"])
     model = load_with_head(source, config, data.task, labels, config.seed, kept)
+    set_dropout(model, config.dropout, calibrated=source.is_calibrated)
     arguments = training_arguments(config, output_dir, device)
     with arguments.main_process_first(local=False):
         resume_from = start_run(config, output_dir)

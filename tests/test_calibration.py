@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import ElectraConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from kdshrink import DistillConfig, ShrinkConfig, distill, shrink
+from kdshrink import DistillConfig, FinetuneConfig, ShrinkConfig, distill, finetune, shrink
 from kdshrink.errors import ModelError
 from kdshrink.shrinking.activations import Spill, attend, make_batches
 from kdshrink.shrinking.calibration import (
@@ -365,6 +365,42 @@ def test_a_narrower_student_records_its_basis_and_distilling_starts_there(
     for term in ("hidden", "embedding"):
         assert given[term] < 0.5 * without[term]
         assert made[term] == pytest.approx(given[term], rel=1e-4)
+
+
+def test_a_calibrated_start_is_trained_without_dropout_unless_told(
+    tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    saved(tmp_path / "t", xlmr_tokenizer, "xlm-roberta", "sequence")
+    calibrate(tmp_path / "t", text_data, tmp_path / "s")
+    data: Any = {"data": str(text_data), "max_steps": 1, "logging_steps": 1}
+
+    def distilled(student: str, name: str, **options: Any) -> float:
+        """The first step's loss of what is the teacher itself, so that there is none but of dropout."""
+        distill(
+            DistillConfig(
+                teacher=str(tmp_path / "t"),
+                student=str(tmp_path / student),
+                output_dir=tmp_path / name,
+                weights={"task": 0.0, "prediction": 0.0},
+                learning_rate=1e-9,
+                **data,
+                **options,
+            )
+        )
+        return float(
+            json.loads((tmp_path / name / "train_log.jsonl").read_text().split("\n")[0])["loss"]
+        )
+
+    def finetuned(model: str, name: str, **options: Any) -> float:
+        out = tmp_path / name
+        finetune(FinetuneConfig(model=str(tmp_path / model), output_dir=out, **data, **options))
+        return float(json.loads((out / "train_log.jsonl").read_text().split("\n")[0])["loss"])
+
+    assert distilled("s", "default") < 1e-6 < 1e-3 < distilled("s", "told", dropout=0.1)
+    assert distilled("default", "later") > 1e-3
+    without = finetuned("t", "f0", dropout=0.0)
+    assert finetuned("s", "f1") == pytest.approx(without, rel=1e-5)
+    assert finetuned("t", "f2") != pytest.approx(without, rel=1e-5)
 
 
 def test_a_recorded_basis_that_is_gone_is_named(

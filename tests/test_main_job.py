@@ -187,6 +187,30 @@ def test_a_teacher_distilled_into_itself_has_nothing_to_learn(
     assert line["embedding"] + line["hidden"] + line["attention"] < 1e-9
 
 
+def test_dropout_is_off_in_training_alone(
+    tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast, text_data: Path
+) -> None:
+    teacher = make_teacher(tmp_path / "t", xlmr_tokenizer, "xlm-roberta")
+    losses = {}
+    for name, options in {"own": {}, "off": {"dropout": 0.0}}.items():
+        distill(
+            DistillConfig(
+                teacher=str(teacher),
+                student=str(teacher),
+                data=str(text_data),
+                output_dir=tmp_path / name,
+                weights={"task": 0.0, "prediction": 0.0},
+                max_steps=1,
+                **options,
+                **{**FAST, "logging_steps": 1},
+            )
+        )
+        losses[name] = log_of(tmp_path / name)[0]["loss"]
+    assert losses["off"] < 1e-9 < 1e-3 < losses["own"]
+    made, was = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "off", teacher))
+    assert made["hidden_dropout_prob"] == was["hidden_dropout_prob"] == 0.1
+
+
 @pytest.mark.parametrize("init", ["from-teacher", "from-base", "from-scratch"])
 def test_students_made_on_the_fly(
     encoder_dir: Path, text_data: Path, tmp_path: Path, init: str
