@@ -180,6 +180,7 @@ def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.Monke
         "prediction_loss": (["--prediction-loss", "mse"], "mse"),
         "weights": (["--weight", "hidden=0", "--weight", "task=2"], {"hidden": 0, "task": 2}),
         "train_fraction": (["--train-fraction", "0.05"], 0.05),
+        "dropout": (["--dropout", "0.1"], 0.1),
         "bf16": (["--bf16"], True),
         "compare": (["--compare"], True),
         "batches": (["--batches", "random"], "random"),
