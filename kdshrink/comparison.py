@@ -2,41 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import TaskData, language_codes
-from .evaluation import Evaluator
+from .checkpoint import Source
+from .config import DistillConfig
+from .data import TaskData, language_codes, load_data
 from .languages import language_of
+from .loading import load_weights, to_device
 from .progress import Progress
+from .scoring import Evaluator, make_evaluator
+from .students import Student
 
 
 class Comparison:
-    """Scores of several models on a test split, languages seen in training and unseen ones apart.
+    """Scores of the models on the test split, languages seen in training and unseen ones apart.
+
+    Making one scores the teacher and the untrained student.
 
     Args:
-        test: Holds the test split, in all languages.
-        trained: The languages that the student is trained on.
+        data: What the student is trained on.
+        teacher: The teacher's files, which are read for this alone.
+        tokenizer: The teacher's.
     """
 
-    def __init__(self, test: TaskData, trained: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        config: DistillConfig,
+        data: TaskData,
+        teacher: Source,
+        tokenizer: PreTrainedTokenizerBase,
+        student: Student,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        everything = replace(config, languages=("all",))
+        test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
         present = language_codes(test.splits["test"])[1]
-        seen = {language_of(name) for name in trained}
+        trained = {language_of(name) for name in data.languages}
         self._groups = {
-            "seen": [name for name in present if language_of(name) in seen],
-            "unseen": [name for name in present if language_of(name) not in seen],
+            "seen": [name for name in present if language_of(name) in trained],
+            "unseen": [name for name in present if language_of(name) not in trained],
         }
         self._models: dict[str, Any] = {}
+        self._progress = progress
+        options: Any = {"max_length": config.max_length, "batch_size": None, "device": device}
+        evaluator = make_evaluator(test, "test", tokenizer, teacher, **options)
+        whole = to_device(load_weights(teacher, config, teacher.task), device)
+        self._add("teacher", whole, evaluator)
+        named = {**student.source.config, "id2label": dict(enumerate(student.labels))}
+        labelled = replace(student.source, config=named)
+        self._evaluator = make_evaluator(test, "test", student.tokenizer, labelled, **options)
+        untrained = to_device(student.load(config, teacher.task), device)
+        self._add("untrained student", untrained, self._evaluator)
+
+    def add_distilled(self, model: PreTrainedModel) -> None:
+        """Score the student after training."""
+        self._add("distilled student", model, self._evaluator)
 
     @torch.no_grad()
-    def add(
-        self, name: str, model: PreTrainedModel, evaluator: Evaluator, progress: Progress
-    ) -> None:
-        """Score a model with what evaluates it on the whole test split."""
+    def _add(self, name: str, model: PreTrainedModel, evaluator: Evaluator) -> None:
         scores = {
-            group: evaluator.part(languages).score(model, progress).to_dict() if languages else None
+            group: evaluator.part(languages).score(model, self._progress).to_dict()
+            if languages
+            else None
             for group, languages in self._groups.items()
         }
         self._models[name] = {"parameters": model.num_parameters(), **scores}

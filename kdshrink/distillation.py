@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from . import losses
 from .batching import steps_per_epoch
@@ -22,10 +22,9 @@ from .checkpoint import CHECKPOINTS, Source, check_output, find_model, make_reco
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .comparison import Comparison
 from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
-from .data import TaskData, language_codes, load_data
+from .data import language_codes, load_data
 from .encoding import IGNORED, Collator, match_labels, token_counts
 from .errors import UsageError
-from .evaluation import EvalResult, Evaluator, LanguageScore, make_evaluator
 from .hub import check_push, pushed
 from .loading import (
     describe_device,
@@ -40,6 +39,7 @@ from .loading import (
 from .processes import is_first
 from .progress import Progress, silent
 from .recording import Recorder
+from .scoring import EvalResult, Evaluator, LanguageScore
 from .sharding import require_processes, shard
 from .students import Student, map_pieces, match_classes, prepare_student
 from .teaching import Targets, TargetSource, Teacher, open_cache
@@ -290,41 +290,6 @@ class LossEvaluator:
         )
 
 
-class _Judge:
-    """Compares the student with its teacher on the test split, before training and after."""
-
-    def __init__(
-        self,
-        config: DistillConfig,
-        data: TaskData,
-        source: Source,
-        tokenizer: PreTrainedTokenizerBase,
-        student: Student,
-        device: torch.device,
-        progress: Progress,
-    ) -> None:
-        everything = replace(config, languages=("all",))
-        test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
-        options: Any = {
-            "max_length": config.max_length,
-            "batch_size": None,
-            "device": device,
-        }
-        self.comparison = Comparison(test, data.languages)
-        self.progress = progress
-        evaluator = make_evaluator(test, "test", tokenizer, source, **options)
-        teacher = to_device(load_weights(source, config, source.task), device)
-        self.comparison.add("teacher", teacher, evaluator, progress)
-        named = {**student.source.config, "id2label": dict(enumerate(student.labels))}
-        labelled = replace(student.source, config=named)
-        self._evaluator = make_evaluator(test, "test", student.tokenizer, labelled, **options)
-        untrained = to_device(student.load(config, source.task), device)
-        self.comparison.add("untrained student", untrained, self._evaluator, progress)
-
-    def add_distilled(self, model: PreTrainedModel) -> None:
-        self.comparison.add("distilled student", model, self._evaluator, self.progress)
-
-
 @dataclass(frozen=True)
 class _Pair:
     """Student and teacher with the embedding rows alone that the data can reach, in one order."""
@@ -414,9 +379,9 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         comparing = config.compare
         if comparing is None:
             comparing = config.data == "sample" and not config.shard_teacher
-        judge = None
+        comparison = None
         if comparing and labelled.labels is not None:
-            judge = _Judge(config, data, source, tokenizer, student, device, progress)
+            comparison = Comparison(config, data, source, tokenizer, student, device, progress)
         with arguments.main_process_first(local=False):
             resume_from = start_run(config, output_dir)
             set_seed(config.seed)
@@ -468,8 +433,8 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         data_collator=trained_collator(pair.learner.student, pair.collate, batches, config, device),
     )
     run = run_training(trainer, resume_from)
-    if judge is not None:
-        judge.add_distilled(load_best(run, pair.learner.student))
+    if comparison is not None:
+        comparison.add_distilled(load_best(run, pair.learner.student))
         trainer.accelerator.wait_for_everyone()  # the first one removes the checkpoints next
     record = make_record(
         "distill",
@@ -495,6 +460,6 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
             sorted({*student.training_languages, *data.languages}) if source.task else []
         ),
     )
-    comparison = None if judge is None else judge.comparison.to_dict()
-    result = save_result(output_dir, run, student.tokenizer, record, comparison)
+    compared = None if comparison is None else comparison.to_dict()
+    result = save_result(output_dir, run, student.tokenizer, record, compared)
     return pushed(result, repo_id, config)

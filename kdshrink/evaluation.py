@@ -7,20 +7,15 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset
-from torch import distributed
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from .batching import cut_by_tokens, forward_positions
 from .checkpoint import (
     RECORD,
     Source,
@@ -33,346 +28,14 @@ from .checkpoint import (
 )
 from .config import EvalConfig, ZeroShotConfig
 from .data import TaskData, language_codes, load_data
-from .encoding import Collator, encode, match_labels, token_counts
 from .errors import DataError, OutputError
 from .languages import NAMED, Task, language_of
-from .loading import (
-    describe_device,
-    fitting_length,
-    load_classifier,
-    pick_device,
-    require_task,
-    to_device,
-)
-from .metrics import AVERAGING, METRICS, MODE, Scores, entity_scores, text_scores
-from .packing import packed_linears
+from .loading import describe_device, load_classifier, pick_device, require_task, to_device
+from .metrics import entity_scores, text_scores
 from .progress import Progress, silent
+from .scoring import EvalResult, Evaluator, Predictions, label_ids_of, make_evaluator
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model answers, in the order of the examples.
-
-    Attributes:
-        classes: A class an example, or for token tasks a class a word, all examples one after
-            another; -1 for a word that was cut off.
-        probabilities: The model's probability of each, float32; 0 for a word that was cut off.
-        bounds: Where each example's answers begin and end (n + 1 numbers); None for one each.
-    """
-
-    classes: np.ndarray
-    probabilities: np.ndarray
-    bounds: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class LanguageScore:
-    score: float
-    examples: int
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """Scores of one model on one split.
-
-    Attributes:
-        metric: macro_f1 or entity_f1 (or negative_loss, where there are no labels to score).
-        score: Over all languages pooled.
-        details: Accuracy, or precision and recall, pooled.
-        mean_over_languages: Mean of the languages' scores.
-        cut_off_words: Words beyond --max-length, counted as missed; None for text tasks.
-        split: What was scored, where it is known.
-    """
-
-    metric: str
-    score: float
-    details: Mapping[str, float]
-    mean_over_languages: float
-    per_language: Mapping[str, LanguageScore]
-    examples: int
-    examples_per_second: float
-    cut_off_words: int | None = None
-    per_class: Mapping[str, float] | None = None
-    split: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The keys of --json."""
-        result: dict[str, Any] = {"metric": self.metric, "score": self.score, **self.details}
-        if self.metric == "macro_f1":
-            result["averaging"] = AVERAGING
-        elif self.metric == "entity_f1":
-            result["mode"] = MODE
-        result |= {
-            "mean_over_languages": self.mean_over_languages,
-            "per_language": {
-                name: {"score": row.score, "examples": row.examples}
-                for name, row in self.per_language.items()
-            },
-            "examples": self.examples,
-            "examples_per_second": round(self.examples_per_second, 3),
-        }
-        if self.cut_off_words is not None:
-            result["cut_off_words"] = self.cut_off_words
-        if self.split is not None:
-            result["split"] = self.split
-        if self.per_class is not None:
-            result["per_class"] = dict(self.per_class)
-        return result
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> EvalResult:
-        """Undo `to_dict`."""
-        return cls(
-            metric=content["metric"],
-            score=content["score"],
-            details={k: content[k] for k in ("accuracy", "precision", "recall") if k in content},
-            mean_over_languages=content["mean_over_languages"],
-            per_language={k: LanguageScore(**row) for k, row in content["per_language"].items()},
-            examples=content["examples"],
-            examples_per_second=content["examples_per_second"],
-            cut_off_words=content.get("cut_off_words"),
-            per_class=content.get("per_class"),
-            split=content.get("split"),
-        )
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and each back in its own mode after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@torch.inference_mode()
-def predict(
-    model: PreTrainedModel,
-    encoded: Dataset,
-    *,
-    task: Task,
-    collate: Collator,
-    batch_size: int | None,
-    device: torch.device,
-    progress: Progress = silent,
-    what: str = "evaluate",
-) -> Predictions:
-    """Run a model over encoded examples, those of like length together, the longest first.
-
-    Several processes of a run share the batches, and each gets all answers: all of them must call it.
-
-    Args:
-        encoded: As `encoding.encode` makes it, for this model's tokenizer.
-        batch_size: Examples in a batch at most; fewer where they are long; None for as many as
-            suit the device.
-    """
-    total = len(encoded)
-    bounds = _word_bounds(encoded) if task == "token" else None
-    answers = total if bounds is None else int(bounds[-1])
-    classes = np.full(answers, -1, dtype=np.int32)
-    probabilities = np.zeros(answers, dtype=np.float32)
-    columns = ["input_ids", *(["positions"] if task == "token" else [])]
-    examples = encoded.select_columns(columns)
-    batches = _by_length(token_counts(encoded), batch_size, device)
-    together = distributed.is_available() and distributed.is_initialized()
-    if together:
-        batches = batches[distributed.get_rank() :: distributed.get_world_size()]
-    done, mine = 0, sum(map(len, batches))
-    with _evaluating(model), packed_linears(device):
-        for rows in batches:
-            batch = examples.__getitems__(rows.tolist())
-            inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
-            best = model(**inputs).logits.float().softmax(-1).max(-1)
-            values, indices = best.values.cpu().numpy(), best.indices.cpu().numpy()
-            if bounds is None:
-                classes[rows], probabilities[rows] = indices, values
-            else:
-                for line, row in enumerate(rows):
-                    positions = np.asarray(batch[line]["positions"])
-                    kept = np.flatnonzero(positions >= 0)
-                    classes[bounds[row] + kept] = indices[line, positions[kept]]
-                    probabilities[bounds[row] + kept] = values[line, positions[kept]]
-            done += len(rows)
-            progress(what, done * total // mine, total, {})
-    if together:
-        classes, probabilities = (_joined(answers, device) for answers in (classes, probabilities))
-    return Predictions(classes, probabilities, bounds)
-
-
-def _joined(answers: np.ndarray, device: torch.device) -> np.ndarray:
-    """The answers of all processes, each of which has less than any answer where it has none."""
-    tensor = torch.from_numpy(answers).to(device)
-    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
-    return tensor.cpu().numpy()
-
-
-def _by_length(lengths: np.ndarray, size: int | None, device: torch.device) -> list[np.ndarray]:
-    """Rows in batches of like length, the longest first."""
-    positions = forward_positions(device.type)
-    order = np.argsort(lengths, kind="stable")
-    cuts = [*cut_by_tokens(lengths[order], positions, size), len(order)]
-    return [order[begin:end] for begin, end in pairwise(cuts)][::-1]
-
-
-def _word_bounds(encoded: Dataset) -> np.ndarray:
-    """Where each example's words begin and end among all words, n + 1 numbers."""
-    counts = [
-        len(positions)
-        for batch in encoded.select_columns(["positions"]).iter(1000)
-        for positions in batch["positions"]
-    ]
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-
-
-@dataclass(frozen=True)
-class Evaluator:
-    """Scores models on one table of examples, tokenised once.
-
-    Attributes:
-        table: The examples, as in `TaskData.splits`.
-        encoded: The same, tokenised.
-        labels: Names of the data's labels.
-        model_labels: Names of the model's classes, by id.
-        split: Which split the examples are, for the result.
-    """
-
-    table: Dataset
-    encoded: Dataset
-    labels: Sequence[str]
-    model_labels: Sequence[str]
-    task: Task
-    collate: Collator
-    batch_size: int | None
-    device: torch.device
-    split: str | None = None
-
-    def predict(self, model: PreTrainedModel, progress: Progress = silent) -> Predictions:
-        return predict(
-            model,
-            self.encoded,
-            task=self.task,
-            collate=self.collate,
-            batch_size=self.batch_size,
-            device=self.device,
-            progress=progress,
-        )
-
-    def score(
-        self, model: PreTrainedModel, progress: Progress = silent, *, per_class: bool = False
-    ) -> EvalResult:
-        began = time.perf_counter()
-        predictions = self.predict(model, progress)
-        seconds = time.perf_counter() - began
-        return self.score_predictions(predictions, seconds, per_class=per_class)
-
-    def score_predictions(
-        self, predictions: Predictions, seconds: float, *, per_class: bool = False
-    ) -> EvalResult:
-        """Scores pooled and by language; `seconds` is how long predicting took."""
-        gold = self.gold()
-        answers = self.answers(predictions)
-        codes, languages = language_codes(self.table)
-        by_language = {}
-        for code, language in enumerate(languages):
-            rows = np.flatnonzero(codes == code)
-            scores = self._scores([gold[i] for i in rows], [answers[i] for i in rows])
-            by_language[language] = LanguageScore(scores.score, len(rows))
-        pooled = self._scores(gold, answers)
-        token = self.task == "token"
-        return EvalResult(
-            metric=METRICS[self.task],
-            score=pooled.score,
-            details=pooled.details,
-            mean_over_languages=float(np.mean([row.score for row in by_language.values()])),
-            per_language=by_language,
-            examples=len(self.table),
-            examples_per_second=len(self.table) / max(seconds, 1e-9),
-            cut_off_words=int((predictions.classes < 0).sum()) if token else None,
-            per_class=pooled.per_class if per_class else None,
-            split=self.split,
-        )
-
-    def gold(self) -> list[Any]:
-        """The right answers by name: a name an example, or a list of them."""
-        names = self.labels
-        values = chain.from_iterable(
-            batch["label"] for batch in self.table.select_columns(["label"]).iter(1000)
-        )
-        if self.task == "token":
-            return [[names[tag] for tag in tags] for tags in values]
-        return [names[value] for value in values]
-
-    def answers(self, predictions: Predictions) -> list[Any]:
-        """The model's answers by name. A word that was cut off is answered with O."""
-        names = [*self.model_labels, "O"]
-        if predictions.bounds is None:
-            return [names[index] for index in predictions.classes]
-        return [
-            [names[index] for index in predictions.classes[begin:end]]
-            for begin, end in zip(predictions.bounds, predictions.bounds[1:], strict=False)
-        ]
-
-    def _scores(self, gold: list[Any], answers: list[Any]) -> Scores:
-        return entity_scores(gold, answers) if self.task == "token" else text_scores(gold, answers)
-
-    def part(self, languages: Sequence[str]) -> Evaluator:
-        """An evaluator of the examples in some of the languages."""
-        codes, names = language_codes(self.table)
-        wanted = [code for code, name in enumerate(names) if name in languages]
-        rows = np.flatnonzero(np.isin(codes, wanted))
-        return replace(self, table=self.table.select(rows), encoded=self.encoded.select(rows))
-
-
-def _label_ids(data: TaskData, source: Source) -> list[int]:
-    """The model's id of each of the data's labels.
-
-    Raises:
-        DataError: The data has no labels, or labels that the model does not know.
-    """
-    if data.labels is None:
-        raise DataError(f"{data.name} has no labels, so there is nothing to score.")
-    return match_labels(data.labels, source.labels)
-
-
-def make_evaluator(
-    data: TaskData,
-    split: str,
-    tokenizer: PreTrainedTokenizerBase,
-    source: Source,
-    *,
-    max_length: int,
-    batch_size: int | None,
-    device: torch.device,
-) -> Evaluator:
-    """What scores a model, of which only the tokenizer and the classes matter, on a split of the data.
-
-    Raises:
-        DataError: The data has no labels, or labels that the model does not know.
-    """
-    label_ids = _label_ids(data, source)
-    encoded = encode(
-        data.splits[split],
-        tokenizer,
-        task=data.task,
-        max_length=fitting_length(max_length, tokenizer, source.config),
-        label_ids=label_ids,
-    )
-    return Evaluator(
-        data.splits[split],
-        encoded,
-        labels=data.labels or (),
-        model_labels=source.labels,
-        task=data.task,
-        collate=Collator(int(tokenizer.pad_token_id)),
-        batch_size=batch_size,
-        device=device,
-        split=split,
-    )
 
 
 def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult:
@@ -434,7 +97,7 @@ def _load(
 ) -> tuple[PreTrainedModel, Evaluator]:
     """The model on its device and what scores it; what its config.json rules out is told first."""
     require_task(source, data.task)
-    _label_ids(data, source)
+    label_ids_of(data, source)
     loaded = load_classifier(config.model, config, data.task)
     evaluator = make_evaluator(
         data,

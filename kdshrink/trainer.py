@@ -41,9 +41,9 @@ from .checkpoint import (
 from .compaction import WholeTable, count_decay
 from .encoding import IGNORED
 from .errors import Interrupted, TrainingError
-from .evaluation import EvalResult, Evaluator
 from .losses import task_cross_entropy
 from .progress import Progress
+from .scoring import EvalResult, Evaluator
 
 BEST_SCORE = "score.json"
 _BEST = "best"

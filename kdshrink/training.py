@@ -39,7 +39,6 @@ from .config import FinetuneConfig, TrainingOptions
 from .data import TaskData, load_data
 from .encoding import Collator, encode, match_labels, token_counts
 from .errors import UsageError
-from .evaluation import EvalResult, Evaluator
 from .hub import PushResult, check_push, pushed
 from .loading import (
     describe_device,
@@ -52,6 +51,7 @@ from .loading import (
 )
 from .processes import is_first
 from .progress import Progress, silent
+from .scoring import EvalResult, Evaluator
 from .trainer import BEST_SCORE, Run, TermTrainer, last_checkpoint, run_training
 
 logger = logging.getLogger(__name__)

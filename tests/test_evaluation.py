@@ -28,17 +28,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from kdshrink.config import EvalConfig, ZeroShotConfig
 from kdshrink.encoding import Collator, encode, first_pieces, match_labels
 from kdshrink.errors import DataError, ModelError, OutputError
-from kdshrink.evaluation import (
-    EvalResult,
-    Evaluator,
-    LanguageScore,
-    evaluate,
-    majority_scores,
-    predict,
-    zero_shot,
-)
+from kdshrink.evaluation import evaluate, majority_scores, zero_shot
 from kdshrink.languages import SAMPLE, UNIVERSAL_NER, Task
 from kdshrink.metrics import entity_scores, text_scores
+from kdshrink.scoring import EvalResult, Evaluator, LanguageScore, predict
 
 from .conftest import AUTO, LABELS, TAGS, make_config, sample_texts
 
@@ -692,7 +685,7 @@ import numpy as np, torch
 from datasets import Dataset
 from kdshrink.config import EvalConfig
 from kdshrink.encoding import Collator, encode
-from kdshrink.evaluation import predict
+from kdshrink.scoring import predict
 from kdshrink.loading import load_classifier
 
 torch.set_num_threads(1)

@@ -25,8 +25,8 @@ from transformers import PreTrainedModel
 from kdshrink.checkpoint import find_model
 from kdshrink.config import ShrinkConfig
 from kdshrink.data import load_data
-from kdshrink.evaluation import Evaluator, Predictions, make_evaluator
 from kdshrink.loading import load_tokenizer, load_weights, pick_device, to_device
+from kdshrink.scoring import Evaluator, Predictions, make_evaluator
 from kdshrink.shrinking import shrink_source
 from kdshrink.shrinking.calibrated import calibrate_student
 from kdshrink.shrinking.layers import spread

@@ -27,8 +27,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from kdshrink.config import EvalConfig
 from kdshrink.encoding import Collator, encode
-from kdshrink.evaluation import predict
 from kdshrink.loading import load_classifier
+from kdshrink.scoring import predict
 
 Answer = Callable[[list[str]], list[str]]
 _answer: Answer
