@@ -4,10 +4,11 @@
         --seen ar,de,en,es,ru,zh-CN --unseen nl,pt-PT,sw,th --max-eval-samples 300 \
         6x384:copy 6x384 6x192:copy 6x192 6x192:ridge=0.01 6x384:samples=200,copies=0
 
-A student is LAYERSxWIDTH, then what is not by default: `copy`, `samples=N` (texts a language), or a
-field of `kdshrink.shrinking.sweep.Settings`. Layers that do not divide the teacher's are spread. Text
-is that of the seen languages alone, unless --text names others. Scores are the metric on the test split, all languages pooled;
-what is kept is the share of the teacher's, agreement the share of answers that are the teacher's.
+A student is LAYERSxWIDTH, then what is not by default: `copy`, `samples=N` (texts a language),
+`layers=2.4.8.12` (of the teacher's, instead of an even choice), or a field of
+`kdshrink.shrinking.sweep.Settings`. Text is that of the seen languages alone, unless --text names others.
+Scores are the metric on the test split, all languages pooled; what is kept is the share of the teacher's,
+agreement the share of answers that are the teacher's.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Start:
     typed: str
     layers: int
     width: int
+    layer_map: str | None
     copied: bool
     samples: int | None
     settings: Settings
@@ -51,8 +53,11 @@ class Start:
         options = dict(part.partition("=")[::2] for part in rest.split(",") if part)
         copied = options.pop("copy", None) is not None
         samples = options.pop("samples", None)
+        chosen = options.pop("layers", "").replace(".", ",") or None
         settings = Settings(**{name: float(value) for name, value in options.items()})
-        return cls(typed, layers, width, copied, int(samples) if samples else None, settings)
+        return cls(
+            typed, layers, width, chosen, copied, int(samples) if samples else None, settings
+        )
 
 
 def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
@@ -61,7 +66,7 @@ def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
     depth = source.config["num_hidden_layers"]
     config = replace(
         config,
-        layer_map=",".join(map(str, spread(depth, start.layers))),
+        layer_map=start.layer_map or ",".join(map(str, spread(depth, start.layers))),
         hidden_size=start.width,
         calibration_samples=start.samples or config.calibration_samples,
     )
