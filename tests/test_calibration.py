@@ -15,8 +15,12 @@ from safetensors.torch import load_file
 from transformers import ElectraConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, FinetuneConfig, ShrinkConfig, distill, finetune, shrink
+from kdshrink.checkpoint import find_model
+from kdshrink.data import load_data
 from kdshrink.errors import ModelError
+from kdshrink.shrinking import shrink_source
 from kdshrink.shrinking.activations import Spill, attend, make_batches
+from kdshrink.shrinking.calibrated import calibrate_student
 from kdshrink.shrinking.calibration import (
     ChannelFit,
     Regression,
@@ -425,6 +429,29 @@ def test_calibrating_twice_writes_the_same_bits(
         calibrate(tmp_path / "t", text_data, tmp_path / name, hidden_size=12, seed=len(name))
     for file in ("model.safetensors", "basis.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_second_sweep_finds_the_same(
+    tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """No map is fitted to what comes after it, so there is nothing for another sweep to mend."""
+    saved(tmp_path / "t", xlmr_tokenizer, "xlm-roberta", "sequence")
+    config = ShrinkConfig(
+        model=str(tmp_path / "t"),
+        init="calibrated",
+        data=str(text_data),
+        layers=2,
+        hidden_size=12,
+    )
+    source, folder = find_model(config.model, config), tmp_path / "s"
+    folder.mkdir()
+    plan, _ = shrink_source(source, config, folder, init="copy")
+    data = load_data(config, ("train",), purpose="train")
+    weights = []
+    for _ in range(2):
+        calibrate_student(source, folder, plan, data, config)
+        weights.append((folder / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_with_a_trimmed_vocabulary(
