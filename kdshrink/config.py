@@ -327,6 +327,11 @@ class CalibrationOptions:
     calibration_samples: int = option(
         "Texts of each language that --init calibrated reads, out of the training split.", 400
     )
+    calibration_copies: float = option(
+        "Copies of those texts with pieces exchanged at random, as a share of them, for languages that "
+        "they do not have; 0 where they have all that matter.",
+        0.5,
+    )
 
     def __post_init__(self) -> None:
         _require(
@@ -334,6 +339,12 @@ class CalibrationOptions:
             "--calibration-samples",
             self.calibration_samples,
             "it must be at least 1",
+        )
+        _require(
+            0 <= self.calibration_copies <= 10,
+            "--calibration-copies",
+            self.calibration_copies,
+            "it must be at least 0 and at most 10",
         )
 
 

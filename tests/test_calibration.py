@@ -487,6 +487,20 @@ def test_few_texts_are_the_same_few_and_counted_by_language(
     assert "calibrated on 5 texts in es" in (tmp_path / "s" / "README.md").read_text()
 
 
+def test_disturbed_copies_are_as_many_as_asked_for(
+    tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """More than one of each text too; a copy is as long as its text."""
+    saved(tmp_path / "t", xlmr_tokenizer, "xlm-roberta", "sequence")
+    tokens = [
+        calibrate(
+            tmp_path / "t", text_data, tmp_path / f"s{copies}", layers=2, calibration_copies=copies
+        )["calibration"]["tokens"]
+        for copies in (0, 1, 2)
+    ]
+    assert tokens == [tokens[0], 2 * tokens[0], 3 * tokens[0]]
+
+
 def test_a_file_with_a_sentence_a_line_and_a_head_of_pretraining(
     tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
 ) -> None:

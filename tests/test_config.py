@@ -53,6 +53,7 @@ BAD = {
     "vocab_size": [0],
     "vocab_min_count": [0],
     "calibration_samples": [0],
+    "calibration_copies": [-0.5, 11.0],
 }
 
 

@@ -36,6 +36,8 @@ BASIS = "basis.safetensors"
 """The file of a narrower student's basis, beside its weights."""
 
 _BATCH_TOKENS = 4096
+_EXCHANGED = 0.5
+"""The share of a disturbed copy's pieces that are exchanged for any of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,8 @@ def calibrate_student(
         max_length=fitting_length(config.max_length, tokenizer, source.config),
         label_ids=None,
     )
-    settings = settings or Settings()
     pieces = None if kept is None else torch.tensor(kept, device=device)
-    texts = _Texts(encoded, tokenizer, pieces, device, settings.copies, settings.exchanged)
+    texts = _Texts(encoded, tokenizer, pieces, device, config.calibration_copies)
     batches = make_batches(texts.lengths, _BATCH_TOKENS)
     teacher = to_device(load_weights(source, config, copied.task), device).eval()
     student = to_device(load_weights(copied, config, copied.task), device).eval()
@@ -152,7 +153,6 @@ class _Texts:
         encoded: Texts as `encoding.encode` makes them.
         pieces: The teacher's ids of the student's; None if they are the same.
         copies: Disturbed copies, as a share of the texts.
-        exchanged: Share of a copy's pieces that are exchanged.
     """
 
     def __init__(
@@ -162,15 +162,15 @@ class _Texts:
         pieces: Tensor | None,
         device: torch.device,
         copies: float,
-        exchanged: float,
     ) -> None:
         self._examples = encoded.select_columns(["input_ids"])
         self._collate = Collator(int(tokenizer.pad_token_id))
         self._special = np.asarray(sorted(set(tokenizer.all_special_ids)))
         self._ordinary = np.setdiff1d(np.arange(len(tokenizer)), self._special)
-        self._pieces, self._device, self._exchanged = pieces, device, exchanged
+        self._pieces, self._device = pieces, device
         lengths = np.asarray(encoded["length"])
-        copied = np.random.default_rng(0).permutation(len(lengths))[: round(copies * len(lengths))]
+        order = np.random.default_rng(0).permutation(len(lengths))
+        copied = np.resize(order, round(copies * len(lengths)))
         self._rows = np.concatenate([np.arange(len(lengths)), copied])
         self.lengths = lengths[self._rows].tolist()
 
@@ -186,7 +186,7 @@ class _Texts:
 
     def _disturbed(self, ids: Sequence[int], seed: int) -> dict[str, Any]:
         rng, changed = np.random.default_rng(seed), np.asarray(ids)
-        chosen = (rng.random(len(changed)) < self._exchanged) & ~np.isin(changed, self._special)
+        chosen = (rng.random(len(changed)) < _EXCHANGED) & ~np.isin(changed, self._special)
         changed[chosen] = rng.choice(self._ordinary, int(chosen.sum()))
         return {"input_ids": changed}
 

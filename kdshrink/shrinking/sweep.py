@@ -33,18 +33,14 @@ _RAREST = 1e-4
 
 @dataclass(frozen=True)
 class Settings:
-    """What the regressions are fed and how they are weighed.
+    """How the regressions are weighed.
 
     Attributes:
-        copies: Disturbed copies of texts that are added, as a share of the texts.
-        exchanged: Share of a copy's pieces that are exchanged for any of the vocabulary.
         ridge: λ in units of the mean diagonal of the inputs' moments.
         rare_classes: Where tokens are classified, each weighs as its class, as the teacher sees it,
             is rare: by its frequency to the power of minus this.
     """
 
-    copies: float = 0.5
-    exchanged: float = 0.5
     ridge: float = 1e-3
     rare_classes: float = 0.5
 

@@ -4,8 +4,8 @@
         --seen ar,de,en,es,ru,zh-CN --unseen nl,pt-PT,sw,th --max-eval-samples 300 \
         6x384:copy 6x384 6x192:copy 6x192 6x192:ridge=0.01 6x384:samples=200,copies=0
 
-A student is LAYERSxWIDTH, then what is not by default: `copy`, `samples=N` (texts a language),
-`layers=2.4.8.12` (of the teacher's, instead of an even choice), or a field of
+A student is LAYERSxWIDTH, then what is not by default: `copy`, `samples=N` and `copies=SHARE` (as
+--calibration-samples and --calibration-copies), `layers=2.4.8.12` (of the teacher's, instead of an even choice), or a field of
 `kdshrink.shrinking.sweep.Settings`. Text is that of the seen languages alone, unless --text names others.
 Scores are the metric on the test split, all languages pooled; what is kept is the share of the teacher's,
 agreement the share of answers that are the teacher's.
@@ -44,6 +44,7 @@ class Start:
     layer_map: str | None
     copied: bool
     samples: int | None
+    copies: float | None
     settings: Settings
 
     @classmethod
@@ -53,10 +54,18 @@ class Start:
         options = dict(part.partition("=")[::2] for part in rest.split(",") if part)
         copied = options.pop("copy", None) is not None
         samples = options.pop("samples", None)
+        copies = options.pop("copies", None)
         chosen = options.pop("layers", "").replace(".", ",") or None
         settings = Settings(**{name: float(value) for name, value in options.items()})
         return cls(
-            typed, layers, width, chosen, copied, int(samples) if samples else None, settings
+            typed,
+            layers,
+            width,
+            chosen,
+            copied,
+            int(samples) if samples else None,
+            float(copies) if copies else None,
+            settings,
         )
 
 
@@ -69,6 +78,7 @@ def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
         layer_map=start.layer_map or ",".join(map(str, spread(depth, start.layers))),
         hidden_size=start.width,
         calibration_samples=start.samples or config.calibration_samples,
+        calibration_copies=config.calibration_copies if start.copies is None else start.copies,
     )
     data = load_data(config, ("train",), purpose="train")
     began = time.perf_counter()
