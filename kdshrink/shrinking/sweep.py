@@ -3,9 +3,8 @@
 The sweep goes from the embeddings to the head. At every linear map it solves a ridge regression, from
 what the student really computes there to what the teacher computes at the mapped place, seen in the
 student's basis; so later maps mend what earlier ones lost. No map is fitted to what comes after it, so
-that a second sweep would find the same. It is the layer-wise reconstruction of
-SparseGPT (Frantar and Alistarh 2023) in a basis as SliceGPT's (Ashkboos et al. 2024), for students
-that are shallower too.
+that a second sweep would find the same. It is the layer-wise reconstruction of SparseGPT (Frantar and
+Alistarh 2023) in a basis as SliceGPT's (Ashkboos et al. 2024), for students that are shallower too.
 """
 
 from __future__ import annotations

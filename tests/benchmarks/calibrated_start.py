@@ -5,10 +5,10 @@
         6x384:copy 6x384 6x192:copy 6x192 6x192:ridge=0.01 6x384:samples=200,copies=0
 
 A student is LAYERSxWIDTH, then what is not by default: `copy`, `samples=N` and `copies=SHARE` (as
---calibration-samples and --calibration-copies), `layers=2.4.8.12` (of the teacher's, instead of an even choice), or a field of
-`kdshrink.shrinking.sweep.Settings`. Text is that of the seen languages alone, unless --text names others.
-Scores are the metric on the test split, all languages pooled; what is kept is the share of the teacher's,
-agreement the share of answers that are the teacher's.
+--calibration-samples and --calibration-copies), `layers=2.4.8.12` (of the teacher's, instead of an even
+choice), or a field of `kdshrink.shrinking.sweep.Settings`. Text is that of the seen languages alone, unless
+--text names others. Scores are the metric on the test split, all languages pooled; what is kept is the share
+of the teacher's, agreement the share of answers that are the teacher's.
 """
 
 from __future__ import annotations
