@@ -38,7 +38,7 @@ from .loading import (
 )
 from .processes import is_first
 from .progress import Progress, silent
-from .recording import Recorder
+from .recording import Head, Recorder
 from .scoring import EvalResult, Evaluator, LanguageScore
 from .sharding import require_processes, shard
 from .students import Student, map_pieces, match_classes, prepare_student
@@ -227,13 +227,19 @@ def _check_terms(config: DistillConfig, teacher: Source) -> None:
         )
 
 
-def _recorder(model: PreTrainedModel, layers: Sequence[int], config: DistillConfig) -> Recorder:
+def _recorder(
+    model: PreTrainedModel,
+    layers: Sequence[int],
+    config: DistillConfig,
+    heads: Sequence[Sequence[Head]] | None = None,
+) -> Recorder:
     return Recorder(
         model,
         layers,
         hidden=config.weight("hidden") > 0,
         attention=config.attention_target if config.weight("attention") else None,
         embedding=config.weight("embedding") > 0,
+        heads=heads,
     )
 
 
@@ -330,7 +336,7 @@ def _load_pair(
     ).to(device)
     return _Pair(
         learner,
-        Teacher(_recorder(teacher_model, student.layers, config), classes),
+        Teacher(_recorder(teacher_model, student.layers, config, student.heads), classes),
         Collator(int(student.tokenizer.pad_token_id), compact_ids(kept, vocabulary)),
         table,
     )
@@ -455,6 +461,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         task=source.task,
         layers=list(student.layers),
         of_layers=source.config["num_hidden_layers"],
+        heads=student.heads,
         # What an encoder without a task saw is pretraining, and leaves a language unseen for any task.
         training_languages=(
             sorted({*student.training_languages, *data.languages}) if source.task else []

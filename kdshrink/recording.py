@@ -12,10 +12,11 @@ DeBERTa-v2 has no interface for it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,13 @@ class _Places:
     embedding: tuple[str, ...] = ("embeddings",)
     layers: str = "encoder.layer"
     attention: str = "attention.self"
+
+
+class Head(NamedTuple):
+    """A head of attention: its layer's number and its own, both counted from 1."""
+
+    layer: int
+    head: int
 
 
 _INTERFACE = {
@@ -138,9 +146,10 @@ class Recorder:
         layers: Numbers of its layers, 1-based.
         hidden, embedding: Whether to read hidden states, and the embedding output.
         attention: What of attention to read. Scores of DeBERTa-v2 are centred: `centred` tells.
+        heads: For each of the layers the heads to read in place of its own, of any layers.
 
     Raises:
-        ModelError: The model's family is not supported.
+        ModelError: The model's family is not supported, or it has no such layer or head.
     """
 
     def __init__(
@@ -151,17 +160,27 @@ class Recorder:
         hidden: bool,
         attention: Literal["scores", "probabilities"] | None,
         embedding: bool,
+        heads: Sequence[Sequence[Head]] | None = None,
     ) -> None:
         kind = model.config.model_type
         places = _places(model)
         count = model.config.num_hidden_layers
         if beyond := [number for number in layers if not 1 <= number <= count]:
             raise ModelError(f"The model has no layer {beyond[0]}: it has {count}, counted from 1.")
+        for head in chain.from_iterable(heads or ()):
+            if not (
+                1 <= head.layer <= count and 1 <= head.head <= model.config.num_attention_heads
+            ):
+                raise ModelError(
+                    f"The model has no head {head.head} in a layer {head.layer}: it has {count} layers "
+                    f"of {model.config.num_attention_heads} heads, counted from 1."
+                )
         self.model = model
         self.layers = tuple(layers)
         self.hidden = hidden
         self.attention = attention
         self.embedding = embedding
+        self.heads = heads
         self._places = places
         self._deberta = kind in _DEBERTA
 
@@ -181,15 +200,12 @@ class Recorder:
             if self.embedding:
                 name = next(name for name in self._places.embedding if hasattr(encoder, name))
                 stack.enter_context(_output_kept(encoder.get_submodule(name), embedding, 0))
-            for number in set(self.layers):
-                layer = all_layers[number - 1]
-                if self.hidden:
-                    convolved = self._deberta and number == 1 and encoder.encoder.conv is not None
-                    source = encoder.encoder.conv if convolved else layer
-                    stack.enter_context(_output_kept(source, hidden, number))
-                if self.attention is None:
-                    continue
-                module = layer.get_submodule(self._places.attention)
+            for number in set(self.layers) if self.hidden else ():
+                convolved = self._deberta and number == 1 and encoder.encoder.conv is not None
+                source = encoder.encoder.conv if convolved else all_layers[number - 1]
+                stack.enter_context(_output_kept(source, hidden, number))
+            for number in self._attending:
+                module = all_layers[number - 1].get_submodule(self._places.attention)
                 if self._deberta:
                     stack.enter_context(_input_kept(module.dropout, attention, number))
                 else:
@@ -197,12 +213,28 @@ class Recorder:
             if self.attention is not None and not self._deberta:
                 stack.enter_context(_recording_implementation(self.model))
             output = self.model(input_ids=input_ids, attention_mask=attention_mask)
-        maps = [attention[number] for number in self.layers] if self.attention is not None else []
+        maps = self._maps(attention) if self.attention is not None else []
         if self.centred:
             mask = attention_mask.bool()
             maps = [centred_log_probabilities(probabilities, mask) for probabilities in maps]
         states = tuple(hidden[number] for number in self.layers) if self.hidden else ()
         return output, Record(embedding.get(0), states, tuple(maps))
+
+    @property
+    def _attending(self) -> set[int]:
+        """The layers whose attention is read."""
+        if self.attention is None:
+            return set()
+        return set(self.layers) if self.heads is None else {h.layer for h in chain(*self.heads)}
+
+    def _maps(self, attention: Mapping[int, Tensor]) -> list[Tensor]:
+        """What was read of attention, by layer, as what is asked for."""
+        if self.heads is None:
+            return [attention[number] for number in self.layers]
+        return [
+            torch.stack([attention[head.layer][:, head.head - 1] for head in heads], 1)
+            for heads in self.heads
+        ]
 
     @contextmanager
     def _sink(self, module: nn.Module, store: dict[int, Tensor], key: int) -> Iterator[None]:

@@ -19,6 +19,7 @@ from .errors import ModelError, ShapeError, UsageError
 from .languages import Task
 from .loading import load_tokenizer, load_weights, load_with_head, require_task
 from .progress import Progress
+from .recording import Head
 from .shrinking import shrink_source
 from .shrinking.calibrated import calibrate_student, read_basis
 from .shrinking.layers import choose_layers
@@ -33,6 +34,7 @@ class Student:
     Attributes:
         labels: Names of its classes, by id; empty for a bare encoder.
         layers: Numbers of the teacher's layers, 1-based.
+        heads: For each of them the teacher's heads, if the student's do not stand for that layer's own.
         sources: The models besides the teacher that it was made of.
         basis: The basis of its hidden states in the teacher's, if it was calibrated to be narrower.
         calibration: How it was calibrated, for the record.
@@ -45,6 +47,7 @@ class Student:
     start: str
     training_languages: tuple[str, ...]
     sources: tuple[Source, ...] = ()
+    heads: tuple[tuple[Head, ...], ...] | None = None
     basis: Tensor | None = None
     calibration: dict[str, Any] | None = None
 
@@ -89,7 +92,7 @@ def prepare_student(
                     f"{source.name} has a head, and the teacher {teacher.name} has none."
                 )
             require_task(source, teacher.task)
-        layers = _layers_of(source, config, depth)
+        layers, heads = _places_of(source, config, depth)
         own = source.config.get("num_hidden_layers")
         if own != len(layers):
             raise ShapeError(f"--layer-map names {len(layers)} layers, and the student has {own}.")
@@ -101,6 +104,7 @@ def prepare_student(
             f"from {source.name}",
             tuple(source.training_languages),
             (source,),
+            heads,
             _fitting_basis(source, teacher),
         )
     shape = replace(config, layers=_default_layers(config, depth))
@@ -119,6 +123,7 @@ def prepare_student(
         init,
         () if init == "from-scratch" else tuple(origin.training_languages),
         () if origin is teacher else (origin,),
+        None if report is None else report.heads,
         None if report is None else report.basis,
         # The file of the basis stays with what shrink writes.
         None if report is None else {**report.to_dict(), "basis": None},
@@ -156,13 +161,18 @@ def _default_layers(config: DistillConfig, depth: int) -> int | None:
     return depth // 2
 
 
-def _layers_of(source: Source, config: DistillConfig, depth: int) -> tuple[int, ...]:
-    """The teacher's layers of a given student: --layer-map, its record, or uniform."""
+def _places_of(
+    source: Source, config: DistillConfig, depth: int
+) -> tuple[tuple[int, ...], tuple[tuple[Head, ...], ...] | None]:
+    """The teacher's layers of a given student: --layer-map, its record, or uniform; and the heads."""
     own = source.config.get("num_hidden_layers")
     record = source.record or {}
     if config.layer_map is None and record.get("layers") and record.get("of_layers") == depth:
-        return tuple(record["layers"])
-    return tuple(choose_layers(depth, own, config.layer_map))
+        heads = record.get("heads")
+        return tuple(record["layers"]), heads and tuple(
+            tuple(Head(*head) for head in layer) for layer in heads
+        )
+    return tuple(choose_layers(depth, own, config.layer_map)), None
 
 
 def _base_of(config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokenizerBase) -> Source:

@@ -143,7 +143,7 @@ class TargetCache:
 
 def _is_of(folder: Path, key: Mapping[str, Any]) -> bool:
     try:
-        return json.loads((folder / _KEY).read_text()) == dict(key)
+        return json.loads((folder / _KEY).read_text()) == json.loads(json.dumps(key))
     except (OSError, ValueError):
         return False
 

@@ -289,6 +289,7 @@ def open_cache(
         "hidden": recorder.hidden,
         "embedding": recorder.embedding,
         "attention": recorder.attention,
+        "heads": recorder.heads,
         "classes": None if teacher.classes is None else teacher.classes.tolist(),
         "dtype": str(shape.dtype),
     }

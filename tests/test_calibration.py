@@ -65,6 +65,43 @@ def test_ridge_towards_a_prior_is_least_squares_with_rows_added() -> None:
     np.testing.assert_allclose(regression.explained(solution), explained, atol=1e-12)
 
 
+def test_some_inputs_alone_are_as_if_there_were_no_others() -> None:
+    x = RNG.normal(2, 1, (50, 6))
+    y = x @ RNG.normal(size=(6, 3)) + RNG.normal(size=(50, 3))
+    prior, weights = RNG.normal(size=(3, 6)), RNG.uniform(0.2, 2, (50, 1))
+    chosen = [1, 2, 5]
+    whole, few = Regression(tensor(prior)), Regression(tensor(prior[:, chosen]))
+    for part in (slice(0, 30), slice(30, 50)):
+        rest = tensor(y[part]), tensor(weights[part])
+        whole.add(tensor(x[part]), *rest)
+        few.add(tensor(x[part][:, chosen]), *rest)
+    found, expected = whole.solve(0.1, torch.tensor(chosen)), few.solve(0.1)
+    np.testing.assert_allclose(found.weight, expected.weight, atol=1e-9)
+    np.testing.assert_allclose(found.bias, expected.bias, atol=1e-9)
+
+
+def test_pruning_leaves_out_what_can_be_missed_most_easily() -> None:
+    """One input a round; the reference solves anew without each of those that are left."""
+    x = RNG.normal(size=(80, 12)) @ RNG.normal(size=(12, 12))
+    y = x @ RNG.normal(size=(12, 3)) + RNG.normal(size=(80, 3))
+    regression = Regression(torch.zeros(3, 12, dtype=torch.float64))
+    regression.add(tensor(x), tensor(y), torch.ones(80, 1, dtype=torch.float64))
+    centred = x - x.mean(0)
+    penalty = 0.01 * np.square(centred).mean()
+
+    def loss(kept: list[int]) -> float:
+        rows = np.vstack([centred[:, kept], np.sqrt(80 * penalty) * np.eye(len(kept))])
+        targets = np.vstack([y - y.mean(0), np.zeros((len(kept), 3))])
+        return float(np.linalg.lstsq(rows, targets, rcond=None)[1].sum())
+
+    expected = list(range(12))
+    while len(expected) > 5:
+        least = min(expected, key=lambda at: loss([other for other in expected if other != at]))
+        expected.remove(least)
+    assert regression.prune(0.01, 5, rounds=7).tolist() == expected
+    assert regression.prune(0.01, 12).tolist() == list(range(12))
+
+
 def test_a_large_mean_costs_no_digits() -> None:
     x = RNG.normal(1e4, 1, (400, 3)).astype(np.float32)
     truth = RNG.normal(size=(2, 3))
@@ -143,8 +180,16 @@ def test_the_principal_basis_spans_the_leading_singular_vectors() -> None:
     x = RNG.normal(size=(60, 5)) * [1, 5, 2, 4, 3]
     basis = principal_basis(tensor(x.T @ x), 3).numpy()
     leading = np.linalg.svd(x, full_matrices=False)[2][:3].T
-    np.testing.assert_allclose(np.abs(basis.T @ leading), np.eye(3), atol=1e-9)
-    assert (basis[np.abs(basis).argmax(0), range(3)] > 0).all()
+    np.testing.assert_allclose(basis.T @ basis, np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(basis @ basis.T, leading @ leading.T, atol=1e-9)
+
+
+def test_what_a_norm_takes_out_of_the_principal_basis_is_its_weakest_direction() -> None:
+    x = RNG.normal(size=(60, 5)) * [1, 5, 2, 4, 3]
+    seen = x @ principal_basis(tensor(x.T @ x), 3).numpy()
+    values = np.linalg.svd(x, full_matrices=False)[1]
+    mean = seen.mean(1) * np.sqrt(3)  # along the unit vector whose entries are all equal
+    np.testing.assert_allclose(np.linalg.norm(mean), values[2])
 
 
 def test_batches_hold_every_text_once_and_few_tokens() -> None:
@@ -369,6 +414,52 @@ def test_a_narrower_student_records_its_basis_and_distilling_starts_there(
     for term in ("hidden", "embedding"):
         assert given[term] < 0.5 * without[term]
         assert made[term] == pytest.approx(given[term], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["xlm-roberta", "deberta-v2"])
+def test_heads_come_from_all_the_layers_that_one_replaces_and_learn_from_them(
+    tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast, family: str
+) -> None:
+    """Of a layer whose heads pass nothing on none is taken: all are those of the one below it."""
+    teacher = make_model(family, "sequence")
+    attention = teacher.base_model.encoder.layer[1].attention.self
+    (attention.value if family == "xlm-roberta" else attention.value_proj).weight.data.zero_()
+    teacher.save_pretrained(tmp_path / "t")
+    xlmr_tokenizer.save_pretrained(tmp_path / "t")
+    calibrate(tmp_path / "t", text_data, tmp_path / "s", layers=2)
+    path = tmp_path / "s" / "kdshrink.json"
+    record = json.loads(path.read_text())
+    count = teacher.config.num_attention_heads
+    assert record["heads"][0] == [[1, head] for head in range(1, count + 1)]
+    assert len(record["heads"][1]) == count
+    assert all(layer in (3, 4) for layer, _ in record["heads"][1])
+
+    def attention_loss(name: str, **start: Any) -> float:
+        """The first step's term, before anything was learned."""
+        distill(
+            DistillConfig(
+                teacher=str(tmp_path / "t"),
+                data=str(text_data),
+                output_dir=tmp_path / name,
+                max_steps=1,
+                logging_steps=1,
+                **start,
+            )
+        )
+        log = (tmp_path / name / "train_log.jsonl").read_text().splitlines()
+        return float(json.loads(log[0])["attention"])
+
+    given = attention_loss("given", student=str(tmp_path / "s"))
+    assert (
+        json.loads((tmp_path / "given" / "kdshrink.json").read_text())["heads"] == record["heads"]
+    )
+    made = attention_loss("made", init="calibrated", layers=2)
+    path.write_text(json.dumps({**record, "heads": None}))
+    assert given < 0.5 * attention_loss("without", student=str(tmp_path / "s"))
+    assert made == pytest.approx(given, rel=1e-4)
+    path.write_text(json.dumps({**record, "heads": [[[9, 1]] * count] * 2}))
+    with pytest.raises(ModelError, match="no head 1 in a layer 9"):
+        attention_loss("beyond", student=str(tmp_path / "s"))
 
 
 def test_a_calibrated_start_is_trained_without_dropout_unless_told(

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from kdshrink.errors import ModelError
 from kdshrink.losses import attention_mse, centre, hidden_mse
-from kdshrink.recording import Record, Recorder
+from kdshrink.recording import Head, Record, Recorder
 
 LAYERS = 4
 CHOSEN = (1, 3, 4)
@@ -336,6 +336,19 @@ def hooks(model: PreTrainedModel) -> int:
     return sum(
         len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_of_any_layers_come_side_by_side(family: str) -> None:
+    model, batch = make_model(family), make_batch()
+    layers = {number: recorder(model, layers=[number])(**batch)[1] for number in (1, 2, 4)}
+    heads = [[Head(1, 2), Head(2, 4)], [Head(4, 1), Head(4, 3)]]
+    found = recorder(model, layers=[2, 4], heads=heads)(**batch)[1]
+    for attention, wanted in zip(found.attention, heads, strict=True):
+        expected = [layers[at].attention[0][:, head - 1] for at, head in wanted]
+        torch.testing.assert_close(attention, torch.stack(expected, 1))
+    for hidden, at in zip(found.hidden, (2, 4), strict=True):
+        torch.testing.assert_close(hidden, layers[at].hidden[0])
 
 
 @pytest.mark.parametrize("family", ["xlm-roberta", "deberta-v2"])

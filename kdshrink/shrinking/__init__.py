@@ -89,7 +89,7 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
     tokenizer_files(source)
     plan_for(source, config, calibrated=config.init == "calibrated")
     texts = _calibration_texts(source, config) if config.init == "calibrated" else None
-    trimmed, vocabulary, calibration = None, None, None
+    trimmed, vocabulary, calibration, heads = None, None, None, None
     if config.vocab_from is not None:
         trimmed, vocabulary = _trim(source, config, progress)
     with whole_directory(output_dir) as folder:
@@ -109,6 +109,7 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             options: Any = {"kept": kept, "progress": progress}
             done = calibrate_student(source, folder, plan, texts, config, **options)
             calibration = {**done.to_dict(), "data": texts.source}
+            heads = done.heads
         record = make_record(
             "shrink",
             config,
@@ -122,6 +123,7 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             training_languages=[] if config.init == "scratch" else source.training_languages,
             layers=list(plan.layers),
             of_layers=source.config["num_hidden_layers"],
+            heads=heads,
             **({} if calibration is None else {"calibration": calibration}),
         )
         result = ShrinkResult(

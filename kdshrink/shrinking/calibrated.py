@@ -24,6 +24,7 @@ from ..encoding import Collator, encode
 from ..errors import ModelError
 from ..loading import fitting_length, load_tokenizer, load_weights, pick_device, to_device
 from ..progress import Progress, silent
+from ..recording import Head
 from ..tensors import TensorReader, TensorSpec, write_tensors
 from .activations import Batch, make_batches
 from .engine import StudentPlan
@@ -50,12 +51,14 @@ class CalibrationReport:
         errors: After the embeddings and after each layer, the relative squared error of the student's
             hidden states.
         basis: P (teacher's width, student's width); None where the widths are equal.
+        heads: For each layer, the teacher's head that each of its heads stands for.
     """
 
     texts: dict[str, int]
     tokens: int
     errors: tuple[float, ...]
     basis: Tensor | None
+    heads: tuple[tuple[Head, ...], ...]
 
     def to_dict(self) -> dict[str, Any]:
         """What --json and a record say of it."""
@@ -129,6 +132,7 @@ def calibrate_student(
         sum(batch.tokens for batch in batches),
         result.errors,
         result.basis,
+        result.heads,
     )
 
 

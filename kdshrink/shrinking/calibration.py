@@ -65,18 +65,53 @@ class Regression:
             self._sums = [new.double() for new in sums]
         self._count += float(weights.double().sum())
 
-    def solve(self, ridge: float) -> Affine:
+    def solve(self, ridge: float, inputs: Tensor | None = None) -> Affine:
         """The solution, in double precision.
 
         Args:
             ridge: λ in units of the mean diagonal of G.
+            inputs: Numbers of the inputs to regress on, as if the others had never been there; None
+                for all.
         """
         assert self._origin is not None
         x, rest, gram, cross = self._centred()
-        gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(_JITTER))
-        change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T
-        bias = self._origin[1] + rest - change @ (self._origin[0] + x)
-        return Affine(self._prior + change, bias)
+        x, rest, prior = self._origin[0] + x, self._origin[1] + rest, self._prior
+        if inputs is not None:
+            others = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            others[inputs] = False
+            # What the prior of the others explained is for these to explain now.
+            rest = rest + prior[:, others] @ x[others]
+            cross = cross[inputs] + gram[inputs][:, others] @ prior[:, others].T
+            x, gram, prior = x[inputs], gram[inputs][:, inputs], prior[:, inputs]
+        factor = torch.linalg.cholesky(_ridged(gram, ridge))
+        change = torch.cholesky_solve(cross, factor).T
+        return Affine(prior + change, rest - change @ x)
+
+    def prune(self, ridge: float, count: int, rounds: int = 4) -> Tensor:
+        """The inputs that serve best together, by backward elimination.
+
+        Leaving input j out of the solution W, and mending the other weights for it, adds the squared
+        error ‖W_j‖² / [H⁻¹]_jj, where H = G + λI: the Optimal Brain Surgeon (Hassibi and Stork 1993). The
+        cheapest go, in a few rounds, since what one does another may do too: in each, costs are found
+        anew.
+
+        Args:
+            ridge: λ in units of the mean diagonal of G, here towards zero.
+            count: How many inputs to keep.
+
+        Returns:
+            Their numbers, (count), rising.
+        """
+        _, _, gram, cross = self._centred()
+        target = cross + gram @ self._prior.T
+        gram = _ridged(gram, ridge)
+        kept = torch.arange(len(gram), device=gram.device)
+        surplus = len(kept) - count
+        for left in range(rounds - 1, -1, -1):
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram[kept][:, kept]))
+            costs = (inverse @ target[kept]).pow(2).sum(1) / inverse.diagonal()
+            kept = kept[costs.topk(count + surplus * left // rounds).indices.sort().values]
+        return kept
 
     def explained(self, solution: Affine) -> Tensor:
         """The share of each output's variance that a solution explains, (out), from 0 to 1."""
@@ -90,6 +125,12 @@ class Regression:
         """Means of x and r about the origin, and the centred moments of x with itself and with r."""
         x, rest, gram, cross = (total / self._count for total in self._sums[:4])
         return x, rest, gram - x[:, None] * x, cross - x[:, None] * rest
+
+
+def _ridged(gram: Tensor, ridge: float) -> Tensor:
+    """G + λI, for λ in units of G's mean diagonal."""
+    penalty = ridge * gram.diagonal().mean().clamp_min(_JITTER)
+    return gram + penalty * torch.eye(len(gram)).to(gram)
 
 
 class ChannelFit:
@@ -178,10 +219,18 @@ def value_basis(values: Tensor, outward: Tensor, size: int) -> tuple[Tensor, Ten
 
 
 def principal_basis(second_moment: Tensor, size: int) -> Tensor:
-    """The leading eigenvectors of a second moment (H, H), as columns (H, size) in falling order.
+    """An orthonormal basis of the span of the leading eigenvectors of a second moment (H, H), (H, size).
+
+    LayerNorm takes the mean out of the channels, and so loses the direction in which all are equal. The
+    eigenvectors, in falling order, are reflected so that this is the last of them, the weakest, where
+    otherwise it would be a mixture of all (Householder's reflection that swaps both directions).
 
     An eigenvector's sign is chosen so that its largest entry is positive: the solver's is any.
     """
     vectors = torch.linalg.eigh(second_moment).eigenvectors[:, -size:].flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return vectors * largest.sign()
+    vectors = vectors * largest.sign()
+    normal = torch.full((size,), -(size**-0.5)).to(vectors)
+    normal[-1] += 1
+    normal /= normal.norm().clamp_min(_JITTER)
+    return vectors - 2 * (vectors @ normal)[:, None] * normal

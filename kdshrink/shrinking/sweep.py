@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..progress import Progress, silent
+from ..recording import Head
 from .activations import Batch
 from .calibration import Affine, ChannelFit, Regression, principal_basis
 from .layerfit import PASSES, finish, fit_layer, fit_norm, put
@@ -52,10 +53,12 @@ class Calibration:
         basis: P (teacher's width, student's width), orthonormal columns; None where widths are equal.
         errors: After the embeddings and after each layer: squared error of the student's hidden states
             against the teacher's in its basis, over their variance.
+        heads: For each layer, the teacher's head that each of its heads stands for.
     """
 
     basis: Tensor | None
     errors: tuple[float, ...]
+    heads: tuple[tuple[Head, ...], ...]
 
 
 @torch.no_grad()
@@ -90,21 +93,26 @@ def calibrate(
         ids,
         widths,
         dropped=max(map(len, blocks)) - 1,
-        passes=5 + len(teacher.layers) + (PASSES - 1) * len(layers),
+        passes=5 + PASSES * len(layers) + len(teacher.layers) - layers[-1],
         folder=folder,
         device=device,
         progress=progress,
     )
     _survey(stream, teacher, widths[1], settings)
     errors = [_embed(stream, teacher, student, pieces)]
-    for number, block, layer in zip(layers, blocks, student.layers, strict=True):
-        errors.append(fit_layer(stream, block, layer, settings.ridge))
-        logger.info("calibrated to layer %d: relative error %.4f", number, errors[-1])
+    heads = []
+    for start, number, block, layer in zip(below, layers, blocks, student.layers, strict=True):
+        fit = fit_layer(stream, block, layer, settings.ridge)
+        errors.append(fit.error)
+        places = (divmod(head, layer.heads) for head in fit.heads)
+        heads.append(tuple(Head(start + above + 1, head + 1) for above, head in places))
+        logger.info("calibrated to layer %d: relative error %.4f", number, fit.error)
     for above in teacher.layers[layers[-1] :]:
         for batch in stream.batches():
             stream.write(THEIRS, batch, above(stream.read(THEIRS, batch), batch))
     _fit_head(stream, teacher, student, settings.ridge)
-    return Calibration(None if stream.basis is None else stream.basis.cpu(), tuple(errors))
+    basis = None if stream.basis is None else stream.basis.cpu()
+    return Calibration(basis, tuple(errors), tuple(heads))
 
 
 def _survey(stream: Stream, teacher: EncoderView, width: int, settings: Settings) -> None:
