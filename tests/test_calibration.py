@@ -624,12 +624,12 @@ def test_positions_with_projections_of_their_own(
     texts = texts_of(text_data)
     theirs = outputs(teacher, tmp_path / "t", texts)
     errors = []
-    for name, shape in (("same", {}), ("narrow", {"hidden_size": 16})):
+    for name, shape in (("same", {}), ("narrow", {"hidden_size": 16}), ("shallow", {"layers": 2})):
         calibrate(tmp_path / "t", text_data, tmp_path / name, **shape)
         student = AUTO["sequence"].from_pretrained(tmp_path / name)
         errors.append(float((outputs(student, tmp_path / name, texts) - theirs).abs().max()))
     assert errors[0] < 1e-3
-    assert errors[1] < 0.5 * float(theirs.std())
+    assert max(errors[1:]) < 0.5 * float(theirs.std())
 
 
 @pytest.mark.parametrize("family", ["deberta-conv", "electra"])

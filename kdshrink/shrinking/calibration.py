@@ -107,7 +107,7 @@ class Regression:
         gram = _ridged(gram, ridge)
         kept = torch.arange(len(gram), device=gram.device)
         surplus = len(kept) - count
-        for left in range(rounds - 1, -1, -1):
+        for left in range(rounds - 1, -1, -1) if surplus else ():
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram[kept][:, kept]))
             costs = (inverse @ target[kept]).pow(2).sum(1) / inverse.diagonal()
             kept = kept[costs.topk(count + surplus * left // rounds).indices.sort().values]

@@ -1,23 +1,25 @@
 """Scores of copied (or sliced) and calibrated students after equal distillation, as a Markdown table.
 
     python tests/benchmarks/distilled_starts.py TEACHER -o DIR --data massive --data-dir MASSIVE_DIR \
-        --seen ar,de,en,es,ru,zh-CN --unseen nl,pt-PT,sw,th --steps 0,50,150,300 --seeds 1,2,3 \
-        6x384 6x192 -- --learning-rate 2e-4 --warmup-steps 20 --max-length 24
+        --seen ar,de,en,es,ru,zh-CN --unseen nl,pt-PT,sw,th --steps 50,150,300 --seeds 44,55,66 \
+        6x384 6x192 -- --learning-rate 2e-4 --warmup-steps 20 --batch-size 32 --max-length 24
 
-A student is LAYERSxWIDTH; both its starts are made by `kdshrink shrink`, distilled for each number of steps
-(every one a run with a schedule of its own) and seed, and scored by `kdshrink zero-shot`. What stands
-behind `--` goes to `kdshrink distill`. Scores stay in DIR, so that the command goes on where it was ended;
-models do not.
+A student is LAYERSxWIDTH; both its starts are made by `kdshrink shrink` and distilled once a seed, for the
+last of the steps. Told are the scores of `kdshrink zero-shot` before and after it, on the test split's seen
+and unseen languages, and on the way the development set's. What stands behind `--` goes to `kdshrink
+distill`, and its --max-length to the calibration too. Scores stay in DIR, so that the command goes on where
+it was ended; students do not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+from math import gcd
 from pathlib import Path
 
 STARTS = ("copy", "calibrated")
@@ -33,49 +35,46 @@ def start(options: argparse.Namespace, shape: str, init: str) -> Path:
     folder: Path = options.output / f"{shape}-{init}"
     if not folder.exists():
         layers, width = shape.split("x")
-        text = [*options.source, "--languages", options.seen] if init == "calibrated" else []
+        text = [*options.source, "--languages", options.seen, *options.length]
         size = ["--layers", layers, "--hidden-size", width]
-        kdshrink("shrink", options.teacher, *size, "--init", init, *text, "-o", folder)
+        extra = text if init == "calibrated" else []
+        kdshrink("shrink", options.teacher, *size, "--init", init, *extra, "-o", folder)
     return folder
 
 
-def score(options: argparse.Namespace, shape: str, init: str, steps: int, seed: int) -> dict:
-    """What zero-shot says of a student, made and distilled if its answer is not there yet."""
-    kept: Path = options.output / f"{shape}-{init}-{steps}-{seed}.json"
-    if kept.exists():
-        return dict(json.loads(kept.read_text()))
-    model = untrained = start(options, shape, init)
-    if steps:
-        model = kept.with_suffix("")
-        shutil.rmtree(model, ignore_errors=True)
+def tested(options: argparse.Namespace, model: Path, kept: Path) -> dict[str, float]:
+    """What zero-shot says of a model, seen and unseen; asked for if it is not kept yet."""
+    if not kept.exists():
+        languages = f"{options.seen},{options.unseen}"
+        groups = ["--seen-languages", options.seen, "--unseen-languages", options.unseen]
+        words = ["--languages", languages, *groups, "--max-eval-samples", options.max_eval_samples]
+        kept.write_text(kdshrink("zero-shot", model, *options.source, *words, "--json"))
+    answer = json.loads(kept.read_text())
+    return {group: answer[group]["score"] for group in ("seen", "unseen")}
+
+
+def distilled(options: argparse.Namespace, shape: str, init: str, seed: int) -> dict[str, float]:
+    """Scores of a student on the way through its distillation, and at its end."""
+    untrained = start(options, shape, init)
+    model: Path = options.output / f"{shape}-{init}-{seed}"
+    kept = model.with_suffix(".json")
+    if not kept.exists():
         words = ["--teacher", options.teacher, "--student", untrained, "--languages", options.seen]
-        run = ["--max-steps", steps, "--seed", seed, "--no-compare"]
-        once = ["--eval-steps", 10**6, "--max-eval-samples", 20]
-        words += [*options.source, *run, *once, *options.distill]
-        kdshrink("distill", *words, "-o", model)
-    languages = f"{options.seen},{options.unseen}"
-    words = ["--languages", languages, "--seen-languages", options.seen]
-    limit = ["--max-eval-samples", options.max_eval_samples]
-    answer = kdshrink("zero-shot", model, *options.source, *words, *limit, "--json")
-    kept.write_text(answer)
-    if steps:
-        shutil.rmtree(model)
-    print(kept.stem, *scores(json.loads(answer)), file=sys.stderr, flush=True)
-    return dict(json.loads(answer))
+        run = ["--max-steps", options.steps[-1], "--eval-steps", gcd(*options.steps)]
+        words += [*options.source, *run, "--seed", seed, "--no-compare", "--overwrite"]
+        kdshrink("distill", *words, *options.distill, "-o", model)
+    found = tested(options, model, kept)
+    (model / "model.safetensors").unlink(missing_ok=True)
+    log = [json.loads(line) for line in (model / "train_log.jsonl").read_text().splitlines()]
+    found |= {str(line["step"]): line["score"] for line in log if "score" in line}
+    print(kept.stem, found, file=sys.stderr, flush=True)
+    return found
 
 
-def scores(answer: dict) -> list[str]:
-    return [f"{answer[group]['score']:.3f}" for group in ("seen", "unseen")]
-
-
-def cell(found: list[dict]) -> str:
-    """Mean and, of several seeds, standard deviation: seen, unseen."""
-    parts = []
-    for group in ("seen", "unseen"):
-        values = [answer[group]["score"] for answer in found]
-        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-        parts.append(f"{statistics.mean(values):.3f}{spread}")
-    return ", ".join(parts)
+def cell(values: Sequence[float]) -> str:
+    """Mean and, of several seeds, standard deviation."""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
 
 
 def main() -> None:
@@ -88,31 +87,31 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--seen", required=True)
     parser.add_argument("--unseen", required=True)
-    parser.add_argument("--steps", default="0,50,150,300")
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--starts", default=",".join(STARTS))
+    parser.add_argument("--steps", default="50,150,300")
+    parser.add_argument("--seeds", default="44,55,66")
     parser.add_argument("--max-eval-samples", type=int, default=300)
     options = parser.parse_args(own.split())
     options.source = ["--data", options.data, "--data-dir", options.data_dir]
     options.distill = distill.split()
+    options.length = []
+    if "--max-length" in options.distill:
+        at = options.distill.index("--max-length")
+        options.length = options.distill[at : at + 2]
+    options.steps = sorted(map(int, options.steps.split(",")))
     options.output.mkdir(parents=True, exist_ok=True)
-    counts = [int(steps) for steps in options.steps.split(",")]
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    starts = options.starts.split(",")
-    found: dict[tuple[str, str, int], list[dict]] = {}
-    for seed in seeds:
-        for shape in options.shapes:
-            for init in starts:
-                for steps in counts:
-                    if steps or seed == seeds[0]:
-                        row = found.setdefault((shape, init, steps), [])
-                        row.append(score(options, shape, init, steps, seed))
-    print("| student | start |", " | ".join(f"{steps} steps" for steps in counts), "|")
-    print("|---|---|" + "---|" * len(counts))
+    points = [*map(str, options.steps), "seen", "unseen"]
+    titles = ["untrained: seen", "unseen", *(f"{step} steps" for step in options.steps)]
+    print("| student | start |", " | ".join(titles), "| test, seen | unseen |")
+    print("|---|---|" + "---|" * (len(titles) + 2))
     for shape in options.shapes:
-        for init in starts:
-            cells = (cell(found[shape, init, steps]) for steps in counts)
-            print(f"| {shape} | {init} |", " | ".join(cells), "|")
+        for init in STARTS:
+            kept = options.output / f"{shape}-{init}.json"
+            untrained = tested(options, start(options, shape, init), kept)
+            runs = [distilled(options, shape, init, seed) for seed in seeds]
+            cells = [cell([score]) for score in untrained.values()]
+            cells += [cell([run[point] for run in runs]) for point in points]
+            print(f"| {shape} | {init} |", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":
