@@ -182,6 +182,11 @@ def test_the_principal_basis_spans_the_leading_singular_vectors() -> None:
     leading = np.linalg.svd(x, full_matrices=False)[2][:3].T
     np.testing.assert_allclose(basis.T @ basis, np.eye(3), atol=1e-9)
     np.testing.assert_allclose(basis @ basis.T, leading @ leading.T, atol=1e-9)
+    # The reflection undone, the eigenvectors themselves, and with their signs.
+    normal = np.eye(3)[2] - 1 / np.sqrt(3)
+    vectors = basis @ (np.eye(3) - 2 * np.outer(normal, normal) / (normal @ normal))
+    np.testing.assert_allclose(np.abs(vectors.T @ leading), np.eye(3), atol=1e-9)
+    assert (vectors[np.abs(vectors).argmax(0), range(3)] > 0).all()
 
 
 def test_what_a_norm_takes_out_of_the_principal_basis_is_its_weakest_direction() -> None:
@@ -375,6 +380,21 @@ def test_a_calibrated_student_is_nearer_than_a_copied_one(
     assert result["parameters_after"] == sum(t.numel() for t in stored.values())
 
 
+def first_terms(folder: Path, data: Path, name: str, **start: Any) -> dict[str, float]:
+    """The terms of a distillation's first step, before anything was learned."""
+    distill(
+        DistillConfig(
+            teacher=str(folder / "t"),
+            data=str(data),
+            output_dir=folder / name,
+            max_steps=1,
+            logging_steps=1,
+            **start,
+        )
+    )
+    return dict(json.loads((folder / name / "train_log.jsonl").read_text().splitlines()[0]))
+
+
 def test_a_narrower_student_records_its_basis_and_distilling_starts_there(
     tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -391,26 +411,12 @@ def test_a_narrower_student_records_its_basis_and_distilling_starts_there(
     torch.testing.assert_close(student.weight, teacher.weight @ basis)
     assert not any("basis" in name for name in load_file(tmp_path / "s" / "model.safetensors"))
 
-    def first_terms(name: str, **start: Any) -> dict[str, float]:
-        """The terms of the first step, before anything was learned."""
-        distill(
-            DistillConfig(
-                teacher=str(tmp_path / "t"),
-                data=str(text_data),
-                output_dir=tmp_path / name,
-                max_steps=1,
-                logging_steps=1,
-                **start,
-            )
-        )
-        return json.loads((tmp_path / name / "train_log.jsonl").read_text().splitlines()[0])
-
-    given = first_terms("given", student=str(tmp_path / "s"))
+    given = first_terms(tmp_path, text_data, "given", student=str(tmp_path / "s"))
     shape: Any = {"layers": 2, "hidden_size": 12}
-    made = first_terms("made", init="calibrated", **shape)
+    made = first_terms(tmp_path, text_data, "made", init="calibrated", **shape)
     del record["calibration"]["basis"]
     (tmp_path / "s" / "kdshrink.json").write_text(json.dumps(record))
-    without = first_terms("without", student=str(tmp_path / "s"))
+    without = first_terms(tmp_path, text_data, "without", student=str(tmp_path / "s"))
     for term in ("hidden", "embedding"):
         assert given[term] < 0.5 * without[term]
         assert made[term] == pytest.approx(given[term], rel=1e-4)
@@ -434,32 +440,18 @@ def test_heads_come_from_all_the_layers_that_one_replaces_and_learn_from_them(
     assert len(record["heads"][1]) == count
     assert all(layer in (3, 4) for layer, _ in record["heads"][1])
 
-    def attention_loss(name: str, **start: Any) -> float:
-        """The first step's term, before anything was learned."""
-        distill(
-            DistillConfig(
-                teacher=str(tmp_path / "t"),
-                data=str(text_data),
-                output_dir=tmp_path / name,
-                max_steps=1,
-                logging_steps=1,
-                **start,
-            )
-        )
-        log = (tmp_path / name / "train_log.jsonl").read_text().splitlines()
-        return float(json.loads(log[0])["attention"])
-
-    given = attention_loss("given", student=str(tmp_path / "s"))
+    given = first_terms(tmp_path, text_data, "given", student=str(tmp_path / "s"))["attention"]
     assert (
         json.loads((tmp_path / "given" / "kdshrink.json").read_text())["heads"] == record["heads"]
     )
-    made = attention_loss("made", init="calibrated", layers=2)
+    made = first_terms(tmp_path, text_data, "made", init="calibrated", layers=2)["attention"]
     path.write_text(json.dumps({**record, "heads": None}))
-    assert given < 0.5 * attention_loss("without", student=str(tmp_path / "s"))
+    without = first_terms(tmp_path, text_data, "without", student=str(tmp_path / "s"))["attention"]
+    assert given < 0.5 * without
     assert made == pytest.approx(given, rel=1e-4)
     path.write_text(json.dumps({**record, "heads": [[[9, 1]] * count] * 2}))
     with pytest.raises(ModelError, match="no head 1 in a layer 9"):
-        attention_loss("beyond", student=str(tmp_path / "s"))
+        first_terms(tmp_path, text_data, "beyond", student=str(tmp_path / "s"))
 
 
 def test_a_calibrated_start_is_trained_without_dropout_unless_told(

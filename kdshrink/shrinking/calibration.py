@@ -230,7 +230,7 @@ def principal_basis(second_moment: Tensor, size: int) -> Tensor:
     vectors = torch.linalg.eigh(second_moment).eigenvectors[:, -size:].flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     vectors = vectors * largest.sign()
-    normal = torch.full((size,), -(size**-0.5)).to(vectors)
+    normal = vectors.new_full((size,), -(size**-0.5))
     normal[-1] += 1
     normal /= normal.norm().clamp_min(_JITTER)
     return vectors - 2 * (vectors @ normal)[:, None] * normal

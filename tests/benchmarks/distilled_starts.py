@@ -8,7 +8,7 @@ A student is LAYERSxWIDTH; both its starts are made by `kdshrink shrink` and dis
 last of the steps. Told are the scores of `kdshrink zero-shot` before and after it, on the test split's seen
 and unseen languages, and on the way the development set's. What stands behind `--` goes to `kdshrink
 distill`, and its --max-length to the calibration too. Scores stay in DIR, so that the command goes on where
-it was ended; students do not.
+it was ended; distilled weights do not.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def start(options: argparse.Namespace, shape: str, init: str) -> Path:
     folder: Path = options.output / f"{shape}-{init}"
     if not folder.exists():
         layers, width = shape.split("x")
-        text = [*options.source, "--languages", options.seen, *options.length]
-        size = ["--layers", layers, "--hidden-size", width]
-        extra = text if init == "calibrated" else []
-        kdshrink("shrink", options.teacher, *size, "--init", init, *extra, "-o", folder)
+        words = ["--layers", layers, "--hidden-size", width, "--init", init]
+        if init == "calibrated":
+            words += [*options.source, "--languages", options.seen, *options.length]
+        kdshrink("shrink", options.teacher, *words, "-o", folder)
     return folder
 
 
