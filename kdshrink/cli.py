@@ -56,7 +56,8 @@ def _complete_model(incomplete: str) -> list[str]:
 
 
 def _complete_languages(ctx: typer.Context, incomplete: str) -> list[str]:
-    from .languages import GROUPS, NAMED
+    from .data.languages import GROUPS
+    from .data.registry import NAMED
 
     named = NAMED.get(ctx.params.get("data") or ctx.params.get("vocab_from") or "")
     names = [*GROUPS, *([unit.name for unit in named.units] if named else [])]

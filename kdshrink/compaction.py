@@ -23,9 +23,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import disk_errors
 from .errors import TrainingError
-from .tensors import TensorReader, TensorSpec, write_tensors
+from .files import disk_errors
+from .models.tensors import TensorReader, TensorSpec, write_tensors
 
 TABLE = "embeddings.safetensors"
 _BLOCK = 16384

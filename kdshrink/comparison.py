@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import Source
 from .config import DistillConfig
-from .data import TaskData, language_codes, load_data
-from .languages import language_of
-from .loading import load_weights, to_device
+from .data.languages import language_of
+from .data.load import TaskData, load_data
+from .data.sampling import language_codes
+from .models.devices import to_device
+from .models.loading import load_weights
+from .models.source import Source
 from .progress import Progress
 from .scoring import Evaluator, make_evaluator
 from .students import Student

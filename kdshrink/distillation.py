@@ -17,27 +17,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
 from . import losses
-from .batching import steps_per_epoch
-from .checkpoint import CHECKPOINTS, Source, check_output, find_model, make_record
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .comparison import Comparison
 from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
-from .data import language_codes, load_data
-from .encoding import IGNORED, Collator, match_labels, token_counts
+from .data.batching import steps_per_epoch
+from .data.encoding import IGNORED, Collator, match_labels, token_counts
+from .data.load import load_data
+from .data.sampling import language_codes
 from .errors import UsageError
 from .hub import check_push, pushed
-from .loading import (
-    describe_device,
-    fitting_length,
-    load_tokenizer,
-    load_weights,
-    model_sizes,
-    pick_device,
-    require_task,
-    to_device,
-)
+from .models.devices import describe_device, pick_device, to_device
+from .models.loading import fitting_length, load_tokenizer, load_weights, model_sizes, require_task
+from .models.source import Source, find_model
+from .output import CHECKPOINTS, check_output
 from .processes import is_first
 from .progress import Progress, silent
+from .publishing.record import make_record
 from .recording import Head, Recorder
 from .scoring import EvalResult, Evaluator, LanguageScore
 from .sharding import require_processes, shard

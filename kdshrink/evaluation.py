@@ -16,23 +16,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .checkpoint import (
-    RECORD,
-    Source,
-    check_output,
-    disk_errors,
-    find_model,
-    make_record,
-    whole_directory,
-    write_json,
-)
 from .config import EvalConfig, ZeroShotConfig
-from .data import TaskData, language_codes, load_data
+from .data.languages import language_of
+from .data.load import TaskData, load_data
+from .data.registry import NAMED, Task
+from .data.sampling import language_codes
 from .errors import DataError, OutputError
-from .languages import NAMED, Task, language_of
-from .loading import describe_device, load_classifier, pick_device, require_task, to_device
+from .files import disk_errors, write_json
 from .metrics import entity_scores, text_scores
+from .models.devices import describe_device, pick_device, to_device
+from .models.loading import load_classifier, require_task
+from .models.source import Source, find_model
+from .output import RECORD, check_output, whole_directory
 from .progress import Progress, silent
+from .publishing.record import make_record
 from .scoring import EvalResult, Evaluator, Predictions, label_ids_of, make_evaluator
 
 logger = logging.getLogger(__name__)

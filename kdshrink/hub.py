@@ -10,10 +10,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .checkpoint import CHECKPOINTS, find_model
 from .config import HubOptions, HubTarget, PushConfig, SourceOptions
 from .connection import chain_of, reason, use_timeouts
 from .errors import HubError, Interrupted, KdshrinkError, ModelError, Terminated, UsageError
+from .models.source import find_model
+from .output import CHECKPOINTS
 from .processes import is_first
 from .progress import Progress
 

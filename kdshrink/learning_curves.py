@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import CHECKPOINTS, LOG
 from .config import CurvesConfig
 from .errors import DataError
+from .output import CHECKPOINTS, LOG
 from .progress import Progress
 
 

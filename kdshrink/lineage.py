@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from .card import hub_base
-from .checkpoint import Source, find_model, licences
 from .config import InfoConfig
 from .connection import reason
 from .errors import HubError, ModelError
+from .models.source import Source, find_model
 from .progress import Progress
+from .publishing.record import licences
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 """Bytes a number of each type of safetensors; those of its other types take one."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .encoding import IGNORED
+from .data.encoding import IGNORED
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
 from sklearn import metrics as sklearn_metrics
 
-from .languages import Task
+from .data.registry import Task
 
 METRICS: Mapping[Task, str] = {"sequence": "macro_f1", "token": "entity_f1"}
 AVERAGING = "macro-F1 over the classes present in gold or prediction"

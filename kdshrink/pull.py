@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from .connection import is_network_fault, reason, use_timeouts
 from .errors import HubError, ModelError
+from .files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -134,15 +134,6 @@ def _check_content(snapshot: Path, since: float) -> None:
             raise HubError(
                 f"{link.name} came damaged: its content has not the checksum that the Hub tells"
             )
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 @contextmanager

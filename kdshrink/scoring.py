@@ -15,14 +15,16 @@ from datasets import Dataset
 from torch import distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .batching import cut_by_tokens, forward_positions
-from .checkpoint import Source
-from .data import TaskData, language_codes
-from .encoding import Collator, encode, match_labels, token_counts
+from .data.batching import cut_by_tokens
+from .data.encoding import Collator, encode, match_labels, token_counts
+from .data.load import TaskData
+from .data.registry import Task
+from .data.sampling import language_codes
 from .errors import DataError
-from .languages import Task
-from .loading import fitting_length
 from .metrics import AVERAGING, METRICS, MODE, Scores, entity_scores, text_scores
+from .models.devices import forward_positions
+from .models.loading import fitting_length
+from .models.source import Source
 from .packing import packed_linears
 from .progress import Progress, silent
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import Source, find_model, tokenizer_files
 from .config import DistillConfig
-from .data import TaskData
+from .data.load import TaskData
+from .data.registry import Task
 from .errors import ModelError, ShapeError, UsageError
-from .languages import Task
-from .loading import load_tokenizer, load_weights, load_with_head, require_task
+from .models.loading import load_tokenizer, load_weights, load_with_head, require_task
+from .models.source import Source, find_model, tokenizer_files
 from .progress import Progress
 from .recording import Head
 from .shrinking import shrink_source

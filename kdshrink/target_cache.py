@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import disk_errors, write_json
 from .errors import OutputError
+from .files import disk_errors, write_json
 
 _KEY = "key.json"
 _DONE = "done.bin"

@@ -19,8 +19,9 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional
 
-from .batching import Batches, cut_by_tokens, forward_positions
-from .encoding import token_counts
+from .data.batching import Batches, cut_by_tokens
+from .data.encoding import token_counts
+from .models.devices import forward_positions
 from .packing import packed_linears
 from .recording import Record, Recorder
 from .sharding import is_sharded, largest

@@ -31,17 +31,13 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from .batching import Batches
-from .checkpoint import (
-    CHECKPOINTS,
-    LOG,
-    disk_errors,
-    write_json,
-)
 from .compaction import WholeTable, count_decay
-from .encoding import IGNORED
+from .data.batching import Batches
+from .data.encoding import IGNORED
 from .errors import Interrupted, TrainingError
+from .files import disk_errors, write_json
 from .losses import task_cross_entropy
+from .output import CHECKPOINTS, LOG
 from .progress import Progress
 from .scoring import EvalResult, Evaluator
 

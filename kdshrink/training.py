@@ -21,36 +21,23 @@ from transformers import (
     set_seed,
 )
 
-from .batching import Batches, make_batches, steps_per_epoch
 from .card import model_card
-from .checkpoint import (
-    CHECKPOINTS,
-    LOG,
-    RECORD,
-    check_output,
-    final_files,
-    find_model,
-    make_record,
-    write_json,
-)
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .compiling import compile_in_place, length_buckets
 from .config import FinetuneConfig, TrainingOptions
-from .data import TaskData, load_data
-from .encoding import Collator, encode, match_labels, token_counts
+from .data.batching import Batches, make_batches, steps_per_epoch
+from .data.encoding import Collator, encode, match_labels, token_counts
+from .data.load import TaskData, load_data
 from .errors import UsageError
+from .files import write_json
 from .hub import PushResult, check_push, pushed
-from .loading import (
-    describe_device,
-    fitting_length,
-    load_tokenizer,
-    load_with_head,
-    model_sizes,
-    pick_device,
-    to_device,
-)
+from .models.devices import describe_device, pick_device, to_device
+from .models.loading import fitting_length, load_tokenizer, load_with_head, model_sizes
+from .models.source import find_model
+from .output import CHECKPOINTS, LOG, RECORD, check_output, final_files
 from .processes import is_first
 from .progress import Progress, silent
+from .publishing.record import make_record
 from .scoring import EvalResult, Evaluator
 from .trainer import BEST_SCORE, Run, TermTrainer, last_checkpoint, run_training
 

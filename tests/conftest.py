@@ -39,7 +39,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from kdshrink.languages import MASSIVE
+from kdshrink.data.registry import MASSIVE
 
 from .hub import Desk, Hub
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from kdshrink.languages import MASSIVE, TSM, UNIVERSAL_NER
+from kdshrink.data.registry import MASSIVE, TSM, UNIVERSAL_NER
 
 SIZES = {"train": 12, "validation": 6, "test": 6}
 TEXTS = {"de": "wecke mich um {}", "en": "wake me up at {}", "es": "despiértame a las {}"}

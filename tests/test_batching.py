@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdshrink.batching import Batches, cut_by_tokens, steps_per_epoch
+from kdshrink.data.batching import Batches, cut_by_tokens, steps_per_epoch
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 501)
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import ElectraConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, FinetuneConfig, ShrinkConfig, distill, finetune, shrink
-from kdshrink.checkpoint import find_model
-from kdshrink.data import load_data
+from kdshrink.data.load import load_data
 from kdshrink.errors import ModelError
+from kdshrink.models.source import find_model
 from kdshrink.shrinking import shrink_source
 from kdshrink.shrinking.activations import Spill, attend, make_batches
 from kdshrink.shrinking.calibrated import calibrate_student

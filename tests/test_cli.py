@@ -16,8 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from kdshrink import __version__, cli, config, console
+from kdshrink.data.registry import MASSIVE
 from kdshrink.errors import UsageError
-from kdshrink.languages import MASSIVE
 
 COMMANDS = {
     "finetune": (config.FinetuneConfig, "training", "finetune", ["m", "--data", "massive"]),

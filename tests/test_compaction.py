@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from kdshrink import DistillConfig
-from kdshrink.checkpoint import find_model
 from kdshrink.compaction import (
     CompactEmbedding,
     WholeTable,
@@ -22,11 +21,12 @@ from kdshrink.compaction import (
     reachable_ids,
 )
 from kdshrink.config import LOSS_TERMS
-from kdshrink.data import load_data
+from kdshrink.data.encoding import Collator
+from kdshrink.data.load import load_data
 from kdshrink.distillation import DistillationModel, DistillationTrainer
-from kdshrink.encoding import Collator
 from kdshrink.errors import TrainingError
-from kdshrink.loading import load_weights, load_with_head
+from kdshrink.models.loading import load_weights, load_with_head
+from kdshrink.models.source import find_model
 from kdshrink.progress import silent
 from kdshrink.recording import Recorder
 from kdshrink.teaching import TargetSource, Teacher

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
 from kdshrink.compiling import length_buckets
-from kdshrink.encoding import Collator
+from kdshrink.data.encoding import Collator
 from kdshrink.errors import UsageError
 
 from .conftest import make_model

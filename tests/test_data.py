@@ -16,10 +16,12 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from kdshrink.config import EvalConfig
-from kdshrink.data import TaskData, language_codes, load_data, stratified_rows
-from kdshrink.encoding import Collator, encode, first_pieces, match_labels
+from kdshrink.data.encoding import Collator, encode, first_pieces, match_labels
+from kdshrink.data.languages import find_units, language_of
+from kdshrink.data.load import TaskData, load_data
+from kdshrink.data.registry import MASSIVE, NAMED, TSM, UNIVERSAL_NER
+from kdshrink.data.sampling import language_codes, stratified_rows
 from kdshrink.errors import DataError, KdshrinkError
-from kdshrink.languages import MASSIVE, NAMED, TSM, UNIVERSAL_NER, find_units, language_of
 
 from .conftest import SHARED
 

@@ -26,10 +26,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from kdshrink.config import EvalConfig, ZeroShotConfig
-from kdshrink.encoding import Collator, encode, first_pieces, match_labels
+from kdshrink.data.encoding import Collator, encode, first_pieces, match_labels
+from kdshrink.data.registry import SAMPLE, UNIVERSAL_NER, Task
 from kdshrink.errors import DataError, ModelError, OutputError
 from kdshrink.evaluation import evaluate, majority_scores, zero_shot
-from kdshrink.languages import SAMPLE, UNIVERSAL_NER, Task
 from kdshrink.metrics import entity_scores, text_scores
 from kdshrink.scoring import EvalResult, Evaluator, LanguageScore, predict
 
@@ -684,9 +684,9 @@ import sys
 import numpy as np, torch
 from datasets import Dataset
 from kdshrink.config import EvalConfig
-from kdshrink.encoding import Collator, encode
+from kdshrink.data.encoding import Collator, encode
 from kdshrink.scoring import predict
-from kdshrink.loading import load_classifier
+from kdshrink.models.loading import load_classifier
 
 torch.set_num_threads(1)
 model, data = sys.argv[1:]

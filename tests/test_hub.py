@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from kdshrink.card import model_card
 from kdshrink.config import FinetuneConfig
-from kdshrink.data import load_data
-from kdshrink.languages import MASSIVE
+from kdshrink.data.load import load_data
+from kdshrink.data.registry import MASSIVE
 
 from . import hub_data
 from .hub import READER, WRITER, Blob, Desk, Fault, Hub, content

@@ -29,9 +29,9 @@ from kdshrink import (
     shrink,
     zero_shot,
 )
-from kdshrink.checkpoint import find_model
 from kdshrink.config import SourceOptions
 from kdshrink.errors import DataError, ModelError, OutputError, TrainingError, UsageError
+from kdshrink.models.source import find_model
 
 from .conftest import FAMILIES, LABELS, make_config, make_model, make_tokenizer
 

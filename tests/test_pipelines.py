@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from kdshrink.config import ShrinkConfig
-from kdshrink.languages import MASSIVE
+from kdshrink.data.registry import MASSIVE
 
 from . import hub_data
 from .hub import WRITER, Desk, Fault, Hub, content

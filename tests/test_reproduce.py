@@ -24,8 +24,8 @@ import typer.main
 from kdshrink import CurvesConfig, EvalConfig, ReproduceConfig, curves, evaluate, reproduce
 from kdshrink.cli import app
 from kdshrink.config import command_line, directory_mapping, number_list
+from kdshrink.data.registry import NAMED
 from kdshrink.errors import DataError, TrainingError, UsageError
-from kdshrink.languages import NAMED
 from kdshrink.reproduction.execute import _Lock, execute
 from kdshrink.reproduction.experiments import EXPERIMENTS, Case
 from kdshrink.reproduction.grid import Grid, make_grid

@@ -20,10 +20,10 @@ from .conftest import make_model
 TARGETS = """
 import torch
 from datasets import Dataset
-from kdshrink.batching import Batches
+from kdshrink.data.batching import Batches
 from kdshrink.config import EvalConfig
-from kdshrink.encoding import Collator
-from kdshrink.loading import load_classifier
+from kdshrink.data.encoding import Collator
+from kdshrink.models.loading import load_classifier
 from kdshrink.recording import Recorder
 from kdshrink.sharding import shard
 from kdshrink.target_cache import TargetCache, TargetShape

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import ElectraConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kdshrink import ShrinkConfig, shrink
-from kdshrink.checkpoint import whole_directory
 from kdshrink.errors import ModelError, OutputError, ShapeError, UsageError
+from kdshrink.output import whole_directory
 from kdshrink.shrinking.engine import plan_student
 from kdshrink.shrinking.layers import choose_layers
 from kdshrink.shrinking.slices import even_indices

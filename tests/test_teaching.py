@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
-from kdshrink.batching import Batches
-from kdshrink.encoding import Collator
+from kdshrink.data.batching import Batches
+from kdshrink.data.encoding import Collator
 from kdshrink.errors import OutputError, UsageError
 from kdshrink.recording import Recorder
 from kdshrink.target_cache import ExampleTargets, TargetCache, TargetShape

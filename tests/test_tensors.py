@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdshrink.errors import ModelError
-from kdshrink.tensors import TensorReader, TensorSpec, write_tensors
+from kdshrink.models.tensors import TensorReader, TensorSpec, write_tensors
 
 TENSORS = {
     "b.weight": torch.randn(3, 5),

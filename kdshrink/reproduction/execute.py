@@ -20,9 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..checkpoint import RECORD
 from ..errors import Interrupted
 from ..learning_curves import last_entry
+from ..output import RECORD
 from ..progress import Board, RunState
 from .plan import Plan, Run
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import RECORD
 from ..learning_curves import read_curve
+from ..output import RECORD
 from .experiments import Case, Experiment
 from .paper import paper_figures
 from .plan import Run

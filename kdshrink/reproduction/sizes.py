@@ -11,8 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from ..config import ReproduceConfig
+from ..data.registry import NAMED, NamedData
 from ..errors import DataError, KdshrinkError
-from ..languages import NAMED, NamedData
 from .paper import read_paper
 from .report import REPORT, as_csv, write_whole
 
@@ -67,7 +67,7 @@ def count_examples(named: NamedData, directory: Path | None) -> dict[tuple[str, 
         KdshrinkError: The data is not there.
     """
     from ..config import DataOptions
-    from ..reading import find_shards
+    from ..data.load import find_shards
 
     shards = find_shards(DataOptions(data=named.name, data_dir=directory))
     return {(str(shard.language), shard.split): len(shard.load()) for shard in shards}

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import SAMPLES, find_model
 from ..config import DataOptions, SourceOptions
+from ..data.registry import NAMED
 from ..errors import HubError, ModelError
-from ..languages import NAMED
-from ..pull import sha256_of
+from ..files import sha256_of
+from ..models.source import SAMPLES, find_model
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def open_data(
         DataError: There is no such data.
         HubError: The Hub cannot be reached.
     """
-    from ..reading import find_shards
+    from ..data.load import find_shards
 
     named = NAMED[name]
     try:

@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..card import model_card
-from ..checkpoint import (
-    RECORD,
-    Source,
-    check_output,
-    find_model,
-    make_record,
-    tokenizer_files,
-    whole_directory,
-    write_json,
-)
 from ..config import ShapeOptions, ShrinkConfig, SourceOptions
+from ..files import write_json
 from ..hub import PushResult, check_push, pushed
+from ..models.source import Source, find_model, tokenizer_files
+from ..output import RECORD, check_output, whole_directory
 from ..progress import Progress, silent
+from ..publishing.record import make_record
 from .engine import CopyReport, StudentPlan, copy_weights, plan_student
 from .vocabulary import (
     Text,
@@ -38,7 +32,7 @@ from .vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from ..data import TaskData
+    from ..data.load import TaskData
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +140,8 @@ def _trim(
     source: Source, config: ShrinkConfig, progress: Progress
 ) -> tuple[TrimmedTokenizer, dict[str, Any]]:
     """Cut the tokenizer down to the text of --vocab-from; what was done, for the result."""
-    from ..data import load_data
-    from ..loading import load_tokenizer
+    from ..data.load import load_data
+    from ..models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(source, config)
     wanted = replace(config, data=config.vocab_from)
@@ -195,7 +189,7 @@ def _calibration_texts(source: Source, config: ShrinkConfig) -> TaskData:
     Raises:
         ModelError: Models of this type cannot be calibrated.
     """
-    from ..data import load_data
+    from ..data.load import load_data
     from .views import check_supported
 
     check_supported(source.config)
@@ -265,7 +259,7 @@ def shrink_source(
         for path in tokenizer_files(source):
             shutil.copy2(path, folder)
     else:
-        from ..loading import load_tokenizer
+        from ..models.loading import load_tokenizer
 
         load_tokenizer(source, SourceOptions()).save_pretrained(folder)
     return plan, report

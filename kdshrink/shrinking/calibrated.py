@@ -17,15 +17,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..checkpoint import Source, find_model
 from ..config import DistillConfig, ShrinkConfig
-from ..data import TaskData, language_codes
-from ..encoding import Collator, encode
+from ..data.encoding import Collator, encode
+from ..data.load import TaskData
+from ..data.sampling import language_codes
 from ..errors import ModelError
-from ..loading import fitting_length, load_tokenizer, load_weights, pick_device, to_device
+from ..models.devices import pick_device, to_device
+from ..models.loading import fitting_length, load_tokenizer, load_weights
+from ..models.source import Source, find_model
+from ..models.tensors import TensorReader, TensorSpec, write_tensors
 from ..progress import Progress, silent
 from ..recording import Head
-from ..tensors import TensorReader, TensorSpec, write_tensors
 from .activations import Batch, make_batches
 from .engine import StudentPlan
 from .sweep import Settings, calibrate

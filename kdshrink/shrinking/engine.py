@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError, ShapeError
+from ..models.tensors import TensorReader, TensorSpec, write_tensors
 from ..progress import Progress, silent
-from ..tensors import TensorReader, TensorSpec, write_tensors
 from .families import EMBEDDING, FFN, GROUP, HIDDEN, VOCABULARY, Family, Row, family_of
 from .layers import choose_layers
 from .slices import even_indices

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from kdshrink.checkpoint import find_model
 from kdshrink.config import ShrinkConfig
-from kdshrink.data import load_data
-from kdshrink.loading import load_tokenizer, load_weights, pick_device, to_device
+from kdshrink.data.load import load_data
+from kdshrink.models.devices import pick_device, to_device
+from kdshrink.models.loading import load_tokenizer, load_weights
+from kdshrink.models.source import find_model
 from kdshrink.scoring import Evaluator, Predictions, make_evaluator
 from kdshrink.shrinking import shrink_source
 from kdshrink.shrinking.calibrated import calibrate_student

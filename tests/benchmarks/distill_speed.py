@@ -73,7 +73,7 @@ def make_teacher(folder: Path, tokenizer: Path) -> None:
         XLMRobertaForSequenceClassification,
     )
 
-    from kdshrink.languages import NAMED
+    from kdshrink.data.registry import NAMED
 
     torch.manual_seed(0)
     pieces = AutoTokenizer.from_pretrained(tokenizer)
@@ -122,7 +122,7 @@ def peers_data(options: argparse.Namespace) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
     from kdshrink.config import DataOptions
-    from kdshrink.data import load_data
+    from kdshrink.data.load import load_data
 
     tokenizer = AutoTokenizer.from_pretrained(options.work / "teacher")
     data = load_data(

@@ -26,8 +26,8 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from kdshrink.config import EvalConfig
-from kdshrink.encoding import Collator, encode
-from kdshrink.loading import load_classifier
+from kdshrink.data.encoding import Collator, encode
+from kdshrink.models.loading import load_classifier
 from kdshrink.scoring import predict
 
 Answer = Callable[[list[str]], list[str]]

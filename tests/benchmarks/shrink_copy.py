@@ -25,7 +25,7 @@ def make_checkpoint(folder: Path) -> None:
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    from kdshrink.tensors import TensorSpec, write_tensors
+    from kdshrink.models.tensors import TensorSpec, write_tensors
 
     folder.mkdir()
     config = XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514, type_vocab_size=1)

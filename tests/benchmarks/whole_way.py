@@ -23,7 +23,7 @@ import torch
 from transformers import Pipeline, pipeline
 
 from kdshrink.config import EvalConfig
-from kdshrink.data import load_data
+from kdshrink.data.load import load_data
 
 BATCH = 32
 

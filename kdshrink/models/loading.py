@@ -20,12 +20,11 @@ from transformers import (
     set_seed,
 )
 
-from .checkpoint import Source, find_model, tokenizer_files
-from .compaction import compact, embedding_name
-from .config import SourceOptions
-from .errors import ModelError
-from .languages import Task
-from .processes import local_rank
+from ..compaction import compact, embedding_name
+from ..config import SourceOptions
+from ..data.registry import Task
+from ..errors import ModelError
+from .source import Source, find_model, tokenizer_files
 from .tensors import TensorReader
 
 _AUTO = {
@@ -39,39 +38,6 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     source: Source
-
-
-def pick_device(device: str) -> torch.device:
-    """The device that `--device` names; auto is CUDA where there is a GPU, else the CPU.
-
-    Of several processes on a machine each takes its own GPU.
-
-    Raises:
-        ModelError: There is no such device.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and torch.cuda.is_available():
-        return torch.device("cuda", local_rank())
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ModelError(
-            f"--device {device}: no such device. Give auto, cpu, cuda or cuda:N."
-        ) from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"--device {device}: PyTorch sees {torch.cuda.device_count()} CUDA devices here.\n"
-            "Give --device cpu, or install a CUDA build of PyTorch and its driver."
-        )
-    return chosen
-
-
-def describe_device(device: torch.device) -> str:
-    """A device with its maker's name, for the record."""
-    if device.type != "cuda":
-        return str(device)
-    return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def model_sizes(model: PreTrainedModel) -> dict[str, int]:
@@ -248,7 +214,3 @@ def _assemble(
             compact(model)
             model.config.vocab_size = vocabulary
         return model
-
-
-def to_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    return model.to(device)  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .errors import DataError
-from .languages import Task
+from ..errors import DataError
+from .registry import Task
 
 IGNORED = -100
 """The label of a position that has none, as PyTorch's cross-entropy expects it."""

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import ModelError
-from .progress import Progress, silent
+from ..errors import ModelError
+from ..progress import Progress, silent
 
 logger = logging.getLogger(__name__)
 

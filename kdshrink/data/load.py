@@ -8,19 +8,71 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from ..config import DataOptions
+from ..errors import DataError
 from .columns import Columns, find_columns, label_union, normalise
-from .config import DataOptions
-from .errors import DataError
-from .languages import NAMED, NamedData, Task, Unit, select_languages
-from .reading import SPLITS, Shard, describe_shards, find_shards
+from .hub import hub_shards, named_hub_shards
+from .languages import select_languages
+from .local import FORMATS, directory_shards, read_file
+from .registry import NAMED, NamedData, Task, Unit
+from .sampling import language_codes, sample_languages, stratified_rows
+from .shard import SPLITS, Shard, describe_shards
+
+"""Labelled examples by split: found, chosen by language, sampled, their columns known by name.
+
+Everything stays in Arrow's memory maps; what is held per example is an index.
+"""
+
 
 logger = logging.getLogger(__name__)
+
+
+def find_shards(config: DataOptions, token: str | None = None) -> list[Shard]:
+    """List what there is of `config.data`, reading nothing but names where that is possible.
+
+    Raises:
+        DataError: No such data, or a directory without any.
+        HubError: The Hub cannot be reached, or refuses.
+    """
+    name = str(config.data)
+    named = NAMED.get(name)
+    if named is not None:
+        if config.data_dir is not None:
+            return directory_shards(config.data_dir, named)
+        if not named.hub_id:
+            with resources.as_file(resources.files("kdshrink.sample") / "data") as folder:
+                return directory_shards(folder, named)
+        return named_hub_shards(named, token)
+    if config.data_dir is not None:
+        raise DataError(
+            f"--data-dir goes with a named data set, and --data is {name!r}.\n"
+            f"Name one of {', '.join(NAMED)}, or give the directory itself to --data."
+        )
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [Shard(None, "train", str(path), partial(read_file, path), path)]
+    if path.is_dir():
+        return directory_shards(path, None)
+    if (
+        path.suffix.lstrip(".") in FORMATS
+        or name.count("/") > 1
+        or name.startswith((".", "/", "~"))
+    ):
+        raise DataError(
+            f"--data {name}: there is no such file or directory.\n"
+            f"Give an existing path, a Hub id, or one of {', '.join(NAMED)}."
+        )
+    return hub_shards(name, config, token)
+
 
 _HELD_OUT = 0.1
 
@@ -136,7 +188,7 @@ def _load_named(
             if shard.split == split
         ]
         if parts:
-            loaded[split] = _sample_languages(parts, split, config)
+            loaded[split] = sample_languages(parts, split, config)
     if not config.data_dir and named.hub_id:
         origin = {"hub_id": named.hub_id, "requested_revision": named.hub_revision}
     else:
@@ -190,7 +242,7 @@ def _load_own(
             if language in split_names
         ]
         if parts:
-            loaded[split] = _sample_languages(parts, split, config)
+            loaded[split] = sample_languages(parts, split, config)
     on_hub = all(shard.path is None for shard in shards)
     origin = {"hub_id" if on_hub else "path": str(config.data)}
     origin |= describe_shards(shards)
@@ -253,60 +305,3 @@ def _finish(
         "examples": {split: len(table) for split, table in loaded.items()},
     }
     return TaskData(name, task, labels, loaded, languages, *groups, source)
-
-
-def _sample_languages(parts: Sequence[Dataset], split: str, config: DataOptions) -> Dataset:
-    """The parts, each cut to --max-samples rows that do not depend on --seed, joined."""
-    limits = [config.max_samples, config.max_eval_samples if split != "train" else None]
-    most = min((limit for limit in limits if limit is not None), default=None)
-    chosen = []
-    for part in parts:
-        if most is not None and len(part) > most:
-            language = part[0]["language"]
-            rng = np.random.default_rng(crc32(f"{language}/{split}".encode()))
-            part = part.select(np.sort(rng.permutation(len(part))[:most]))
-        chosen.append(part)
-    return concatenate_datasets(chosen)
-
-
-def language_codes(table: Dataset) -> tuple[np.ndarray, list[str]]:
-    """Each example's language as an index (int32) into the names that follow, in order of first use."""
-    names: dict[str, int] = {}
-    codes = [
-        np.fromiter((names.setdefault(name, len(names)) for name in batch["language"]), np.int32)
-        for batch in table.select_columns(["language"]).iter(10_000)
-    ]
-    return np.concatenate(codes) if codes else np.zeros(0, np.int32), list(names)
-
-
-def stratified_rows(table: Dataset, fraction: float, labelled: bool) -> np.ndarray:
-    """Rows of a share of the table, by largest remainder within each language and label.
-
-    For token tasks the label of a sentence is the set of its entity tags. Every label of a language
-    keeps at least one example.
-
-    Returns:
-        Row numbers, ascending. The same for the same table and fraction, whatever the seed.
-    """
-    columns = ["language", *(["label"] if labelled else [])]
-    strata: dict[tuple[Any, ...], list[int]] = {}
-    row = 0
-    for batch in table.select_columns(columns).iter(10_000):
-        labels = batch.get("label", [0] * len(batch["language"]))
-        for language, label in zip(batch["language"], labels, strict=True):
-            kind = tuple(sorted(set(label))) if isinstance(label, list) else label
-            strata.setdefault((language, kind), []).append(row)
-            row += 1
-    chosen: list[int] = []
-    for language in dict.fromkeys(key[0] for key in strata):
-        groups = [rows for key, rows in strata.items() if key[0] == language]
-        exact = [len(rows) * fraction for rows in groups]
-        counts = [int(quota) for quota in exact]
-        spare = round(sum(exact)) - sum(counts)
-        by_remainder = sorted(range(len(groups)), key=lambda i: counts[i] - exact[i])
-        for i in by_remainder[:spare]:
-            counts[i] += 1
-        rng = np.random.default_rng(crc32(str(language).encode()))
-        for rows, count in zip(groups, counts, strict=True):
-            chosen.extend(rng.permutation(rows)[: max(1, count)].tolist())
-    return np.sort(np.asarray(chosen))

@@ -10,10 +10,7 @@ from itertools import pairwise
 import numpy as np
 from torch.utils.data import Sampler
 
-from .config import TrainingOptions
-
-_CPU_POSITIONS, _GPU_POSITIONS = 1024, 32768
-"""What a layer makes of so many stays in a CPU's cache, and fills a GPU."""
+from ..config import TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -96,15 +93,6 @@ class Batches(Sampler[list[int]]):
         """What padding costs in the first epoch, over all processes."""
         positions = sum(len(rows) * int(self.lengths[rows].max()) for rows in self._global(0))
         return Padding(positions, positions - int(self.lengths.sum()))
-
-
-def forward_positions(device: str) -> int:
-    """Positions, padding included, to run through a model at once where nothing is kept for backward.
-
-    Args:
-        device: A torch device's type.
-    """
-    return _GPU_POSITIONS if device == "cuda" else _CPU_POSITIONS
 
 
 def cut_by_tokens(lengths: np.ndarray, tokens: int, size: int | None = None) -> list[int]:

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from .config import DataOptions
-from .errors import DataError
-from .languages import Task
-from .reading import UNDETERMINED, Shard
+from ..config import DataOptions
+from ..errors import DataError
+from .registry import Task
+from .shard import UNDETERMINED, Shard
 
 _TEXT_COLUMNS = ("text", "utt", "sentence", "tokens", "words")
 _LABEL_COLUMNS = ("label", "labels", "intent", "ner_tags", "tags")

@@ -1,0 +1,98 @@
+"""What kdshrink.json says of how a directory was made."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..config import command_line
+from ..models.source import Source
+
+logger = logging.getLogger(__name__)
+
+
+def make_record(
+    command: str,
+    config: Any,
+    device: object,
+    sources: Sequence[Source],
+    read: Mapping[str, Any] | None,
+    **facts: Any,
+) -> dict[str, Any]:
+    """What kdshrink.json says of how a directory was made. The token is left out.
+
+    Args:
+        command: The subcommand, such as "distill".
+        config: Its config.
+        sources: The models that it started from; their chains of commands are taken over.
+        read: The data that this command read, if any.
+        facts: What else is known, such as training languages and results.
+    """
+    packages = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "huggingface-hub")
+    secret = {item.name for item in fields(config) if item.metadata["secret"]}
+    options = {name: value for name, value in asdict(config).items() if name not in secret}
+    version = metadata.version("kdshrink")
+    step = {
+        "command": command_line(command, config),
+        "kdshrink_version": version,
+        "models": [source.describe() for source in sources],
+        "data": _identity(read),
+    }
+    former = [one for source in sources for one in (source.record or {}).get("chain", [])]
+    return {
+        "kdshrink_version": version,
+        "command": command,
+        "config": options,
+        "seed": getattr(config, "seed", None),
+        "versions": {
+            "python": sys.version.split()[0],
+            **{name: metadata.version(name) for name in packages},
+        },
+        "device": None if device is None else str(device),
+        "chain": [*(one for i, one in enumerate(former) if one not in former[:i]), step],
+        "licences": licences(sources),
+        **facts,
+    }
+
+
+def _identity(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What tells which data it was, of a data set's description."""
+    if data is None:
+        return None
+    return {
+        name: data[name]
+        for name in ("name", "hub_id", "revision", "fingerprint", "languages")
+        if data.get(name) is not None
+    }
+
+
+def licences(sources: Sequence[Source]) -> list[dict[str, str]]:
+    """The licences that the sources name, each once: `license`, and its name and link if it has them."""
+    found = []
+    for source in sources:
+        for licence in (source.record or {}).get("licences") or _licence_of_card(source.directory):
+            if licence not in found:
+                found.append(licence)
+    return found
+
+
+def _licence_of_card(directory: Path) -> list[dict[str, str]]:
+    """What the metadata of a directory's model card says of its licence."""
+    from huggingface_hub import metadata_load
+
+    card = directory / "README.md"
+    if not card.is_file():
+        return []
+    try:
+        said = metadata_load(card) or {}
+    except ValueError as error:
+        logger.warning("%s: its metadata cannot be read: %s", card, str(error).splitlines()[0])
+        return []
+    kept = ("license", "license_name", "license_link")
+    licence = {name: str(said[name]) for name in kept if isinstance(said.get(name), str)}
+    return [licence] if "license" in licence else []
