@@ -9,9 +9,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import DistillConfig
-from .data.languages import language_of
+from .data.languages import comparable
 from .data.load import TaskData, load_data
 from .data.sampling import language_codes
+from .errors import DataError
 from .models.devices import to_device
 from .models.loading import load_weights
 from .models.source import Source
@@ -43,11 +44,16 @@ class Comparison:
     ) -> None:
         everything = replace(config, languages=("all",))
         test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
+        if test.whole_file:
+            raise DataError(
+                f"--compare: {test.name} is a single file, all of which is trained on.\n"
+                "Give a directory with a test split, or compare after the run, with kdshrink zero-shot."
+            )
         present = language_codes(test.splits["test"])[1]
-        trained = {language_of(name) for name in data.languages}
+        trained = {comparable(name) for name in data.languages}
         self._groups = {
-            "seen": [name for name in present if language_of(name) in trained],
-            "unseen": [name for name in present if language_of(name) not in trained],
+            "seen": [name for name in present if comparable(name) in trained],
+            "unseen": [name for name in present if comparable(name) not in trained],
         }
         self._models: dict[str, Any] = {}
         self._progress = progress

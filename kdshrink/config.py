@@ -152,6 +152,15 @@ class DataOptions:
     text_column: str | None = option("Column of the text, or of the list of words.", None)
     label_column: str | None = option("Column of the label, or of the list of tags.", None)
     language_column: str | None = option("Column that names each example's language.", None)
+    label_map: Path | None = option(
+        'JSON file of new label names, {"old": "new", …}, for the data and for the model.', None
+    )
+    separator: str | None = option(
+        "Between the fields of CSV and TSV: a character, tab, comma or semicolon; a comma, and in .tsv a "
+        "tab with no quoting, if not said.",
+        None,
+    )
+    encoding: str | None = option("Encoding of text files; UTF-8 if not said.", None)
     task: Literal["sequence", "token"] | None = option(
         "What own data is for: one label a text, or one tag a word. Told by the data if not said.",
         None,
@@ -171,6 +180,14 @@ class DataOptions:
         ):
             _require(number is None or number > 0, flag, number, "it must be at least 1")
         _require(self.max_length >= 3, "--max-length", self.max_length, "it must be at least 3")
+        _require(
+            self.separator is None
+            or self.separator in ("tab", "\\t", "comma", "semicolon")
+            or (len(self.separator) == 1 and self.separator not in '\r\n"\0'),
+            "--separator",
+            repr(self.separator),
+            "it must be one character, or tab, comma or semicolon",
+        )
         if self.languages is not None and not self.languages:
             raise UsageError("--languages is empty: name one language or more, or leave it out.")
 
@@ -519,7 +536,9 @@ class DistillConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(DeviceOptions):
-    split: str = option("Split to evaluate.", "test")
+    split: str | None = option(
+        "Split to evaluate; test, or all of a single file, if not said.", None
+    )
     batch_size: int | None = option(
         "Texts in a batch at most, as many as suit the device if not said; no score depends on it.",
         None,

@@ -204,8 +204,14 @@ def _details(result: Mapping[str, Any]) -> Iterable[str]:
         yield result["averaging"]
     if "mode" in result:
         yield f"mode: {result['mode']}"
+    if result.get("tag_scheme"):
+        yield f"tags are {result['tag_scheme']}"
     if result.get("cut_off_words"):
         yield f"{result['cut_off_words']} words cut off by --max-length count as missed"
+    if result.get("words_without_tokens"):
+        yield f"{result['words_without_tokens']} words without a token count as missed"
+    if result.get("cut_off_texts"):
+        yield f"{result['cut_off_texts']} texts are longer than --max-length and were cut"
 
 
 def show_evaluation(result: Mapping[str, Any]) -> None:

@@ -21,7 +21,8 @@ from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .comparison import Comparison
 from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
 from .data.batching import steps_per_epoch
-from .data.encoding import IGNORED, Collator, match_labels, token_counts
+from .data.encoding import IGNORED, Collator, token_counts
+from .data.labels import match_labels
 from .data.load import load_data
 from .data.sampling import language_codes
 from .errors import UsageError
@@ -358,7 +359,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         config,
         ("train", "validation"),
         purpose="train",
-        labels_required=config.weight("task") > 0 and source.task is not None,
+        labels="required" if config.weight("task") > 0 and source.task is not None else "optional",
         token=config.token,
     )
     if source.task is not None:

@@ -13,6 +13,11 @@
 A message has one to three lines: what was wrong, what was found, what to do.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
 
 class KdshrinkError(Exception):
     """Base of all errors that kdshrink raises on purpose."""
@@ -60,3 +65,17 @@ class Interrupted(KdshrinkError):
 
 class Terminated(SystemExit):
     """SIGTERM came. No Exception, so that no library on the way takes it for a fault of its own."""
+
+
+def listed(values: Iterable[object], most: int = 10) -> str:
+    """Values for a message: at most so many of them, each cut short."""
+    remaining = iter(values)
+    shown = [short(value, 60) for value in islice(remaining, most)]
+    more = sum(1 for _ in remaining)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")
+
+
+def short(value: object, most: int = 80) -> str:
+    """A value for a message, on one line and cut to so many characters."""
+    text = " ".join(str(value)[: 10 * most].split())
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -17,10 +17,11 @@ import torch
 from transformers import PreTrainedModel
 
 from .config import EvalConfig, ZeroShotConfig
-from .data.languages import language_of
-from .data.load import TaskData, load_data
+from .data.languages import UNDETERMINED, comparable
+from .data.load import TaskData, load_data, split_named
 from .data.registry import NAMED, Task
 from .data.sampling import language_codes
+from .data.tags import OUTSIDE, are_entities
 from .errors import DataError, OutputError
 from .files import disk_errors, write_json
 from .metrics import entity_scores, text_scores
@@ -30,7 +31,7 @@ from .models.source import Source, find_model
 from .output import RECORD, check_output, whole_directory
 from .progress import Progress, silent
 from .publishing.record import make_record
-from .scoring import EvalResult, Evaluator, Predictions, label_ids_of, make_evaluator
+from .scoring import EvalResult, Evaluator, Predictions, check_labels, make_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,9 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
     if config.predictions is not None:
         _check_file(config.predictions)
     _check_place(config)
+    split = split_named(config.split or "test")
     source = find_model(config.model, config)
-    data = load_data(config, (config.split,), purpose="evaluate", token=config.token)
+    data = load_data(config, (split,), purpose="evaluate", token=config.token)
     model, evaluator = _load(config, source, data, device)
     began = time.perf_counter()
     predictions = evaluator.predict(model, progress or silent)
@@ -93,12 +95,17 @@ def _load(
     config: EvalConfig | ZeroShotConfig, source: Source, data: TaskData, device: torch.device
 ) -> tuple[PreTrainedModel, Evaluator]:
     """The model on its device and what scores it; what its config.json rules out is told first."""
+    if data.whole_file and config.split is not None:
+        raise DataError(
+            f"--split {config.split}: {data.name} is a single file, which has no splits.\n"
+            "Leave --split out to score all of it, or give a directory of train, validation and test."
+        )
     require_task(source, data.task)
-    label_ids_of(data, source)
+    check_labels(data, source)
     loaded = load_classifier(config.model, config, data.task)
     evaluator = make_evaluator(
         data,
-        config.split,
+        next(iter(data.splits)),
         loaded.tokenizer,
         loaded.source,
         max_length=config.max_length,
@@ -193,9 +200,10 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
     device = pick_device(config.device)
     _check_place(config)
     source = find_model(config.model, config)
+    split = split_named(config.split or "test")
     everything = replace(config, languages=config.languages or ("all",))
-    data = load_data(everything, (config.split,), purpose="evaluate", token=config.token)
-    present = language_codes(data.splits[config.split])[1]
+    data = load_data(everything, (split,), purpose="evaluate", token=config.token)
+    present = language_codes(data.splits[split])[1]
     seen, unseen, seen_from = _language_groups(config, source, data, present)
     if not unseen:
         raise DataError(
@@ -229,15 +237,14 @@ def _language_groups(
     trained on `en_ewt` has seen `en_pud`. --unseen-languages takes languages out of any seen list and
     leaves unseen only what it names.
     """
-    trained = {language_of(name) for name in source.training_languages}
+    trained = {comparable(name) for name in source.training_languages}
     named_unseen = config.unseen_languages is not None
     if config.seen_languages is not None:
         seen, seen_from = [name for name in present if name in data.seen], "--seen-languages"
     elif trained:
-        seen, seen_from = (
-            [name for name in present if language_of(name) in trained],
-            "kdshrink.json",
-        )
+        present = _known(config, trained, present)
+        seen = [name for name in present if comparable(name) in trained]
+        seen_from = "kdshrink.json"
         if named_unseen and (both := [name for name in seen if name in data.unseen]):
             logger.warning(
                 "%s was trained on %s, which --unseen-languages names",
@@ -257,20 +264,45 @@ def _language_groups(
     return seen, unseen, seen_from
 
 
+def _known(config: ZeroShotConfig, trained: set[str], present: Sequence[str]) -> list[str]:
+    """The present languages of which it is known whether the model was trained on them.
+
+    Raises:
+        DataError: There is none.
+    """
+    advice = "Say which languages count as seen and as unseen with --seen-languages."
+    if trained == {UNDETERMINED}:
+        raise DataError(
+            f"{config.model} was trained on data that does not name its language, so that none is known "
+            f"to be unseen.\n{advice}"
+        )
+    if UNDETERMINED in trained:
+        logger.warning("%s was also trained on data that does not name its language", config.model)
+    known = [name for name in present if name != UNDETERMINED]
+    if not known:
+        raise DataError(
+            f"{config.data} does not name the language of its texts.\n"
+            "Name it in a column (--language-column), or by a directory for each language."
+        )
+    if len(known) < len(present):
+        logger.warning("%s: texts that do not name their language are left out", config.data)
+    return known
+
+
 def majority_scores(gold: Sequence[Any], task: Task) -> tuple[float, float]:
     """The metric, and the accuracy, of always answering the majority class.
 
-    For tokens the metric is that of answering every word with the commonest tag of an entity, and the
+    For entities the metric is that of answering every word with the commonest tag of an entity, and the
     accuracy that of answering every word with the commonest tag.
     """
-    if task == "sequence":
-        (majority, count), *_ = Counter(gold).most_common(1)
-        return text_scores(gold, [majority] * len(gold)).score, count / len(gold)
-    counts = Counter(chain.from_iterable(gold))
-    (_, count), *_ = counts.most_common(1)
-    entities = [(tag, number) for tag, number in counts.most_common() if tag != "O"]
-    accuracy = count / sum(counts.values())
+    entities = task == "token" and are_entities(set(chain.from_iterable(gold)))
+    flat = list(chain.from_iterable(gold)) if task == "token" else gold
+    counts = Counter(flat).most_common()
+    majority, count = counts[0]
+    accuracy = count / len(flat)
     if not entities:
+        return text_scores(flat, [majority] * len(flat)).score, accuracy
+    tag = next((tag for tag, _ in counts if tag != OUTSIDE), None)
+    if tag is None:
         return 0.0, accuracy
-    answers = [[entities[0][0]] * len(tags) for tags in gold]
-    return entity_scores(gold, answers).score, accuracy
+    return entity_scores(gold, [[tag] * len(tags) for tags in gold]).score, accuracy

@@ -10,9 +10,6 @@ import numpy as np
 from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
 from sklearn import metrics as sklearn_metrics
 
-from .data.registry import Task
-
-METRICS: Mapping[Task, str] = {"sequence": "macro_f1", "token": "entity_f1"}
 AVERAGING = "macro-F1 over the classes present in gold or prediction"
 MODE = "seqeval's default (conlleval), not strict IOB2; micro-averaged over entities"
 
@@ -32,10 +29,14 @@ class Scores:
     per_class: Mapping[str, float]
 
 
-def text_scores(gold: Sequence[str], predicted: Sequence[str]) -> Scores:
-    """Macro-F1 over the classes present in gold or prediction, and accuracy."""
-    names = sorted({*gold, *predicted})
-    index = {name: i for i, name in enumerate(names)}
+def text_scores(gold: Sequence[str], predicted: Sequence[str | None]) -> Scores:
+    """Macro-F1 over the classes present in gold or prediction, and accuracy.
+
+    A prediction of None is wrong, and of no class.
+    """
+    names = sorted({*gold, *filter(None, predicted)})
+    index: dict[str | None, int] = {name: i for i, name in enumerate(names)}
+    index[None] = -1
     # Numbers, since scikit-learn copies names into arrays as wide as the longest.
     codes = [
         np.fromiter((index[name] for name in side), np.int32, len(side))

@@ -10,18 +10,21 @@ from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data.batching import cut_by_tokens
-from .data.encoding import Collator, encode, match_labels, token_counts
-from .data.load import TaskData
+from .data.encoding import Collator, encode, token_counts
+from .data.labels import match_labels
+from .data.load import WHOLE_FILE, TaskData
 from .data.registry import Task
 from .data.sampling import language_codes
+from .data.tags import OUTSIDE, are_entities, entity_types, scheme_of_labels, to_iob2
 from .errors import DataError
-from .metrics import AVERAGING, METRICS, MODE, Scores, entity_scores, text_scores
+from .metrics import AVERAGING, MODE, Scores, entity_scores, text_scores
 from .models.devices import forward_positions
 from .models.loading import fitting_length
 from .models.source import Source
@@ -51,6 +54,9 @@ class LanguageScore:
     examples: int
 
 
+_OPTIONAL = ("cut_off_words", "cut_off_texts", "words_without_tokens", "split", "tag_scheme")
+
+
 @dataclass(frozen=True)
 class EvalResult:
     """Scores of one model on one split.
@@ -61,7 +67,10 @@ class EvalResult:
         details: Accuracy, or precision and recall, pooled.
         mean_over_languages: Mean of the languages' scores.
         cut_off_words: Words beyond --max-length, counted as missed; None for text tasks.
-        split: What was scored, where it is known.
+        cut_off_texts: Texts that are longer than --max-length; None for token tasks.
+        words_without_tokens: Words that the tokenizer makes nothing of, counted as missed.
+        split: What was scored, where it is known: a split, or "all" of a single file.
+        tag_scheme: The scheme that the data's entity tags were written in.
     """
 
     metric: str
@@ -72,8 +81,11 @@ class EvalResult:
     examples: int
     examples_per_second: float
     cut_off_words: int | None = None
+    cut_off_texts: int | None = None
+    words_without_tokens: int | None = None
     per_class: Mapping[str, float] | None = None
     split: str | None = None
+    tag_scheme: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of --json."""
@@ -91,10 +103,9 @@ class EvalResult:
             "examples": self.examples,
             "examples_per_second": round(self.examples_per_second, 3),
         }
-        if self.cut_off_words is not None:
-            result["cut_off_words"] = self.cut_off_words
-        if self.split is not None:
-            result["split"] = self.split
+        for name in _OPTIONAL:
+            if (value := getattr(self, name)) is not None:
+                result[name] = value
         if self.per_class is not None:
             result["per_class"] = dict(self.per_class)
         return result
@@ -110,9 +121,8 @@ class EvalResult:
             per_language={k: LanguageScore(**row) for k, row in content["per_language"].items()},
             examples=content["examples"],
             examples_per_second=content["examples_per_second"],
-            cut_off_words=content.get("cut_off_words"),
             per_class=content.get("per_class"),
-            split=content.get("split"),
+            **{name: content.get(name) for name in _OPTIONAL},
         )
 
 
@@ -217,6 +227,7 @@ class Evaluator:
         labels: Names of the data's labels.
         model_labels: Names of the model's classes, by id.
         split: Which split the examples are, for the result.
+        tag_scheme: The scheme that entity tags were written in, for the result.
     """
 
     table: Dataset
@@ -228,6 +239,12 @@ class Evaluator:
     batch_size: int | None
     device: torch.device
     split: str | None = None
+    tag_scheme: str | None = None
+
+    @property
+    def scores_entities(self) -> bool:
+        """Whether the labels are tags of entities, scored as such."""
+        return self.task == "token" and are_entities(self.labels)
 
     def predict(self, model: PreTrainedModel, progress: Progress = silent) -> Predictions:
         return predict(
@@ -261,19 +278,29 @@ class Evaluator:
             scores = self._scores([gold[i] for i in rows], [answers[i] for i in rows])
             by_language[language] = LanguageScore(scores.score, len(rows))
         pooled = self._scores(gold, answers)
+        cut_off = self._cut_off()
+        without = int((predictions.classes < 0).sum()) - cut_off
         token = self.task == "token"
         return EvalResult(
-            metric=METRICS[self.task],
+            metric="entity_f1" if self.scores_entities else "macro_f1",
             score=pooled.score,
             details=pooled.details,
             mean_over_languages=float(np.mean([row.score for row in by_language.values()])),
             per_language=by_language,
             examples=len(self.table),
             examples_per_second=len(self.table) / max(seconds, 1e-9),
-            cut_off_words=int((predictions.classes < 0).sum()) if token else None,
+            cut_off_words=cut_off if token else None,
+            cut_off_texts=None if token else cut_off,
+            words_without_tokens=(without or None) if token else None,
             per_class=pooled.per_class if per_class else None,
             split=self.split,
+            tag_scheme=self.tag_scheme,
         )
+
+    def _cut_off(self) -> int:
+        """How many words, or texts, are beyond --max-length."""
+        column = self.encoded.select_columns(["cut_off"]).with_format("arrow")[:]["cut_off"]
+        return int(pc.sum(column).as_py() or 0)
 
     def gold(self) -> list[Any]:
         """The right answers by name: a name an example, or a list of them."""
@@ -286,17 +313,28 @@ class Evaluator:
         return [names[value] for value in values]
 
     def answers(self, predictions: Predictions) -> list[Any]:
-        """The model's answers by name. A word that was cut off is answered with O."""
-        names = [*self.model_labels, "O"]
+        """The model's answers by name; entity tags in IOB2, as the data's.
+
+        A word without a token is answered with O, or, where tags are no entities', with None.
+        """
+        names = [*self.model_labels, OUTSIDE if self.scores_entities else None]
         if predictions.bounds is None:
             return [names[index] for index in predictions.classes]
-        return [
+        answers = [
             [names[index] for index in predictions.classes[begin:end]]
-            for begin, end in zip(predictions.bounds, predictions.bounds[1:], strict=False)
+            for begin, end in pairwise(predictions.bounds)
         ]
+        scheme = scheme_of_labels(self.model_labels) if self.scores_entities else None
+        if scheme in (None, "IOB2"):
+            return answers
+        return [to_iob2([str(tag) for tag in tags], scheme) for tags in answers]
 
     def _scores(self, gold: list[Any], answers: list[Any]) -> Scores:
-        return entity_scores(gold, answers) if self.task == "token" else text_scores(gold, answers)
+        if self.scores_entities:
+            return entity_scores(gold, answers)
+        if self.task == "token":
+            gold, answers = list(chain.from_iterable(gold)), list(chain.from_iterable(answers))
+        return text_scores(gold, answers)
 
     def part(self, languages: Sequence[str]) -> Evaluator:
         """An evaluator of the examples in some of the languages."""
@@ -306,15 +344,20 @@ class Evaluator:
         return replace(self, table=self.table.select(rows), encoded=self.encoded.select(rows))
 
 
-def label_ids_of(data: TaskData, source: Source) -> list[int]:
-    """The model's id of each of the data's labels.
+def check_labels(data: TaskData, source: Source) -> None:
+    """Check that a model knows what it is scored on.
 
     Raises:
         DataError: The data has no labels, or labels that the model does not know.
     """
     if data.labels is None:
         raise DataError(f"{data.name} has no labels, so there is nothing to score.")
-    return match_labels(data.labels, source.labels)
+    scheme = scheme_of_labels(source.labels)
+    if data.task == "token" and are_entities(data.labels) and scheme is not None:
+        # Schemes need not agree: what counts is which entities the model can find.
+        match_labels(entity_types(data.labels, "IOB2"), entity_types(source.labels, scheme))
+    else:
+        match_labels(data.labels, source.labels)
 
 
 def make_evaluator(
@@ -332,13 +375,13 @@ def make_evaluator(
     Raises:
         DataError: The data has no labels, or labels that the model does not know.
     """
-    label_ids = label_ids_of(data, source)
+    check_labels(data, source)
     encoded = encode(
         data.splits[split],
         tokenizer,
         task=data.task,
         max_length=fitting_length(max_length, tokenizer, source.config),
-        label_ids=label_ids,
+        label_ids=None,
     )
     return Evaluator(
         data.splits[split],
@@ -349,5 +392,6 @@ def make_evaluator(
         collate=Collator(int(tokenizer.pad_token_id)),
         batch_size=batch_size,
         device=device,
-        split=split,
+        split=WHOLE_FILE if data.whole_file else split,
+        tag_scheme=data.tag_scheme,
     )

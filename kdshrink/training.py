@@ -26,7 +26,8 @@ from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .compiling import compile_in_place, length_buckets
 from .config import FinetuneConfig, TrainingOptions
 from .data.batching import Batches, make_batches, steps_per_epoch
-from .data.encoding import Collator, encode, match_labels, token_counts
+from .data.encoding import Collator, encode, token_counts
+from .data.labels import match_labels
 from .data.load import TaskData, load_data
 from .errors import UsageError
 from .files import write_json
@@ -290,6 +291,7 @@ def development_evaluator(
         collate=collate,
         batch_size=None,
         device=device,
+        tag_scheme=data.tag_scheme,
     )
 
 

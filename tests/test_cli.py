@@ -176,6 +176,7 @@ def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.Monke
             "distill": (["--init", "from-scratch"], "from-scratch"),
         }.get(command, ([], None)),
         "task": (["--task", "token"], "token"),
+        "separator": (["--separator", "tab"], "tab"),
         "attention_target": (["--attention-target", "probabilities"], "probabilities"),
         "prediction_loss": (["--prediction-loss", "mse"], "mse"),
         "weights": (["--weight", "hidden=0", "--weight", "task=2"], {"hidden": 0, "task": 2}),

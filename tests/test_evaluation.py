@@ -26,7 +26,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from kdshrink.config import EvalConfig, ZeroShotConfig
-from kdshrink.data.encoding import Collator, encode, first_pieces, match_labels
+from kdshrink.data.encoding import Collator, encode, first_tokens
+from kdshrink.data.labels import match_labels
 from kdshrink.data.registry import SAMPLE, UNIVERSAL_NER, Task
 from kdshrink.errors import DataError, ModelError, OutputError
 from kdshrink.evaluation import evaluate, majority_scores, zero_shot
@@ -352,7 +353,7 @@ def test_words_that_are_cut_off_are_counted_as_missed(
     cut = 0
     for words in table["text"]:
         whole = xlmr_tokenizer(words, is_split_into_words=True, truncation=True, max_length=9)
-        cut += first_pieces(whole.word_ids(), len(words)).count(-1)
+        cut += first_tokens(whole.word_ids(), len(words)).count(-1)
     evaluator = make_evaluator(model, "token", table, max_length=9)
     result = evaluator.score(model)
     assert result.cut_off_words == cut > 0

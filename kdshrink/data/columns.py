@@ -1,181 +1,120 @@
-"""The columns of a table: found by name or flag, and brought to text, label and language."""
+"""Which column holds the text, the label and the language: named by flags, or by a usual name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, List, Value
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from ..config import DataOptions
-from ..errors import DataError
+from ..errors import DataError, listed
 from .registry import Task
-from .shard import UNDETERMINED, Shard
+from .shard import Columns, Kind, Table
 
+Labels = Literal["required", "optional", "unused"]
+"""Whether a command needs labels, uses those that there are, or does not read them."""
 _TEXT_COLUMNS = ("text", "utt", "sentence", "tokens", "words")
 _LABEL_COLUMNS = ("label", "labels", "intent", "ner_tags", "tags")
 _LANGUAGE_COLUMNS = ("language", "lang", "locale")
+_KINDS: Mapping[Kind, str] = {"text": "plain text", "list": "lists of words", "other": "objects"}
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Where own or named data has what, and for which task."""
+def joint_kinds(tables: Sequence[Table]) -> dict[str, Kind]:
+    """The columns of all tables together.
 
-    text: str
-    label: str | None
-    language: str | None
-    task: Task
+    Raises:
+        DataError: A column is of one kind here and of another there, and is used.
+    """
+    kinds: dict[str, Kind] = {}
+    for table in tables:
+        for name, kind in table.columns().items():
+            kinds.setdefault(name, kind)
+    return kinds
 
 
-def find_columns(config: DataOptions, table: Dataset, labels_required: bool) -> Columns:
-    """The columns of own data: those that flags name, else those of a usual name."""
+def find_columns(config: DataOptions, kinds: Mapping[str, Kind], labels: Labels) -> Columns:
+    """The columns of custom data: those that flags name, else those of a usual name.
+
+    Raises:
+        DataError: There is none, or one that cannot be read, or text and labels do not go together.
+    """
 
     def find(flag: str, said: str | None, usual: Sequence[str]) -> str | None:
-        if said is not None and said not in table.column_names:
+        if said is not None and said not in kinds:
             raise DataError(
-                f"{flag} {said}: {config.data} has no such column.\n"
-                f"It has: {', '.join(table.column_names)}."
+                f"{flag} {said}: {config.data} has no such column.\nIt has: {listed(kinds)}."
             )
-        return said or next((name for name in usual if name in table.column_names), None)
+        return said or next((name for name in usual if name in kinds), None)
 
-    text = find("--text-column", config.text_column, _TEXT_COLUMNS)
-    label = find("--label-column", config.label_column, _LABEL_COLUMNS)
+    label = None
+    if labels != "unused":
+        label = find("--label-column", config.label_column, _LABEL_COLUMNS)
+    usual: Sequence[str] = _TEXT_COLUMNS
+    if label is not None and kinds[label] == "list":  # beside a list of tags, a list of words
+        usual = sorted(usual, key=lambda name: kinds.get(name) != "list")
+    text = find("--text-column", config.text_column, usual)
     language = find("--language-column", config.language_column, _LANGUAGE_COLUMNS)
-    for flag, found, needed in (
-        ("--text-column", text, True),
-        ("--label-column", label, labels_required),
-    ):
-        if needed and found is None:
+    if text is None:
+        raise _not_found(config, kinds, "text", "--text-column")
+    if label is None and labels == "required":
+        raise _not_found(config, kinds, "labels", "--label-column")
+    for name in filter(None, (text, label)):
+        if kinds[name] == "other":
             raise DataError(
-                f"{config.data}: none of its columns has a usual name for this.\n"
-                f"It has: {', '.join(table.column_names)}. Say which with {flag}."
+                f"{config.data}: the column {name!r} holds objects, binary data or the like.\n"
+                "Text, numbers, classes, or lists of them can be read; of pandas, what "
+                "to_json(orient='records', lines=True) writes."
             )
-    assert text is not None
-    words = isinstance(table.features[text], (List, list))
-    task: Task = "token" if words else "sequence"
+    task: Task = "token" if kinds[text] == "list" else "sequence"
     if config.task is not None and config.task != task:
-        kind = "lists of words" if words else "plain text"
         raise DataError(
-            f"--task {config.task}: the column {text!r} of {config.data} holds {kind}.\n"
+            f"--task {config.task}: the column {text!r} of {config.data} holds {_KINDS[kinds[text]]}.\n"
             "Token classification needs lists of words and of tags, sequence classification text."
+        )
+    if label is not None and kinds[label] != kinds[text]:
+        raise DataError(
+            f"{config.data}: the column {text!r} holds {_KINDS[kinds[text]]}, and the labels' column "
+            f"{label!r} {'lists' if kinds[label] == 'list' else 'single values'}.\n"
+            "Name two that go together with --text-column and --label-column; several labels per "
+            "text are not supported."
         )
     return Columns(text, label, language, task)
 
 
-def _class_names(table: Dataset, column: str) -> list[str] | None:
-    """Names of a column's classes where its type knows them."""
-    feature = table.features[column]
-    feature = getattr(feature, "feature", feature)
-    return list(feature.names) if isinstance(feature, ClassLabel) else None
-
-
-def label_union(tables: Sequence[Dataset], shards: Sequence[Shard], column: str) -> tuple[str, ...]:
-    """All label names of own data: in the order of its classes if it has them, else sorted."""
-    found: set[Any] = set()
-    for table, shard in zip(tables, shards, strict=True):
-        if column not in table.column_names:
-            raise DataError(f"{shard.origin} has no column {column!r}, which other splits have.")
-        if names := _class_names(table, column):
-            return tuple(names)
-        for batch in table.select_columns([column]).with_format("arrow").iter(10_000):
-            values = batch[column]
-            while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-                values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-                values = values.flatten()
-            found.update(values.unique().to_pylist())
-    if None in found:
-        raise DataError(f"Column {column!r} has examples without a label.\nRemove or label them.")
-    numbers = all(isinstance(value, int) for value in found)
-    return tuple(str(value) for value in sorted(found, key=None if numbers else str))
-
-
-def normalise(
-    table: Dataset,
-    shard: Shard,
-    columns: Columns,
-    labels: tuple[str, ...] | None,
-    other: str | None,
-) -> Dataset:
-    """The table with the columns text, label and language, labels as indices into `labels`."""
-    for column in (columns.text, columns.label):
-        if column is not None and column not in table.column_names:
-            raise DataError(
-                f"{shard.origin}: there is no column {column!r}.\nIt has: {', '.join(table.column_names)}."
-            )
-    token = columns.task == "token"
-    text_type, label_type = Value("string"), Value("int32")
-    features = {
-        "text": List(text_type) if token else text_type,
-        "language": Value("string"),
-    }
-    if columns.label:
-        features["label"] = List(label_type) if token else label_type
-    return table.map(
-        _normalise_batch,
-        batched=True,
-        remove_columns=table.column_names,
-        features=Features(features),
-        fn_kwargs={
-            "columns": columns,
-            "language": shard.language,
-            "index": {name: i for i, name in enumerate(labels or ())},
-            "class_names": _class_names(table, columns.label) if columns.label else None,
-            "other": other,
-            "origin": shard.origin,
-        },
+def _not_found(config: DataOptions, kinds: Mapping[str, Kind], what: str, flag: str) -> DataError:
+    hint = ""
+    if len(kinds) == 1 and (only := next(iter(kinds))) != "text":
+        found = next((sign for sign in (";", "\t", "|", ",") if sign in only), None)
+        if found:
+            hint = f"\nIf its fields are separated by {found!r}, say so with --separator."
+    elif what == "labels":
+        hint = "\nTo distil without labels, give --weight task=0."
+    return DataError(
+        f"{config.data}: no column has a usual name for {what}.\n"
+        f"It has: {listed(kinds)}. Say which with {flag}.{hint}"
     )
 
 
-def _normalise_batch(
-    batch: dict[str, list[Any]],
-    columns: Columns,
-    language: str | None,
-    index: dict[str, int],
-    class_names: list[str] | None,
-    other: str | None,
-    origin: str,
-) -> dict[str, list[Any]]:
-    def label_index(value: Any) -> int:
-        if class_names is not None and isinstance(value, int):
-            value = class_names[value]
-        name = str(value)
-        if name in index:
-            return index[name]
-        if isinstance(value, int) and 0 <= value < len(index):
-            return value
-        if other is not None and value is not None:
-            return index[other]
-        raise DataError(
-            f"{origin}: an example has the label {value!r}, which this data set does not have.\n"
-            f"Its labels: {', '.join(index)}."
-        )
+def columns_of(table: Table, columns: Columns) -> Columns:
+    """What of these columns a table has: it may lack labels and languages, but not the text.
 
-    texts = batch[columns.text]
-    if any(text is None for text in texts):
-        raise DataError(f"{origin}: column {columns.text!r} has examples without text.")
-    token = columns.task == "token"
-    if language is not None:
-        languages = [language] * len(texts)
-    elif columns.language is not None:
-        languages = [
-            UNDETERMINED if name is None else str(name) for name in batch[columns.language]
-        ]
-    else:
-        languages = [UNDETERMINED] * len(texts)
-    normal = {"text": texts if token else [str(text) for text in texts], "language": languages}
-    if columns.label is None:
-        return normal
-    values = batch[columns.label]
-    if token:
-        for words, tags in zip(texts, values, strict=True):
-            if tags is None or len(words) != len(tags):
-                raise DataError(
-                    f"{origin}: a sentence has {len(words)} words and {len(tags or ())} tags.\n"
-                    f"It begins: {' '.join(words[:8])}"
-                )
-        normal["label"] = [[label_index(tag) for tag in tags] for tags in values]
-    else:
-        normal["label"] = [label_index(value) for value in values]
-    return normal
+    Raises:
+        DataError: It has no such text, or another kind of it.
+    """
+    kinds = table.columns()
+    if columns.text not in kinds:
+        raise DataError(
+            f"{table.origin}: there is no column {columns.text!r}.\nIt has: {listed(kinds)}."
+        )
+    expected: Kind = "list" if columns.task == "token" else "text"
+    for name in (columns.text, columns.label):
+        if name in kinds and kinds[name] != expected:
+            raise DataError(
+                f"{table.origin}: the column {name!r} holds {_KINDS[kinds[name]]}, and "
+                f"{_KINDS[expected]} in other files.\nWrite it in one way in all of them."
+            )
+    return Columns(
+        columns.text,
+        columns.label if columns.label in kinds else None,
+        columns.language if columns.language in kinds else None,
+        columns.task,
+    )

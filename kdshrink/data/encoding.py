@@ -11,27 +11,10 @@ import torch
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import DataError
 from .registry import Task
 
 IGNORED = -100
 """The label of a position that has none, as PyTorch's cross-entropy expects it."""
-
-
-def match_labels(labels: Sequence[str], model_labels: Sequence[str]) -> list[int]:
-    """For each label of the data the model's id of the same name.
-
-    Raises:
-        DataError: The model does not know a label of the data.
-    """
-    ids = {name: i for i, name in enumerate(model_labels)}
-    unknown = [name for name in labels if name not in ids]
-    if unknown:
-        raise DataError(
-            f"The model does not know these labels of the data: {', '.join(unknown)}.\n"
-            f"The model's: {', '.join(model_labels)}.\nThe data's: {', '.join(labels)}."
-        )
-    return [ids[name] for name in labels]
 
 
 def encode(
@@ -48,11 +31,16 @@ def encode(
         label_ids: For each label of the data the model's id (`match_labels`); None for no labels.
 
     Returns:
-        A table with `input_ids`, `length` and, with labels, `labels`: the example's id, or for token
-        tasks an id at each word's first piece and -100 elsewhere. Token tasks add `positions`: for
-        each word the index of its first piece, or -1 where it was cut off.
+        A table with `input_ids`, `length`, `cut_off` and, with labels, `labels`: the example's id, or
+        for token tasks an id at each word's first token and -100 elsewhere. `cut_off` is how many words
+        (for texts: 1 or 0) are beyond max_length. Token tasks add `positions`: for each word the index
+        of its first token, or -1 where it was cut off or the tokenizer makes nothing of it.
     """
-    features = {"input_ids": List(Value("int32")), "length": Value("int32")}
+    features = {
+        "input_ids": List(Value("int32")),
+        "length": Value("int32"),
+        "cut_off": Value("int32"),
+    }
     if task == "token":
         features["positions"] = List(Value("int32"))
     if label_ids is not None:
@@ -84,9 +72,16 @@ def _encode_batch(
     )
     ids = encoded["input_ids"]
     result: dict[str, list[Any]] = {"input_ids": ids, "length": [len(one) for one in ids]}
+    # What is cut off is kept by the fast tokenizers in encodings of its own.
+    cut = [bool(one.overflowing) for one in encoded.encodings]
+    result["cut_off"] = [int(one) for one in cut]
     if split:
         result["positions"] = [
-            first_pieces(encoded.word_ids(i), len(words)) for i, words in enumerate(batch["text"])
+            first_tokens(encoded.word_ids(i), len(words)) for i, words in enumerate(batch["text"])
+        ]
+        result["cut_off"] = [
+            _trailing(positions) if one else 0
+            for one, positions in zip(cut, result["positions"], strict=True)
         ]
     if label_ids is not None and split:
         result["labels"] = [
@@ -98,13 +93,18 @@ def _encode_batch(
     return result
 
 
-def first_pieces(word_ids: Sequence[int | None], words: int) -> list[int]:
-    """For each word the index of its first piece, or -1 where it has none (cut off)."""
+def first_tokens(word_ids: Sequence[int | None], words: int) -> list[int]:
+    """For each word the index of its first token, or -1 where it has none."""
     positions = [-1] * words
     for index, word in enumerate(word_ids):
         if word is not None and positions[word] < 0:
             positions[word] = index
     return positions
+
+
+def _trailing(positions: Sequence[int]) -> int:
+    """How many words at the end have no token."""
+    return next((n for n, one in enumerate(reversed(positions)) if one >= 0), len(positions))
 
 
 def token_counts(encoded: Dataset) -> np.ndarray:

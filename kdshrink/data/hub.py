@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, get_dataset_config_names, load_dataset
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, get_dataset_config_names, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -20,11 +22,44 @@ from huggingface_hub.errors import (
 
 from ..config import DataOptions
 from ..connection import is_hub_fault, is_network_fault, reason, use_timeouts
-from ..errors import DataError, HubError
+from ..errors import DataError, HubError, listed
+from . import arrow
+from .local import FileTable, Reading
 from .registry import NAMED, NamedData
-from .shard import SPLIT_NAMES, SPLITS, Shard
+from .shard import SPLIT_NAMES, SPLITS, Columns, Kind, Shard, Table
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HubTable:
+    """The examples of a data set on the Hub, as datasets loaded them."""
+
+    dataset: Dataset
+    origin: str
+    unit: str = "row"
+
+    def digest(self) -> str:
+        # datasets makes it of the builder's files, which name the commit.
+        return str(self.dataset._fingerprint)
+
+    def columns(self) -> dict[str, Kind]:
+        schema = self.dataset.features.arrow_schema
+        return {field.name: arrow.kind_of(field.type) for field in schema}
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        feature = self.dataset.features[column]
+        feature = getattr(feature, "feature", feature)
+        return tuple(feature.names) if isinstance(feature, ClassLabel) else None
+
+    def read(self, columns: Columns) -> Iterator[pa.RecordBatch]:
+        names = self.class_names(columns.label) if columns.label else None
+        return arrow.to_rows(self._batches(columns), columns, names, self.origin)
+
+    def _batches(self, columns: Columns) -> Iterator[pa.RecordBatch]:
+        wanted = [n for n in (columns.text, columns.label, columns.language) if n is not None]
+        for part in self.dataset.select_columns(wanted).with_format("arrow").iter(10_000):
+            yield from part.combine_chunks().to_batches()
 
 
 def named_hub_shards(named: NamedData, token: str | None) -> list[Shard]:
@@ -35,11 +70,12 @@ def named_hub_shards(named: NamedData, token: str | None) -> list[Shard]:
     else:
         commit = _commit(named.hub_id, named.hub_revision, token)
 
-    def load(unit: str, split: str) -> Dataset:
+    def load(unit: str, split: str) -> Sequence[Table]:
         if named.hub_selector == "data_dir":
-            return _load_parquet(named, commit, unit, split, token)
+            return _fetch_parquet(named, commit, unit, split, token)
         revision = commit or named.hub_revision
-        return _from_hub(named.hub_id, name=unit, split=split, revision=revision, token=token)
+        options = {"name": unit, "split": split, "revision": revision, "token": token}
+        return (HubTable(_from_hub(named.hub_id, **options), f"{named.hub_id} {unit}"),)
 
     return [
         Shard(
@@ -68,19 +104,19 @@ def _fetch(named: NamedData, revision: str | None, patterns: list[str], token: s
     return Path(folder)
 
 
-def _load_parquet(
+def _fetch_parquet(
     named: NamedData, commit: str | None, unit: str, split: str, token: str | None
-) -> Dataset:
+) -> tuple[FileTable, ...]:
     """A language and split of a refs/convert/parquet branch: <unit>/<split>/0000.parquet and on.
 
     The files are fetched by themselves, since load_dataset asks some twenty questions for each of them
     and does not find them again in its cache without a connection.
     """
     folder = _fetch(named, commit, [f"{unit}/{split}/*.parquet"], token) / unit / split
-    files = sorted(str(path) for path in folder.glob("*.parquet"))
-    if not files:
+    tables = tuple(FileTable(path, Reading()) for path in sorted(folder.glob("*.parquet")))
+    if not tables:
         raise DataError(f"{named.hub_id} has no {split} data of {unit} on the Hub.")
-    return _from_hub("parquet", data_files=files, split="train")
+    return tables
 
 
 def hub_shards(hub_id: str, config: DataOptions, token: str | None) -> list[Shard]:
@@ -95,7 +131,7 @@ def hub_shards(hub_id: str, config: DataOptions, token: str | None) -> list[Shar
         chosen = [(name, name) for name in wanted]
     else:
         raise DataError(
-            f"--data {hub_id} has several configurations: {', '.join(configurations)}.\n"
+            f"--data {hub_id} has several configurations: {listed(configurations)}.\n"
             f"Say which with --languages, as in --languages {configurations[0]}."
         )
     shards = []
@@ -104,15 +140,15 @@ def hub_shards(hub_id: str, config: DataOptions, token: str | None) -> list[Shar
         for split, names in SPLIT_NAMES.items():
             if found := next((name for name in names if name in whole), None):
                 part = whole[found]
-                load = partial(_itself, part)
-                shards.append(Shard(language, split, hub_id, load, commit=commit))
+                opened = partial(_opened, HubTable(part, f"{hub_id} {found}"))
+                shards.append(Shard(language, split, hub_id, opened, commit=commit))
     if not shards:
         raise DataError(f"--data {hub_id}: it has none of the splits {', '.join(SPLITS)}.")
     return shards
 
 
-def _itself(table: Dataset) -> Dataset:
-    return table
+def _opened(table: Table) -> tuple[Table, ...]:
+    return (table,)
 
 
 def _commit(hub_id: str, revision: str | None, token: str | None) -> str | None:

@@ -5,20 +5,49 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
+from functools import cache
 
-from ..errors import DataError
+import langcodes
+
+from ..errors import DataError, listed
 from .registry import NAMED, Unit
 
 GROUPS = ("seen", "unseen", "english", "all")
+UNDETERMINED = "und"
+"""BCP 47's code for a language that is not known: custom data that names none."""
+_UNITS = {unit.name: unit.code for data in NAMED.values() for unit in data.units}
+_SAME = {"fil": "tl"}
+"""langcodes calls Tagalog Filipino; data sets and the Hub call it by the code of Tagalog."""
 
 
-_CODES = {unit.name: unit.code for data in NAMED.values() for unit in data.units}
-
-
+@cache
 def language_of(name: str) -> str:
-    """The language of a unit: `de` of `de-DE`, `de_pud` and `german`; else the name as it is."""
-    prefix = re.match(r"([a-z]{2,3})(?:[-_]|$)", name.lower())
-    return _CODES.get(name) or (prefix.group(1) if prefix else name)
+    """The ISO 639 code of a language, by its code in any standard, its name, or a data set's name of it.
+
+    `de` of `de`, `deu`, `ger`, `de-DE`, `German`, `Deutsch`, and of `de_pud` and `german`, which named
+    data sets have; `und` of what names no language. `cmn` and `arb` are `zh` and `ar`.
+    """
+    code = _UNITS.get(name) or _by_tag(name) or _by_name(name)
+    if code is None and (prefix := re.match(r"([A-Za-z]{2,3})[-_]", name)):
+        code = _by_tag(prefix.group(1))
+    return code or UNDETERMINED
+
+
+def _by_tag(tag: str) -> str | None:
+    try:
+        known = langcodes.Language.get(tag)
+        standard = langcodes.standardize_tag(tag, macro=True)
+    except langcodes.LanguageTagError:
+        return None
+    code = standard.split("-")[0]
+    return _SAME.get(code, code) if langcodes.tag_is_valid(known.language or "") else None
+
+
+def _by_name(name: str) -> str | None:
+    try:
+        return _by_tag(str(langcodes.find(name)))
+    except LookupError:
+        return None
 
 
 def _plain(name: str) -> str:
@@ -26,20 +55,26 @@ def _plain(name: str) -> str:
 
 
 def find_units(wanted: str, units: Sequence[Unit]) -> list[str]:
-    """The units that a name (`de-DE`, `da_ddt`) or a language's code (`de`) selects.
+    """The units that a name (`de-DE`, `da_ddt`) or a language (`de`, `deu`, `German`) selects.
 
     Raises:
         DataError: Nothing is called so.
     """
     by_name = [unit.name for unit in units if _plain(unit.name) == _plain(wanted)]
-    found = by_name or [unit.name for unit in units if unit.code == wanted.lower()]
+    language = language_of(wanted)
+    by_language = [
+        unit.name
+        for unit in units
+        if language == language_of(unit.code) and language != UNDETERMINED
+    ]
+    found = by_name or by_language
     if not found:
         names = [unit.name for unit in units]
         close = get_close_matches(wanted, [*names, *GROUPS], n=1, cutoff=0.5)
         guess = f" Did you mean {close[0]}?" if close else ""
         raise DataError(
             f"There is no language {wanted!r} here.{guess}\n"
-            f"There are: {', '.join(names)}; and the groups {', '.join(GROUPS)}."
+            f"There are: {listed(names)}; and the groups {', '.join(GROUPS)}."
         )
     return found
 
@@ -59,22 +94,22 @@ def select_languages(
     Raises:
         DataError: A name is unknown, or a group is empty.
     """
+    groups = {"all": {unit.name for unit in units}, "seen": set(seen), "unseen": set(unseen)}
+    if not any(unit.name == "english" for unit in units):
+        groups["english"] = {unit.name for unit in units if language_of(unit.code) == "en"}
     chosen: set[str] = set()
     for wanted in spec:
-        if wanted == "all":
-            group = [unit.name for unit in units]
-        elif wanted == "seen":
-            group = [unit.name for unit in units if unit.name in seen]
-        elif wanted == "unseen":
-            group = [unit.name for unit in units if unit.name in unseen]
-        elif wanted == "english" and not any(unit.name == "english" for unit in units):
-            group = [unit.name for unit in units if unit.code == "en"]
-        else:
-            group = find_units(wanted, units)
+        group = groups[wanted] if wanted in groups else set(find_units(wanted, units))
         if not group:
             raise DataError(
                 f"--languages {wanted}: this data has no such language.\n"
-                f"It has: {', '.join(unit.name for unit in units)}."
+                f"It has: {listed(unit.name for unit in units)}."
             )
-        chosen.update(group)
+        chosen |= group
     return tuple(unit.name for unit in units if unit.name in chosen)
+
+
+def comparable(name: str) -> str:
+    """What tells whether two names are of one language: its code, or a name that is no language's."""
+    code = language_of(name)
+    return name if code == UNDETERMINED else code

@@ -1,4 +1,4 @@
-"""Labelled examples by split: found, chosen by language, sampled, their columns known by name.
+"""Labelled examples by split: found, chosen by language, sampled, their labels known by name.
 
 Everything stays in Arrow's memory maps; what is held per example is an index.
 """
@@ -7,33 +7,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
-from zlib import crc32
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from ..config import DataOptions
-from ..errors import DataError
-from .columns import Columns, find_columns, label_union, normalise
+from ..errors import DataError, UsageError, listed
+from .columns import Labels, columns_of, find_columns, joint_kinds
+from .examples import Labelling, Part, all_labelled, custom_labels, examples, named_labels
 from .hub import hub_shards, named_hub_shards
-from .languages import select_languages
-from .local import FORMATS, directory_shards, read_file
+from .labels import read_label_map
+from .languages import language_of, select_languages
+from .local import Reading, directory_shards, file_shard, is_data_file, separator_of
 from .registry import NAMED, NamedData, Task, Unit
-from .sampling import language_codes, sample_languages, stratified_rows
-from .shard import SPLITS, Shard, describe_shards
-
-"""Labelled examples by split: found, chosen by language, sampled, their columns known by name.
-
-Everything stays in Arrow's memory maps; what is held per example is an index.
-"""
-
+from .sampling import choose_rows, held_out_rows, language_codes, stratified_rows
+from .shard import SPLIT_OF, SPLITS, Columns, Shard, describe_shards
+from .store import read_table
+from .streams import ENCODING, check_encoding
 
 logger = logging.getLogger(__name__)
+
+_HELD_OUT = 0.1
+WHOLE_FILE = "all"
+"""What a single file is called where a split is named: it has none."""
 
 
 def find_shards(config: DataOptions, token: str | None = None) -> list[Shard]:
@@ -45,12 +45,14 @@ def find_shards(config: DataOptions, token: str | None = None) -> list[Shard]:
     """
     name = str(config.data)
     named = NAMED.get(name)
+    encoding = check_encoding(config.encoding or ENCODING)
+    reading = Reading(separator_of(config.separator), encoding)
     if named is not None:
         if config.data_dir is not None:
-            return directory_shards(config.data_dir, named)
+            return directory_shards(config.data_dir, named, reading)
         if not named.hub_id:
             with resources.as_file(resources.files("kdshrink.sample") / "data") as folder:
-                return directory_shards(folder, named)
+                return directory_shards(folder, named, reading)
         return named_hub_shards(named, token)
     if config.data_dir is not None:
         raise DataError(
@@ -59,22 +61,17 @@ def find_shards(config: DataOptions, token: str | None = None) -> list[Shard]:
         )
     path = Path(name).expanduser()
     if path.is_file():
-        return [Shard(None, "train", str(path), partial(read_file, path), path)]
+        return [file_shard(path, reading)]
     if path.is_dir():
-        return directory_shards(path, None)
-    if (
-        path.suffix.lstrip(".") in FORMATS
-        or name.count("/") > 1
-        or name.startswith((".", "/", "~"))
-    ):
+        return directory_shards(path, None, reading)
+    if path.exists():
+        raise DataError(f"--data {name}: this is no regular file.\nGive a file or a directory.")
+    if is_data_file(path) or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise DataError(
             f"--data {name}: there is no such file or directory.\n"
             f"Give an existing path, a Hub id, or one of {', '.join(NAMED)}."
         )
     return hub_shards(name, config, token)
-
-
-_HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,8 @@ class TaskData:
         languages: The languages that were asked for, in order.
         seen, unseen: The languages that count as such, whether asked for or not.
         source: What was read, for the record.
+        tag_scheme: The scheme that entity tags were written in; None for labels of another kind.
+        whole_file: Whether the data is one file, which has no splits.
     """
 
     name: str
@@ -98,6 +97,19 @@ class TaskData:
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
     source: dict[str, Any] = field(default_factory=dict)
+    tag_scheme: str | None = None
+    whole_file: bool = False
+
+
+def split_named(typed: str) -> str:
+    """The split that a name means: `validation` of `dev`.
+
+    Raises:
+        UsageError: It is the name of none.
+    """
+    if typed.lower() not in SPLIT_OF:
+        raise UsageError(f"--split {typed}: the splits are {', '.join(SPLITS)} (or dev).")
+    return SPLIT_OF[typed.lower()]
 
 
 def load_data(
@@ -105,7 +117,7 @@ def load_data(
     splits: Sequence[str] | None,
     *,
     purpose: Literal["train", "evaluate"],
-    labels_required: bool = True,
+    labels: Labels = "required",
     token: str | None = None,
 ) -> TaskData:
     """Read what `config` asks for.
@@ -114,19 +126,20 @@ def load_data(
         splits: Of train, validation and test; None takes those that there are. For training, a tenth
             of the training data is held out as validation where there is none.
         purpose: "train" leaves out the languages without training data, unless they are named.
-        labels_required: Whether data without a label column is an error.
+        labels: Whether data without labels is an error.
 
     Raises:
         DataError: Unknown data, language, split, column or label, or nothing left.
         HubError: The Hub cannot be reached, or refuses.
     """
-    named = NAMED.get(str(config.data))
     shards = find_shards(config, token)
+    renamed = read_label_map(config.label_map)
+    named = NAMED.get(str(config.data))
     if splits is None:
         splits = [split for split in SPLITS if any(shard.split == split for shard in shards)]
     if named is not None:
-        return _load_named(config, named, shards, splits, purpose)
-    return _load_own(config, shards, splits, purpose, labels_required)
+        return _load_named(config, named, shards, splits, purpose, labels, renamed)
+    return _load_custom(config, shards, splits, purpose, labels, renamed)
 
 
 def _groups(
@@ -135,15 +148,29 @@ def _groups(
     """The seen and the unseen languages, after --seen-languages and --unseen-languages."""
     names = [unit.name for unit in units]
     if config.seen_languages is not None:
-        seen = select_languages(config.seen_languages, units, seen, unseen)
+        seen = set(select_languages(config.seen_languages, units, seen, unseen))
         unseen = [name for name in names if name not in seen]
     if config.unseen_languages is not None:
-        unseen = select_languages(config.unseen_languages, units, seen, unseen)
+        unseen = set(select_languages(config.unseen_languages, units, seen, unseen))
         if config.seen_languages is None:
             seen = [name for name in names if name not in unseen]
     if both := sorted(set(seen) & set(unseen)):
-        raise DataError(f"{', '.join(both)}: named in --seen-languages and in --unseen-languages.")
-    return tuple(seen), tuple(unseen)
+        raise DataError(f"{listed(both)}: named in --seen-languages and in --unseen-languages.")
+    seen, unseen = set(seen), set(unseen)
+    return tuple(n for n in names if n in seen), tuple(n for n in names if n in unseen)
+
+
+def _are_groups(spec: Collection[str]) -> bool:
+    """Whether --languages names groups alone, so that what is not there may be left out."""
+    return set(spec) <= {"all", "seen", "unseen"}
+
+
+def _read(shards: Sequence[Shard], columns: Columns) -> list[Part]:
+    return [
+        Part(shard.language, table, read_table(table, columns_of(table, columns)))
+        for shard in shards
+        for table in shard.open()
+    ]
 
 
 def _load_named(
@@ -152,156 +179,189 @@ def _load_named(
     shards: list[Shard],
     splits: Sequence[str],
     purpose: str,
+    labels: Labels,
+    renamed: Mapping[str, str],
 ) -> TaskData:
     seen, unseen = _groups(config, named.units, named.seen, named.unseen)
     spec = config.languages or ("all",)
     languages = select_languages(spec, named.units, seen, unseen)
+    where = config.data_dir or named.name
     present = {shard.language for shard in shards}
-    missing = [name for name in languages if name not in present]
-    grouped = set(spec) <= {"all", "seen", "unseen"}
-    if missing and (not grouped or len(missing) == len(languages)):
-        raise DataError(
-            f"{named.name}: {config.data_dir} has no data of {', '.join(missing)}.\n"
-            f"It has: {', '.join(sorted(filter(None, present)))}."
-        )
-    if missing:
-        logger.info("%s: not in %s: %s", named.name, config.data_dir, ", ".join(missing))
-    languages = tuple(name for name in languages if name not in missing)
+    languages = _present(named, languages, present, spec, f"{where} has no data of")
     if purpose == "train":
         trained = {shard.language for shard in shards if shard.split == "train"}
-        without = [name for name in languages if name not in trained]
-        if without and (not grouped or len(without) == len(languages)):
-            raise DataError(
-                f"{named.name}: no training data in {', '.join(without)}.\n"
-                f"These have some: {', '.join(n for n in seen if n in trained) or 'none'}."
-            )
-        languages = tuple(name for name in languages if name not in without)
-
-    columns = Columns(named.text_column, named.label_column, None, named.task)
-    other = "O" if named.task == "token" else None
-    loaded = {}
-    chosen = [shard for shard in shards if shard.split in splits and shard.language in languages]
+        languages = _present(named, languages, trained, spec, "there is no training data in")
     for split in splits:
-        parts = [
-            normalise(shard.load(), shard, columns, named.labels, other)
-            for shard in chosen
-            if shard.split == split
-        ]
-        if parts:
-            loaded[split] = sample_languages(parts, split, config)
+        having = {shard.language for shard in shards if shard.split == split}
+        if having and split != "validation":
+            languages = _present(named, languages, having, spec, f"there is no {split} split in")
+
+    column = named.label_column if labels != "unused" else None
+    columns = Columns(named.text_column, column, None, named.task)
+    chosen = [shard for shard in shards if shard.split in splits and shard.language in languages]
+    shards_of = {split: [s for s in chosen if s.split == split] for split in splits}
+    parts = {split: _read(found, columns) for split, found in shards_of.items() if found}
+    labelling = None
+    if labels != "unused":
+        labelling = named_labels([p for read in parts.values() for p in read], named, renamed)
+    loaded = {}
+    for split, read in parts.items():
+        table = examples(read, labelling, named.task, column)
+        names = [str(shard.language) for shard in shards_of[split]]
+        loaded[split] = _chosen(table, names, split, config)
     if not config.data_dir and named.hub_id:
         origin = {"hub_id": named.hub_id, "requested_revision": named.hub_revision}
     else:
         origin = {"data_dir": str(config.data_dir)} if config.data_dir else {}
-    origin |= describe_shards(chosen)
-    return _finish(
-        config,
+    data = TaskData(
         named.name,
         named.task,
-        named.labels,
+        None if labelling is None else named.labels,
         loaded,
-        splits,
         languages,
-        (seen, unseen),
-        purpose,
+        seen,
+        unseen,
         origin,
     )
+    return _finish(config, data, chosen, labelling, splits, purpose)
 
 
-def _load_own(
+def _present(
+    named: NamedData,
+    languages: tuple[str, ...],
+    having: Collection[str | None],
+    spec: Collection[str],
+    told: str,
+) -> tuple[str, ...]:
+    """The languages that have something; the others may be missing only where no name asks for them."""
+    missing = [name for name in languages if name not in having]
+    if missing and (not _are_groups(spec) or len(missing) == len(languages)):
+        raise DataError(
+            f"{named.name}: {told} {listed(missing)}.\n"
+            f"There is some in: {listed(sorted(filter(None, having))) or 'none'}."
+        )
+    if missing:
+        logger.info("%s: %s %s", named.name, told, listed(missing))
+    return tuple(name for name in languages if name in having)
+
+
+def _chosen(table: Dataset, languages: Sequence[str], split: str, config: DataOptions) -> Dataset:
+    rows = choose_rows(table, languages, split, config)
+    whole = len(rows) == len(table) and bool((np.diff(rows) == 1).all())
+    return table if whole else table.select(rows)
+
+
+def _load_custom(
     config: DataOptions,
     shards: list[Shard],
     splits: Sequence[str],
     purpose: str,
-    labels_required: bool,
+    labels: Labels,
+    renamed: Mapping[str, str],
 ) -> TaskData:
-    single_file = len(shards) == 1 and shards[0].language is None
-    tables = [shard.load() for shard in shards]
-    columns = find_columns(config, tables[0], labels_required)
-    labels = label_union(tables, shards, columns.label) if columns.label else None
-    wholes: dict[str, list[Dataset]] = {}
-    for shard, table in zip(shards, tables, strict=True):
-        normal = normalise(table, shard, columns, labels, None)
-        wholes.setdefault(shard.split, []).append(normal)
-    if single_file and purpose == "evaluate":
-        wholes = {split: next(iter(wholes.values())) for split in splits}
-    joined = {split: concatenate_datasets(parts) for split, parts in wholes.items()}
-
-    names = sorted({name for whole in joined.values() for name in language_codes(whole)[1]})
-    units = tuple(Unit(name, name.replace("_", "-").split("-")[0].lower()) for name in names)
+    name = str(config.data)
+    whole_file = len(shards) == 1 and shards[0].language is None and len(shards[0].paths) == 1
+    whole_file = whole_file and Path(name).expanduser().is_file()
+    opened = [(shard, shard.open()) for shard in shards]
+    tables = [table for _, found in opened for table in found]
+    columns = find_columns(config, joint_kinds(tables), labels)
+    parts: dict[str, list[Part]] = {}
+    for shard, found in opened:
+        split = splits[0] if whole_file and purpose == "evaluate" else shard.split
+        parts.setdefault(split, []).extend(
+            Part(shard.language, table, read_table(table, columns_of(table, columns)))
+            for table in found
+        )
+    everything = [part for read in parts.values() for part in read]
+    asked = [part for split in splits for part in parts.get(split, ())]
+    labelling = None
+    if columns.label is not None and (labels == "required" or all_labelled(asked)):
+        names = next(filter(None, (t.class_names(columns.label) for t in tables)), None)
+        labelling = custom_labels(everything, columns.label, columns.task, names, renamed)
+    elif columns.label is not None:
+        logger.info("%s: not all examples have a label; none is used", name)
+    wholes = {
+        split: examples(read, labelling, columns.task, columns.label)
+        for split, read in parts.items()
+        if split in splits or labels != "unused"
+    }
+    present = {split: language_codes(whole)[1] for split, whole in wholes.items()}
+    found_names = sorted({language for there in present.values() for language in there})
+    units = tuple(Unit(language, language_of(language)) for language in found_names)
     seen, unseen = _groups(config, units, (), ())
-    languages = select_languages(config.languages or ("all",), units, seen, unseen)
+    spec = config.languages or ("all",)
+    languages = select_languages(spec, units, seen, unseen)
     loaded = {}
     for split in splits:
-        if split not in joined:
+        if split not in wholes:
             continue
-        codes, split_names = language_codes(joined[split])
-        parts = [
-            joined[split].select(np.flatnonzero(codes == split_names.index(language)))
-            for language in languages
-            if language in split_names
-        ]
-        if parts:
-            loaded[split] = sample_languages(parts, split, config)
-    on_hub = all(shard.path is None for shard in shards)
-    origin = {"hub_id" if on_hub else "path": str(config.data)}
-    origin |= describe_shards(shards)
-    return _finish(
-        config,
-        str(config.data),
+        without = [language for language in languages if language not in {*present[split]}]
+        if without and not _are_groups(spec):
+            raise DataError(f"{name}: there is no {split} split in {listed(without)}.")
+        if without:
+            logger.info("%s: there is no %s split in %s", name, split, listed(without))
+        if len(without) < len(languages):
+            loaded[split] = _chosen(wholes[split], languages, split, config)
+    on_hub = not any(shard.paths for shard in shards)
+    data = TaskData(
+        name,
         columns.task,
-        labels,
+        None if labelling is None else labelling.labels,
         loaded,
-        splits,
         languages,
-        (seen, unseen),
-        purpose,
-        origin,
+        seen,
+        unseen,
+        {"hub_id" if on_hub else "path": name},
+        whole_file=whole_file,
     )
+    return _finish(config, data, shards, labelling, splits, purpose)
 
 
 def _finish(
     config: DataOptions,
-    name: str,
-    task: Task,
-    labels: tuple[str, ...] | None,
-    loaded: dict[str, Dataset],
+    data: TaskData,
+    shards: Sequence[Shard],
+    labelling: Labelling | None,
     splits: Sequence[str],
-    languages: tuple[str, ...],
-    groups: tuple[tuple[str, ...], tuple[str, ...]],
     purpose: str,
-    origin: dict[str, Any],
 ) -> TaskData:
     """Hold out a development set where there is none, and check that nothing asked for is missing."""
-    if (
-        purpose == "train"
-        and "validation" in splits
-        and "train" in loaded
-        and "validation" not in loaded
-    ):
-        rows = len(loaded["train"])
-        order = np.random.default_rng(crc32(b"validation")).permutation(rows)
-        held = max(1, round(rows * _HELD_OUT))
-        if rows < 2:
-            raise DataError(
-                f"{name}: one training example is too few to hold one out for validation."
-            )
-        loaded["validation"] = loaded["train"].select(np.sort(order[:held]))
-        loaded["train"] = loaded["train"].select(np.sort(order[held:]))
-        logger.info("%s has no validation split: %d of %d examples are held out", name, held, rows)
+    loaded = dict(data.splits)
+    lacks_validation = "validation" in splits and "validation" not in loaded
+    if purpose == "train" and lacks_validation and "train" in loaded:
+        loaded |= _hold_out(data.name, loaded["train"], labelling is not None)
     for split in splits:
         if split not in loaded:
             raise DataError(
-                f"{name}: there is no {split} split in {', '.join(languages)}.\n"
+                f"{data.name}: there is no {split} split in {listed(data.languages)}.\n"
                 f"Splits found: {', '.join(loaded) or 'none'}."
             )
     if "train" in loaded and config.train_fraction < 1:
-        chosen = stratified_rows(loaded["train"], config.train_fraction, labels is not None)
+        chosen = stratified_rows(loaded["train"], config.train_fraction, labelling is not None)
         loaded["train"] = loaded["train"].select(chosen)
     source = {
-        "name": name,
-        **origin,
-        "languages": list(languages),
+        "name": data.name,
+        **data.source,
+        **describe_shards(shards),
+        "languages": list(data.languages),
         "examples": {split: len(table) for split, table in loaded.items()},
     }
-    return TaskData(name, task, labels, loaded, languages, *groups, source)
+    scheme = None if labelling is None else labelling.scheme
+    if scheme is not None:
+        source["tag_scheme"] = scheme
+    if scheme not in (None, "IOB2"):
+        logger.info("%s: the tags are written as %s, and read as IOB2", data.name, scheme)
+    if labelling is not None and labelling.renamed:
+        source["label_map"] = dict(labelling.renamed)
+    return replace(data, splits=loaded, source=source, tag_scheme=scheme)
+
+
+def _hold_out(name: str, train: Dataset, labelled: bool) -> dict[str, Dataset]:
+    """A tenth of each language and label as validation, and the rest to train on, always the same."""
+    rows = len(train)
+    if rows < 2:
+        raise DataError(f"{name}: one training example is too few to hold one out for validation.")
+    held = held_out_rows(train, _HELD_OUT, labelled)
+    logger.info("%s has no validation split: %d of %d examples are held out", name, len(held), rows)
+    rest = np.setdiff1d(np.arange(rows), held)
+    return {"validation": train.select(held), "train": train.select(rest)}

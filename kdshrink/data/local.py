@@ -1,47 +1,254 @@
-"""Data in local files and directories."""
+"""Data in local files and directories: which files there are, and what reads each."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from functools import partial
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
-from datasets import Dataset, Features, List, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ..errors import DataError
+from ..errors import DataError, listed
+from ..files import sha256_of
+from . import arrow, conll, rows
 from .registry import NamedData
-from .shard import SPLIT_NAMES, SPLITS, Shard
+from .shard import SPLIT_OF, SPLITS, Columns, Kind, Rows, Shard, Table
+from .streams import COMPRESSIONS, ENCODING, endings
 
-logger = logging.getLogger(__name__)
-FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "iob2", "conll", "txt")
-
-
-def _split_file(folder: Path, split: str) -> Path | None:
-    for stem in SPLIT_NAMES[split]:
-        for ending in FORMATS:
-            if (path := folder / f"{stem}.{ending}").is_file():
-                return path
-    return None
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "iob2", "conll", "conllu", "txt")
+_ROWS = 10_000
+_PART = re.compile(r"(.+?)-(\d{5})-of-(\d{5})")
+_IGNORED = re.compile(r"\..*|__MACOSX")
+_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
 
 
-def directory_shards(folder: Path, named: NamedData | None) -> list[Shard]:
-    """Shards of DIR/<language>/<split>.<ending>, or, for own data, DIR/<split>.<ending>."""
+@dataclass(frozen=True)
+class Reading:
+    """How text files are to be read.
+
+    Attributes:
+        separator: Between the fields of CSV and TSV; None for a comma, and in .tsv a tab, where no field
+            is quoted.
+    """
+
+    separator: str | None = None
+    encoding: str = ENCODING
+
+
+def separator_of(typed: str | None) -> str | None:
+    """The separator that --separator names: a character, or tab, comma, semicolon."""
+    return None if typed is None else _SEPARATORS.get(typed, typed)
+
+
+@dataclass(frozen=True)
+class FileTable:
+    """The examples of a file."""
+
+    path: Path
+    reading: Reading
+
+    @property
+    def origin(self) -> str:
+        return str(self.path)
+
+    @cached_property
+    def format(self) -> str:
+        ending, compression = endings(self.path)
+        if ending not in FORMATS or (ending == "parquet" and compression):
+            raise DataError(
+                f"{self.path}: files of this kind are not read.\n"
+                f"Endings: {', '.join(FORMATS)}; but for parquet .{' or .'.join(COMPRESSIONS)} may "
+                "follow."
+            )
+        if self.path.stat().st_size == 0:
+            raise DataError(f"{self.path} is empty.")
+        return ending
+
+    @property
+    def unit(self) -> str:
+        if self.format in ("json", "jsonl"):
+            return rows.json_unit(self.path, self.reading.encoding)
+        return "row" if self.format == "parquet" else "line"
+
+    def digest(self) -> str:
+        return f"{sha256_of(self.path)} {self.format} {self.reading}"
+
+    def columns(self) -> dict[str, Kind]:
+        if self.format == "parquet":
+            return {f.name: arrow.kind_of(f.type) for f in self._parquet().schema_arrow}
+        if self.format in ("iob2", "conll", "conllu"):
+            return self._layout.columns()
+        if self.format in ("csv", "tsv"):
+            return rows.delimited_columns(self.path, self._separator, self.reading.encoding)
+        if self.format == "txt":
+            return {"text": "text"}
+        return rows.json_columns(self.path, self.reading.encoding)
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        if self.format != "parquet":
+            return None
+        features = arrow.schema_features(self._parquet().schema_arrow)
+        return arrow.class_names_of(features.get(column))
+
+    def read(self, columns: Columns) -> Iterator[pa.RecordBatch]:
+        if self.format == "parquet":
+            names = self.class_names(columns.label) if columns.label else None
+            yield from arrow.to_rows(self._parquet_batches(columns), columns, names, self.origin)
+        else:
+            for found in self._rows(columns):
+                yield _batch(found, columns, self)
+
+    @cached_property
+    def _layout(self) -> conll.Layout:
+        return conll.find_layout(self.path, self.reading.encoding)
+
+    @property
+    def _separator(self) -> str | None:
+        if self.reading.separator is None and self.format == "csv":
+            return ","
+        return self.reading.separator
+
+    def _rows(self, columns: Columns) -> Iterator[Rows]:
+        encoding = self.reading.encoding
+        if self.format in ("iob2", "conll", "conllu"):
+            return conll.conll_rows(self.path, columns, self._layout, encoding)
+        if self.format in ("csv", "tsv"):
+            return rows.delimited_rows(self.path, columns, self._separator, encoding)
+        if self.format == "txt":
+            return rows.text_rows(self.path, encoding)
+        return rows.json_rows(self.path, columns, encoding)
+
+    def _parquet(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self.path, memory_map=True)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self.path, error) from error
+
+    def _parquet_batches(self, columns: Columns) -> Iterator[pa.RecordBatch]:
+        wanted = [n for n in (columns.text, columns.label, columns.language) if n is not None]
+        try:
+            yield from self._parquet().iter_batches(batch_size=_ROWS, columns=wanted)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self.path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(f"{path} is damaged or cut off: {reason}\nCopy it again.")
+
+
+def _batch(rows: Rows, columns: Columns, table: Table) -> pa.RecordBatch:
+    nothing = [None] * len(rows.lines)
+    texts, labels, languages = rows.texts, rows.labels or nothing, rows.languages or nothing
+    schema = columns.schema
+    try:
+        values = [
+            pa.array(texts, schema.field("text").type),
+            pa.array(labels, schema.field("label").type),
+            pa.array(languages, pa.string()),
+            pa.array(rows.lines, pa.int64()),
+        ]
+    except UnicodeEncodeError:
+        for line, *found in zip(rows.lines, texts, labels, languages, strict=True):
+            try:
+                "".join("".join(value or "") for value in found).encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"{table.origin}, {table.unit} {line}: half a character (a lone surrogate) "
+                    "stands there, which is no text.\nMend or remove the example."
+                ) from error
+        raise
+    if columns.task == "sequence":
+        values[1] = arrow.stripped(values[1])
+    return pa.RecordBatch.from_arrays(values, schema=schema)
+
+
+def is_data_file(path: Path) -> bool:
+    return endings(path)[0] in FORMATS
+
+
+def file_shard(path: Path, reading: Reading) -> Shard:
+    """A file by itself, whatever it is called."""
+    return Shard(None, "train", str(path), partial(_open, (path,), reading), (path,))
+
+
+def _open(paths: Sequence[Path], reading: Reading) -> tuple[FileTable, ...]:
+    return tuple(FileTable(path, reading) for path in paths)
+
+
+def _split_files(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The files of each split in a folder: one, or all parts of a sharded one.
+
+    Raises:
+        DataError: Several files could be the same split, or parts are missing.
+    """
+    stems: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or _IGNORED.fullmatch(path.name) or not is_data_file(path):
+            continue
+        stem, _, ending = path.name.partition(".")
+        part = _PART.fullmatch(stem)
+        split = SPLIT_OF.get((part[1] if part else stem).lower())
+        if split is not None:
+            name = f"{part[1]}-of-{part[3]}.{ending}" if part else path.name
+            stems[split][name].append(path)
+    found = {}
+    for split, files in stems.items():
+        if len(files) > 1:
+            names = [path.name for paths in files.values() for path in paths]
+            raise DataError(
+                f"{folder}: several files could be its {split} split: {listed(names)}.\n"
+                "Leave one there, or give the one that is meant to --data."
+            )
+        (paths,) = files.values()
+        found[split] = tuple(paths)
+        _check_parts(folder, split, paths)
+    return found
+
+
+def _check_parts(folder: Path, split: str, paths: Sequence[Path]) -> None:
+    part = _PART.fullmatch(paths[0].name.partition(".")[0])
+    if part is None:
+        return
+    numbers = {int(_PART.match(path.name)[2]) for path in paths}  # type: ignore[index]
+    missing = [f"{n:05d}" for n in range(int(part[3])) if n not in numbers]
+    if missing:
+        raise DataError(
+            f"{folder}: its {split} split has {int(part[3])} parts, and these are missing: "
+            f"{listed(missing)}.\nCopy them too."
+        )
+
+
+def directory_shards(folder: Path, named: NamedData | None, reading: Reading) -> list[Shard]:
+    """Shards of DIR/<language>/<split>.<ending>, or, for custom data, DIR/<split>.<ending>.
+
+    Raises:
+        DataError: There is none, or several files could be the same split.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such directory.\nGive the one that holds the data.")
     known = {unit.name for unit in named.units} if named else None
-    shards = []
-    subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
-    places: list[tuple[str | None, Path]] = [(path.name, path) for path in subfolders]
+    places: list[tuple[str | None, Path]] = [
+        (path.name, path)
+        for path in sorted(folder.iterdir())
+        if path.is_dir()
+        and not _IGNORED.fullmatch(path.name)
+        and (known is None or path.name in known)
+    ]
     if named is None:
         places.insert(0, (None, folder))
+    shards = []
     for language, place in places:
-        if known is not None and language not in known:
-            continue
+        files = _split_files(place)
         for split in SPLITS:
-            if path := _split_file(place, split):
-                shards.append(Shard(language, split, str(path), partial(read_file, path), path))
+            if paths := files.get(split):
+                origin = str(paths[0]) if len(paths) == 1 else f"{place}, {split}"
+                opened = partial(_open, paths, reading)
+                shards.append(Shard(language, split, origin, opened, paths))
     if not shards:
         what = f" of {named.name}" if named else ""
         raise DataError(
@@ -50,74 +257,3 @@ def directory_shards(folder: Path, named: NamedData | None) -> list[Shard]:
             f"ending one of {', '.join(FORMATS)}."
         )
     return shards
-
-
-def read_file(path: Path) -> Dataset:
-    """Read a file of examples into an Arrow table on disk, by its ending.
-
-    .jsonl, .json, .csv, .tsv and .parquet keep their columns; .txt gives `text`, a line an example;
-    .iob2 and .conll give `tokens` and `ner_tags`.
-
-    Raises:
-        DataError: The file cannot be read, or is empty.
-    """
-    ending = path.suffix.lstrip(".").lower()
-    if ending not in FORMATS:
-        raise DataError(f"{path}: files of this kind are not read. Endings: {', '.join(FORMATS)}.")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty.")
-    try:
-        if ending in ("iob2", "conll"):
-            features = Features(
-                {"tokens": List(Value("string")), "ner_tags": List(Value("string"))}
-            )
-            table = Dataset.from_generator(
-                _sentences, gen_kwargs={"path": str(path)}, features=features, split="train"
-            )
-        elif ending == "txt":
-            table = load_dataset("text", data_files=str(path), split="train")
-            table = table.filter(
-                lambda batch: [bool(t.strip()) for t in batch["text"]], batched=True
-            )
-        elif ending in ("csv", "tsv"):
-            separator = "\t" if ending == "tsv" else ","
-            table = load_dataset("csv", data_files=str(path), split="train", sep=separator)
-        else:
-            builder = "parquet" if ending == "parquet" else "json"
-            table = load_dataset(builder, data_files=str(path), split="train")
-    except DatasetGenerationError as error:
-        cause = error.__cause__ or error
-        raise DataError(
-            f"{path} cannot be read as {ending}.\n{str(cause).splitlines()[0]}"
-        ) from error
-    if len(table) == 0:
-        raise DataError(f"{path} holds no example.")
-    return table
-
-
-def _sentences(path: str) -> Iterator[dict[str, list[str]]]:
-    """Sentences of a file with a word a line and empty lines between.
-
-    With a number first, as in the .iob2 files of universal-ner, the columns are number, word, tag;
-    else the word is the first column and the tag the last, as in CoNLL's.
-    """
-    words: list[str] = []
-    tags: list[str] = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            line = line.rstrip("\n\r")
-            if not line.strip():
-                if words:
-                    yield {"tokens": words, "ner_tags": tags}
-                words, tags = [], []
-                continue
-            if line.startswith("# ") or line.startswith("-DOCSTART-"):
-                continue
-            columns = line.split("\t") if "\t" in line else line.split()
-            if len(columns) < 2:
-                raise ValueError(f"line {number} has one column; a word and its tag were expected")
-            numbered = columns[0].isdigit() and len(columns) > 2
-            words.append(columns[1] if numbered else columns[0])
-            tags.append(columns[2] if numbered else columns[-1])
-    if words:
-        yield {"tokens": words, "ner_tags": tags}

@@ -65,6 +65,7 @@ class NamedData:
         unseen: Names of the units that count as unseen unless the user says otherwise.
         lists_note: Where the seen and unseen lists come from.
         hub_note: What to know before trusting the Hub's copy.
+        outside: Tags in its files that are none of its labels, and are read as O.
     """
 
     name: str
@@ -79,6 +80,7 @@ class NamedData:
     unseen: tuple[str, ...]
     lists_note: str
     hub_note: str = ""
+    outside: tuple[str, ...] = ()
 
     @property
     def seen(self) -> tuple[str, ...]:
@@ -153,6 +155,7 @@ UNIVERSAL_NER = NamedData(
         "this copy of universal-ner on the Hub is not the authors' own and has not been verified; "
         "the released .iob2 files through --data-dir are the sure way"
     ),
+    outside=("B-OTH", "I-OTH", "B-O", "I-O"),
 )
 
 SAMPLE = NamedData(

@@ -2,71 +2,108 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from ..config import DataOptions
-
-logger = logging.getLogger(__name__)
-
-
-def sample_languages(parts: Sequence[Dataset], split: str, config: DataOptions) -> Dataset:
-    """The parts, each cut to --max-samples rows that do not depend on --seed, joined."""
-    limits = [config.max_samples, config.max_eval_samples if split != "train" else None]
-    most = min((limit for limit in limits if limit is not None), default=None)
-    chosen = []
-    for part in parts:
-        if most is not None and len(part) > most:
-            language = part[0]["language"]
-            rng = np.random.default_rng(crc32(f"{language}/{split}".encode()))
-            part = part.select(np.sort(rng.permutation(len(part))[:most]))
-        chosen.append(part)
-    return concatenate_datasets(chosen)
 
 
 def language_codes(table: Dataset) -> tuple[np.ndarray, list[str]]:
     """Each example's language as an index (int32) into the names that follow, in order of first use."""
     names: dict[str, int] = {}
-    codes = [
-        np.fromiter((names.setdefault(name, len(names)) for name in batch["language"]), np.int32)
-        for batch in table.select_columns(["language"]).iter(10_000)
-    ]
+    codes = []
+    for batch in table.select_columns(["language"]).with_format("arrow").iter(10_000):
+        encoded = batch.column("language").combine_chunks().dictionary_encode()
+        new = [names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()]
+        codes.append(np.asarray(new, np.int32)[encoded.indices.to_numpy()])
     return np.concatenate(codes) if codes else np.zeros(0, np.int32), list(names)
+
+
+def choose_rows(
+    table: Dataset, languages: Sequence[str], split: str, config: DataOptions
+) -> np.ndarray:
+    """Rows of these languages, one after another, each cut to --max-samples.
+
+    Which rows are kept does not depend on --seed.
+    """
+    limits = [config.max_samples, config.max_eval_samples if split != "train" else None]
+    most = min((limit for limit in limits if limit is not None), default=None)
+    codes, names = language_codes(table)
+    in_order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[in_order], np.arange(len(names) + 1))
+    place = {name: code for code, name in enumerate(names)}
+    chosen = []
+    for language in languages:
+        if language not in place:
+            continue
+        rows = in_order[bounds[place[language]] : bounds[place[language] + 1]]
+        if most is not None and len(rows) > most:
+            rng = np.random.default_rng(crc32(f"{language}/{split}".encode()))
+            rows = rows[np.sort(rng.permutation(len(rows))[:most])]
+        chosen.append(rows)
+    return np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
 
 
 def stratified_rows(table: Dataset, fraction: float, labelled: bool) -> np.ndarray:
     """Rows of a share of the table, by largest remainder within each language and label.
 
-    For token tasks the label of a sentence is the set of its entity tags. Every label of a language
-    keeps at least one example.
+    For token tasks the label of a sentence is the set of its tags. Every label of a language keeps at
+    least one example.
 
     Returns:
         Row numbers, ascending. The same for the same table and fraction, whatever the seed.
     """
+    chosen: list[int] = []
+    for language, groups in _strata(table, labelled).items():
+        exact = [len(rows) * fraction for rows in groups]
+        counts = [max(1, count) for count in _largest_remainder(exact, round(sum(exact)))]
+        chosen += _draw(language, groups, counts)
+    return np.sort(np.asarray(chosen, dtype=np.int64))
+
+
+def held_out_rows(table: Dataset, fraction: float, labelled: bool) -> np.ndarray:
+    """As `stratified_rows`, but so many rows in all, at least one, and of a rare label perhaps none."""
+    strata = _strata(table, labelled)
+    exact = [sum(map(len, groups)) * fraction for groups in strata.values()]
+    totals = _largest_remainder(exact, max(1, round(sum(exact))))
+    chosen: list[int] = []
+    for (language, groups), total in zip(strata.items(), totals, strict=True):
+        counts = _largest_remainder([len(rows) * fraction for rows in groups], total)
+        chosen += _draw(language, groups, counts)
+    return np.sort(np.asarray(chosen, dtype=np.int64))
+
+
+def _strata(table: Dataset, labelled: bool) -> dict[str, list[list[int]]]:
+    """Rows by language, and in it by label."""
     columns = ["language", *(["label"] if labelled else [])]
-    strata: dict[tuple[Any, ...], list[int]] = {}
+    strata: dict[str, dict[Any, list[int]]] = {}
     row = 0
     for batch in table.select_columns(columns).iter(10_000):
         labels = batch.get("label", [0] * len(batch["language"]))
         for language, label in zip(batch["language"], labels, strict=True):
             kind = tuple(sorted(set(label))) if isinstance(label, list) else label
-            strata.setdefault((language, kind), []).append(row)
+            strata.setdefault(language, {}).setdefault(kind, []).append(row)
             row += 1
-    chosen: list[int] = []
-    for language in dict.fromkeys(key[0] for key in strata):
-        groups = [rows for key, rows in strata.items() if key[0] == language]
-        exact = [len(rows) * fraction for rows in groups]
-        counts = [int(quota) for quota in exact]
-        spare = round(sum(exact)) - sum(counts)
-        by_remainder = sorted(range(len(groups)), key=lambda i: counts[i] - exact[i])
-        for i in by_remainder[:spare]:
-            counts[i] += 1
-        rng = np.random.default_rng(crc32(str(language).encode()))
-        for rows, count in zip(groups, counts, strict=True):
-            chosen.extend(rng.permutation(rows)[: max(1, count)].tolist())
-    return np.sort(np.asarray(chosen))
+    return {language: list(kinds.values()) for language, kinds in strata.items()}
+
+
+def _largest_remainder(exact: Sequence[float], total: int) -> list[int]:
+    """Whole numbers near these, which add up to the total."""
+    counts = [int(quota) for quota in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for i in by_remainder[: max(0, total - sum(counts))]:
+        counts[i] += 1
+    return counts
+
+
+def _draw(language: str, groups: Sequence[list[int]], counts: Sequence[int]) -> list[int]:
+    rng = np.random.default_rng(crc32(language.encode()))
+    return [
+        row
+        for rows, count in zip(groups, counts, strict=True)
+        for row in rng.permutation(rows)[:count].tolist()
+    ]

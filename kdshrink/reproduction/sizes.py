@@ -68,9 +68,18 @@ def count_examples(named: NamedData, directory: Path | None) -> dict[tuple[str, 
     """
     from ..config import DataOptions
     from ..data.load import find_shards
+    from ..data.shard import Columns
+    from ..data.store import batches_of, read_table
 
-    shards = find_shards(DataOptions(data=named.name, data_dir=directory))
-    return {(str(shard.language), shard.split): len(shard.load()) for shard in shards}
+    columns = Columns(named.text_column, None, None, named.task)
+    return {
+        (str(shard.language), shard.split): sum(
+            batch.num_rows
+            for table in shard.open()
+            for batch in batches_of(read_table(table, columns))
+        )
+        for shard in find_shards(DataOptions(data=named.name, data_dir=directory))
+    }
 
 
 def _measure(

@@ -162,9 +162,9 @@ def open_data(
     try:
         shards = find_shards(DataOptions(data=name, data_dir=directory))
         digests = {
-            (str(shard.language), shard.split): sha256_of(shard.path)
-            if shard.path
-            else shard.commit or _NOT_RESOLVED
+            (str(shard.language), shard.split): " ".join(map(sha256_of, shard.paths))
+            or shard.commit
+            or _NOT_RESOLVED
             for shard in shards
         }
     except HubError:

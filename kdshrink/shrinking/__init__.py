@@ -145,7 +145,7 @@ def _trim(
 
     tokenizer = load_tokenizer(source, config)
     wanted = replace(config, data=config.vocab_from)
-    data = load_data(wanted, None, purpose="evaluate", labels_required=False, token=config.token)
+    data = load_data(wanted, None, purpose="evaluate", labels="unused", token=config.token)
     total = sum(map(len, data.splits.values()))
     chosen = np.zeros(len(tokenizer), dtype=np.int64)
     held_counts = np.zeros_like(chosen)
@@ -194,7 +194,7 @@ def _calibration_texts(source: Source, config: ShrinkConfig) -> TaskData:
 
     check_supported(source.config)
     wanted = replace(config, data=config.data or config.vocab_from)
-    return load_data(wanted, ("train",), purpose="train", labels_required=False, token=config.token)
+    return load_data(wanted, ("train",), purpose="train", labels="unused", token=config.token)
 
 
 def _default_name(config: ShrinkConfig, source: Source) -> str:

@@ -1,0 +1,278 @@
+"""Examples with numbered labels, out of tables in which every value is text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from ..errors import DataError, listed, short
+from .labels import class_of_each, in_order
+from .languages import UNDETERMINED
+from .registry import NamedData, Task
+from .rows import check_no_written_lists
+from .shard import Table
+from .store import as_dataset, batches_of, fingerprint, stored
+from .tags import OUTSIDE, find_scheme, iob2_labels, to_iob2
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table that was read.
+
+    Attributes:
+        language: The language of all its examples; None where a column says, or nothing.
+        path: Its examples in the form of `Columns.schema`.
+    """
+
+    language: str | None
+    table: Table
+    path: Path
+
+    def place(self, line: int, column: str | None) -> str:
+        named = f", column {column!r}" if column else ""
+        return f"{self.table.origin}, {self.table.unit} {line}{named}"
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What each label of a data set stands for.
+
+    Attributes:
+        labels: Names of the labels, in order.
+        index: The number of each label as it stands in the data, or, where tags are brought from another
+            scheme, as it is in IOB2.
+        renamed: New names that --label-map gives.
+        scheme: The scheme of entity tags; None for labels of another kind.
+    """
+
+    labels: tuple[str, ...]
+    index: Mapping[str, int]
+    renamed: Mapping[str, str]
+    scheme: str | None = None
+
+
+def _found_labels(parts: Iterable[Part]) -> set[str]:
+    found: set[str | None] = set()
+    for part in parts:
+        for batch in batches_of(part.path):
+            values = batch.column("label")
+            flat = values.flatten() if pa.types.is_list(values.type) else values
+            found.update(pc.unique(flat).to_pylist())
+    return {label for label in found if label is not None}
+
+
+def _sentences(parts: Iterable[Part], renamed: Mapping[str, str]) -> Iterator[list[str]]:
+    for part in parts:
+        for batch in batches_of(part.path):
+            for tags in batch.column("label").to_pylist():
+                yield [renamed.get(tag, tag) for tag in tags or ()]
+
+
+def custom_labels(
+    parts: Sequence[Part],
+    column: str,
+    task: Task,
+    class_names: Sequence[str] | None,
+    renamed: Mapping[str, str],
+) -> Labelling:
+    """The labels of custom data: the union over all splits, decided once.
+
+    Args:
+        class_names: Names of the column's classes, in order, if its type has them.
+
+    Raises:
+        DataError: They cannot be told apart with certainty.
+    """
+    found = _found_labels(parts)
+    if task == "sequence":
+        check_no_written_lists(parts[0].table.origin, column, sorted(found))
+    named = {label: renamed.get(label, label) for label in sorted(found)}
+    standing = {name: label for label, name in named.items()}
+
+    def place(name: str) -> str:
+        return _place_of(standing[name], parts, column)
+
+    scheme = None
+    if task == "sequence":
+        classes = class_of_each(named.values(), place)
+    else:
+        names = set(named.values())
+        scheme = find_scheme(names, lambda: _sentences(parts, renamed), place)
+        if scheme not in (None, "IOB2"):
+            names = iob2_labels(names, str(scheme))
+        classes = {name: name for name in names}
+    if class_names and scheme in (None, "IOB2"):
+        # Renamed alike, they stay in order; what is written in files beside comes after.
+        ordered = [renamed.get(name, name) for name in class_names]
+        ordered += in_order(set(classes.values()) - set(ordered))
+        labels = tuple(dict.fromkeys(ordered))
+    else:
+        labels = in_order(classes.values())
+    numbers = {name: number for number, name in enumerate(labels)}
+    if scheme in (None, "IOB2"):
+        index = {label: numbers[classes[name]] for label, name in named.items()}
+    else:
+        index = numbers
+    return Labelling(labels, index, renamed, scheme)
+
+
+def named_labels(parts: Sequence[Part], named: NamedData, renamed: Mapping[str, str]) -> Labelling:
+    """The labels of a named data set: its own list, by name, or by number where all are numbers.
+
+    Raises:
+        DataError: A label is none of its.
+    """
+    found = _found_labels(parts)
+    numbers = {name: number for number, name in enumerate(named.labels)}
+    names = {label: renamed.get(label, label) for label in sorted(found)}
+    if all(name.isdecimal() and name.isascii() for name in names.values()):
+        numbers = {str(number): number for number in range(len(named.labels))}
+    numbers |= {tag: numbers[OUTSIDE] for tag in named.outside if OUTSIDE in numbers}
+    if unknown := sorted(label for label, name in names.items() if name not in numbers):
+        raise DataError(
+            f"{_place_of(unknown[0], parts, named.label_column)}: {named.name} has no label "
+            f"{short(unknown[0])!r}.\nIts labels: {listed(named.labels)}.\n"
+            "--label-map FILE gives the names of a file those of the data set."
+        )
+    scheme = None
+    if named.task == "token":
+        scheme = find_scheme(set(named.labels), lambda: _sentences(parts, renamed))
+    index = {label: numbers[name] for label, name in names.items()}
+    if scheme not in (None, "IOB2"):
+        index = {name: number for number, name in enumerate(named.labels)}
+    return Labelling(named.labels, index, renamed, scheme)
+
+
+def _place_of(label: str, parts: Sequence[Part], column: str) -> str:
+    for part in parts:
+        for batch in batches_of(part.path):
+            values = batch.column("label")
+            if pa.types.is_list(values.type):
+                inside = pc.equal(values.flatten(), label)
+                rows = pc.list_parent_indices(values).filter(inside)
+            else:
+                rows = pc.indices_nonzero(pc.fill_null(pc.equal(values, label), False))
+            if len(rows):
+                return part.place(batch.column("line")[rows[0].as_py()].as_py(), column)
+    return parts[0].table.origin
+
+
+def all_labelled(parts: Iterable[Part]) -> bool:
+    """Whether every example has a label."""
+    return all(
+        batch.column("label").null_count == 0 for part in parts for batch in batches_of(part.path)
+    )
+
+
+def examples(
+    parts: Sequence[Part], labelling: Labelling | None, task: Task, column: str | None
+) -> Dataset:
+    """A table of `text`, `label` (without a labelling absent) and `language`, in the parts' order.
+
+    Sentences without words are left out.
+
+    Raises:
+        DataError: A part holds no example, or an example has no label.
+    """
+    name = fingerprint("examples", *(f"{p.path.stem} {p.language}" for p in parts), labelling)
+    number: pa.DataType = pa.list_(pa.int32()) if task == "token" else pa.int32()
+    text: pa.DataType = pa.list_(pa.string()) if task == "token" else pa.string()
+    fields = {"text": text, "language": pa.string()}
+    if labelling is not None:
+        fields["label"] = number
+    schema = pa.schema(fields)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for part in parts:
+            rows = 0
+            for batch in batches_of(part.path):
+                rows += batch.num_rows
+                if task == "token":
+                    batch = batch.filter(pc.greater(pc.list_value_length(batch.column("text")), 0))
+                columns = [batch.column("text"), _languages(batch, part.language)]
+                if labelling is not None:
+                    columns.append(_numbers(batch, labelling, task, part, column))
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+            if not rows:
+                raise DataError(f"{part.table.origin} holds no example.")
+
+    table = as_dataset(stored(name, schema, batches()))
+    if len(table) == 0:
+        raise DataError(f"{parts[0].table.origin} holds no word.")
+    if task == "token":
+        _tell_empty(parts, len(table))
+    return table
+
+
+def _tell_empty(parts: Sequence[Part], kept: int) -> None:
+    read = sum(batch.num_rows for part in parts for batch in batches_of(part.path))
+    if read > kept:
+        logger.info(
+            "%s: %d of %d sentences have no words and are left out",
+            parts[0].table.origin,
+            read - kept,
+            read,
+        )
+
+
+def _languages(batch: pa.RecordBatch, language: str | None) -> pa.Array:
+    if language is not None:
+        return pa.array([language] * batch.num_rows, pa.string())
+    said = pc.utf8_trim_whitespace(pc.fill_null(batch.column("language"), ""))
+    return pc.if_else(pc.equal(said, ""), UNDETERMINED, said)
+
+
+def _numbers(
+    batch: pa.RecordBatch, labelling: Labelling, task: Task, part: Part, column: str | None
+) -> pa.Array:
+    """The labels of a batch as numbers."""
+    values = batch.column("label")
+
+    def first_line(mask: pa.Array) -> int:
+        return int(batch.column("line")[pc.index(mask, True).as_py()].as_py())
+
+    if values.null_count:
+        place = part.place(first_line(pc.is_null(values)), column)
+        raise DataError(f"{place}: there is no label.\nLabel the example, or remove it.")
+    if task == "sequence":
+        return _look_up(values, labelling.index)
+    words = pc.list_value_length(batch.column("text"))
+    counts = pc.list_value_length(values)
+    unlike = pc.not_equal(words, counts)
+    if pc.any(unlike).as_py():
+        row = pc.index(unlike, True).as_py()
+        raise DataError(
+            f"{part.place(first_line(unlike), column)}: {words[row]} words and {counts[row]} tags.\n"
+            f"It begins: {short(' '.join(batch.column('text')[row].as_py()[:8]))}"
+        )
+    if labelling.scheme in (None, "IOB2"):
+        flat = values.flatten()
+    else:
+        flat = pa.array(
+            [
+                tag
+                for tags in values.to_pylist()
+                for tag in to_iob2(
+                    [labelling.renamed.get(tag, tag) for tag in tags], str(labelling.scheme)
+                )
+            ],
+            pa.string(),
+        )
+    offsets = np.concatenate([[0], np.cumsum(counts.to_numpy(zero_copy_only=False))])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets.astype(np.int32)), _look_up(flat, labelling.index)
+    )
+
+
+def _look_up(labels: pa.Array, index: Mapping[str, int]) -> pa.Array:
+    places = pc.index_in(labels, value_set=pa.array(list(index), pa.string()))
+    return pa.array(list(index.values()), pa.int32()).take(places)

@@ -1,0 +1,362 @@
+"""Files of one example after another: CSV, TSV, JSON lines, JSON and plain text.
+
+The standard library reads them, since pyarrow gives numbers of JSON no longer as they stand there, and
+drops quotes of a CSV field that is quoted in part.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain, islice
+from pathlib import Path
+from types import NoneType
+from typing import IO, Any
+
+from ..errors import DataError, listed, short
+from .shard import Columns, Kind, Rows
+from .streams import open_text
+
+_HEAD = 1000
+"""Objects of JSON lines whose keys are looked at to find the columns."""
+_WRITTEN_LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
+
+
+def _at(path: Path, line: int, column: str | None = None, unit: str = "line") -> str:
+    return f"{path}, {unit} {line}" + (f", column {column!r}" if column else "")
+
+
+_CHARACTERS = 2**23
+"""What is held of a file at a time, so that memory stays flat whatever the texts are."""
+_MOST = 2000
+
+
+def _line_chunks(lines: IO[str]) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a file, many at a time, each time with the number of the first."""
+    number = 1
+    while chunk := lines.readlines(_CHARACTERS):
+        for begin in range(0, len(chunk), _MOST):
+            part = chunk[begin : begin + _MOST]
+            yield number, part
+            number += len(part)
+
+
+# CSV and TSV
+
+_Records = tuple[Sequence[int], list[list[str]]]
+"""Records of a file, and the line that each begins at."""
+
+
+def _records(path: Path, separator: str | None, encoding: str) -> Iterator[_Records]:
+    """The records of a file, many at a time, blank lines left out.
+
+    Without a separator fields stand between tabs, as they are; with one, they may be in quotes.
+    """
+    with open_text(path, encoding) as lines:
+        yield from _unquoted(lines) if separator is None else _quoted(lines, path, separator)
+
+
+def _unquoted(lines: IO[str]) -> Iterator[_Records]:
+    for number, chunk in _line_chunks(lines):
+        stripped = [line.rstrip("\r\n") for line in chunk]
+        yield _without_blank(
+            range(number, number + len(chunk)),
+            [line.split("\t") if line else [] for line in stripped],
+        )
+
+
+def _quoted(lines: IO[str], path: Path, separator: str) -> Iterator[_Records]:
+    csv.field_size_limit(sys.maxsize)  # it is global, and only ever too small
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    before, count = 0, 100
+    while True:
+        try:
+            records = list(islice(reader, count))
+        except csv.Error as error:
+            raise _misquoted(path, separator, lines, error) from error
+        if not records:
+            return
+        begins: Sequence[int] = range(before + 1, before + 1 + len(records))
+        if reader.line_num - before != len(records):  # some field goes over several lines
+            heights = [1 + sum(field.count("\n") for field in record) for record in records]
+            begins = [before + 1, *(before + 1 + end for end in accumulate(heights[:-1]))]
+        before = reader.line_num
+        size = sum(map(len, chain.from_iterable(records)))
+        count = max(1, min(_MOST, _CHARACTERS * len(records) // max(1, size)))
+        yield _without_blank(begins, records)
+
+
+def _without_blank(begins: Sequence[int], records: list[list[str]]) -> _Records:
+    if all(records):
+        return begins, records
+    kept = [(line, record) for line, record in zip(begins, records, strict=True) if record]
+    return [line for line, _ in kept], [record for _, record in kept]
+
+
+def _misquoted(path: Path, separator: str, lines: IO[str], error: csv.Error) -> DataError:
+    """The error of a record whose quotes are wrong, found again to tell where it begins."""
+    lines.seek(0)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    begin = 1
+    try:
+        for _ in reader:
+            begin = reader.line_num + 1
+    except csv.Error:
+        pass
+    return DataError(
+        f"{_at(path, begin)}: the quotes of this row are not as CSV has them ({error}).\n"
+        'A field that holds a quote is quoted whole, with the quote doubled: "a ""b"" c".'
+    )
+
+
+def _header(path: Path, separator: str | None, encoding: str) -> list[str]:
+    for _, records in _records(path, separator, encoding):
+        if records:
+            return [name.strip() for name in records[0]]
+    raise DataError(f"{path} is empty.")
+
+
+def delimited_columns(path: Path, separator: str | None, encoding: str) -> dict[str, Kind]:
+    """The columns that a header names."""
+    return dict.fromkeys(_header(path, separator, encoding), "text")
+
+
+def delimited_rows(
+    path: Path, columns: Columns, separator: str | None, encoding: str
+) -> Iterator[Rows]:
+    """The examples of a CSV or TSV file.
+
+    Raises:
+        DataError: A row is wider or narrower than the header, or has no text.
+    """
+    header = _header(path, separator, encoding)
+    names = (columns.text, columns.label, columns.language)
+    for name in names:
+        if header.count(str(name)) > 1:
+            raise DataError(f"{path}: {header.count(str(name))} columns are called {name!r}.")
+    text, label, language = (header.index(name) if name in header else None for name in names)
+    assert text is not None
+    skip = 1
+    for lines, records in _records(path, separator, encoding):
+        begin, skip = min(skip, len(records)), max(0, skip - len(records))
+        lines, records = lines[begin:], records[begin:]
+        if not records:
+            continue
+        if set(map(len, records)) != {len(header)}:
+            raise _uneven(path, lines, records, len(header))
+        texts = [record[text] for record in records]
+        if "" in texts:
+            raise _missing(path, lines[texts.index("")], columns.text)
+        yield Rows(
+            lines,
+            texts,
+            None if label is None else [record[label] for record in records],
+            None if language is None else [record[language] for record in records],
+        )
+
+
+def _uneven(
+    path: Path, lines: Sequence[int], records: Sequence[list[str]], width: int
+) -> DataError:
+    line, record = next(
+        (line, record) for line, record in zip(lines, records, strict=True) if len(record) != width
+    )
+    return DataError(
+        f"{_at(path, line)}: {len(record)} fields, and the header has {width}: {short(record)}\n"
+        "Quote a field that holds the separator, or say which it is with --separator."
+    )
+
+
+def _missing(path: Path, line: int, column: str, unit: str = "line") -> DataError:
+    return DataError(
+        f"{_at(path, line, column, unit)}: there is no text.\nFill it in, or remove the example."
+    )
+
+
+# JSON
+
+
+class _Number(str):
+    """A number as it is written."""
+
+
+_DECODER = json.JSONDecoder(
+    parse_int=_Number, parse_float=_Number, parse_constant=lambda name: None
+)
+_Objects = tuple[Sequence[int], list[dict[str, Any]]]
+"""Objects of a file, and the number of each: of its line, or in the array."""
+
+
+def json_unit(path: Path, encoding: str) -> str:
+    """What an example of a JSON file is: a line, or an object of one array."""
+    with open_text(path, encoding) as lines:
+        first = next((line.strip() for line in lines if line.strip()), "")
+    return "object" if first.startswith("[") else "line"
+
+
+def _objects(path: Path, encoding: str, unit: str) -> Iterator[_Objects]:
+    """The objects of a JSON file, many at a time."""
+    with open_text(path, encoding) as lines:
+        chunks: Iterable[tuple[Sequence[int], list[Any]]]
+        if unit == "object":
+            array = _parse(path, 1, lines.read())
+            chunks = [(range(1, len(array) + 1), array)]
+        else:
+            chunks = (_parse_lines(path, n, chunk) for n, chunk in _line_chunks(lines))
+        for numbers, values in chunks:
+            if not {*map(type, values)} <= {dict}:
+                number, value = next(
+                    (n, v) for n, v in zip(numbers, values, strict=True) if type(v) is not dict
+                )
+                raise DataError(
+                    f"{_at(path, number, unit=unit)}: this is {_kind_name(value)}, and an object was "
+                    'expected.\nWrite one object per line: {"text": …, "label": …}.'
+                )
+            yield numbers, values
+
+
+def _parse_lines(path: Path, first: int, lines: Sequence[str]) -> tuple[Sequence[int], list[Any]]:
+    """The JSON of lines, blank ones left out."""
+    scan = _DECODER.scan_once  # type: ignore[attr-defined]  # what decode() calls, in C
+    numbers, values = [], []
+    for number, line in enumerate(lines, first):
+        try:
+            value, end = scan(line, 0)
+            if line[end:] not in ("\n", ""):
+                value = _parse(path, number, line)
+        except (StopIteration, ValueError, RecursionError):
+            if not line.strip():
+                continue
+            value = _parse(path, number, line)
+        numbers.append(number)
+        values.append(value)
+    return numbers, values
+
+
+def _parse(path: Path, number: int, text: str) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        line = number + error.lineno - 1
+        shown = short(text[max(0, error.pos - 30) : error.pos + 30])
+        raise DataError(f"{_at(path, line)}: this is not JSON: {error.msg}.\n{shown}") from error
+    except RecursionError as error:
+        raise DataError(f"{_at(path, number)}: this JSON is nested too deep.") from error
+
+
+def _kind_name(value: Any) -> str:
+    if isinstance(value, _Number):
+        return "a number"
+    names = {str: "text", bool: "true or false", dict: "an object", list: "a list"}
+    return names.get(type(value), "null")
+
+
+def json_columns(path: Path, encoding: str) -> dict[str, Kind]:
+    """The keys of the first thousand objects, each of the kind of its first value that is no null."""
+    kinds: dict[str, Kind | None] = {}
+    for _, objects in _objects(path, encoding, json_unit(path, encoding)):
+        for one in objects[:_HEAD]:
+            for name, value in one.items():
+                if kinds.get(name) is None:
+                    kinds[name] = _kind(value)
+        if objects:
+            break
+    if not kinds:
+        raise DataError(f"{path} holds no example.")
+    return {name: kind or "text" for name, kind in kinds.items()}
+
+
+def _kind(value: Any) -> Kind | None:
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return "list"
+    return "other" if isinstance(value, dict) else "text"
+
+
+def json_rows(path: Path, columns: Columns, encoding: str) -> Iterator[Rows]:
+    """The examples of a JSON file.
+
+    Raises:
+        DataError: A value is missing, or of another kind than the column's.
+    """
+    unit = json_unit(path, encoding)
+    token = columns.task == "token"
+
+    def values(
+        numbers: Sequence[int], objects: Sequence[dict[str, Any]], column: str, *, kinds: set[type]
+    ) -> list[Any]:
+        """The values of a column, which must be of these kinds."""
+        found = [one.get(column) for one in objects]
+        if not {*map(type, found)} <= kinds:
+            number, value = next(
+                (n, v) for n, v in zip(numbers, found, strict=True) if type(v) not in kinds
+            )
+            if value is None:
+                raise _missing(path, number, column, unit)
+            expected = "a list" if list in kinds else "text"
+            raise _unfit(_at(path, number, column, unit), value, f"{expected} was expected")
+        return found
+
+    def strings(numbers: Sequence[int], lists: Sequence[Any], column: str) -> None:
+        """Raise DataError unless these are lists of strings (or None)."""
+        if {*map(type, chain.from_iterable(filter(None, lists)))} <= {str, _Number}:
+            return
+        for number, words in zip(numbers, lists, strict=True):
+            for place, word in enumerate(words or (), 1):
+                if type(word) not in (str, _Number):
+                    where = _at(path, number, column, unit)
+                    raise _unfit(where, word, f"a word or tag was expected as number {place}")
+
+    single: set[type] = {str, _Number}
+    label_kinds: set[type] = {list, NoneType} if token else {*single, bool, NoneType}
+    for numbers, objects in _objects(path, encoding, unit):
+        texts = values(numbers, objects, columns.text, kinds={list} if token else single)
+        labels = languages = None
+        if columns.label:
+            labels = values(numbers, objects, columns.label, kinds=label_kinds)
+        if columns.language:
+            languages = values(numbers, objects, columns.language, kinds={str, NoneType})
+        if token:
+            strings(numbers, texts, columns.text)
+            strings(numbers, labels or [None] * len(texts), str(columns.label))
+        elif labels is not None and bool in {*map(type, labels)}:
+            labels = [str(label) if isinstance(label, bool) else label for label in labels]
+        if texts:
+            yield Rows(numbers, texts, labels, languages)
+
+
+def _unfit(place: str, value: Any, expected: str) -> DataError:
+    hint = ""
+    if isinstance(value, dict):
+        hint = "\npandas' to_json(orient='records', lines=True) writes what can be read."
+    shown = short(json.dumps(value, ensure_ascii=False))
+    return DataError(f"{place}: this is {_kind_name(value)}, and {expected}.\n{shown}{hint}")
+
+
+# Plain text
+
+
+def text_rows(path: Path, encoding: str) -> Iterator[Rows]:
+    """One text per line; lines of white space alone are left out."""
+    with open_text(path, encoding) as lines:
+        for first, chunk in _line_chunks(lines):
+            kept = [(n, line) for n, line in enumerate(chunk, first) if line.strip()]
+            if kept:
+                yield Rows([n for n, _ in kept], [line.rstrip("\r\n") for _, line in kept])
+
+
+def check_no_written_lists(origin: str, column: str, values: list[str]) -> None:
+    """Refuse a column of lists that were written as text, as pandas does into CSV.
+
+    Raises:
+        DataError: Every one of the values is such a list.
+    """
+    if values and all(_WRITTEN_LIST.fullmatch(value) for value in values):
+        raise DataError(
+            f"{origin}, column {column!r}: these are lists written as text: {listed(values, 1)}.\n"
+            "Write the data as JSON lines or parquet, which have lists."
+        )

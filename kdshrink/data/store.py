@@ -1,0 +1,99 @@
+"""Tables of examples on disk, memory-mapped, each called by what tells its content from any other."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+from datasets.table import MemoryMappedTable
+
+from ..errors import DataError, OutputError
+from .shard import Columns, Table
+
+logger = logging.getLogger(__name__)
+
+_FORM = "kdshrink 1"
+"""Changes with how values are read, so that what an earlier version stored is not taken for it."""
+
+
+def _folder() -> Path:
+    return Path(datasets.config.HF_DATASETS_CACHE) / "kdshrink"
+
+
+def fingerprint(*parts: object) -> str:
+    """A name for what these parts determine."""
+    text = "\x00".join([_FORM, *map(str, parts)])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def stored(name: str, schema: pa.Schema, make: Iterable[pa.RecordBatch]) -> Path:
+    """The Arrow file of this name, written out of `make` if it is not there yet, whole or not at all.
+
+    Raises:
+        OutputError: The cache cannot be written.
+    """
+    path = _folder() / f"{name}.arrow"
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=f".{name}.", dir=path.parent)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+    try:
+        with os.fdopen(handle, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for batch in make:
+                _write(writer, batch, path.parent)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _write(writer: pa.ipc.RecordBatchStreamWriter, batch: pa.RecordBatch, folder: Path) -> None:
+    try:
+        writer.write_batch(batch)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{folder}: the cache of data cannot be written: {error.strerror or error}.\n"
+        "Say where it may be with the environment variable HF_DATASETS_CACHE."
+    )
+
+
+def read_table(table: Table, columns: Columns) -> Path:
+    """The Arrow file of a table's examples as they stand there.
+
+    Raises:
+        DataError: A value cannot be read, or the file changed while it was read.
+    """
+    digest = table.digest()
+    name = fingerprint("table", digest, columns)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield from table.read(columns)
+        if table.digest() != digest:
+            raise DataError(f"{table.origin} changed while it was read.\nRun the command again.")
+
+    return stored(name, columns.schema, batches())
+
+
+def batches_of(path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of a stored file."""
+    with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as reader:
+        yield from reader
+
+
+def as_dataset(path: Path) -> datasets.Dataset:
+    """A stored file as a data set, whose fingerprint is the file's name."""
+    return datasets.Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=path.stem)

@@ -1,0 +1,92 @@
+"""Text files opened as they are: compressed or not, in the encoding that is said, line ends untouched."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from ..errors import DataError, UsageError, short
+
+ENCODING = "utf-8-sig"
+COMPRESSIONS = ("gz", "zst")
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def check_encoding(name: str) -> str:
+    """The name, if it is that of a text encoding.
+
+    Raises:
+        UsageError: It is not.
+    """
+    try:
+        b"".decode(name)
+    except LookupError:
+        raise UsageError(
+            f"--encoding {name}: there is no such encoding.\n"
+            "Give one that Python knows, such as utf-8, cp1252, latin-1 or utf-16."
+        ) from None
+    return name
+
+
+def endings(path: Path) -> tuple[str, str | None]:
+    """The ending that tells a file's format, and its compression: `jsonl`, `gz` of `a.jsonl.gz`."""
+    parts = path.name.lower().split(".")[1:]
+    compression = parts.pop() if parts and parts[-1] in COMPRESSIONS else None
+    return (parts[-1] if parts else ""), compression
+
+
+def _open_bytes(path: Path) -> Any:
+    compression = endings(path)[1]
+    if compression == "gz":
+        return gzip.open(path)
+    if compression == "zst":
+        return pa.input_stream(str(path), compression="zstd")
+    return path.open("rb")
+
+
+@contextmanager
+def open_text(path: Path, encoding: str) -> Iterator[IO[str]]:
+    """Open a text file; lines end at newlines alone, which stay as they are.
+
+    Raises:
+        DataError: It is not in this encoding, or its compression is damaged.
+    """
+    try:
+        with (
+            _open_bytes(path) as stream,
+            io.TextIOWrapper(stream, encoding=encoding, newline="\n") as text,
+        ):
+            yield text
+    except UnicodeError as error:
+        raise _undecodable(path, encoding, error) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} is damaged or cut off: {error}.\nCopy it again.") from error
+    except OSError as error:
+        if error.errno is not None:  # the system's: main tells of it
+            raise
+        raise DataError(f"{path} is damaged or cut off: {error}.\nCopy it again.") from error
+
+
+def _undecodable(path: Path, encoding: str, error: UnicodeError) -> DataError:
+    with _open_bytes(path) as stream:
+        content = stream.read()
+    where = str(path)
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError as found:
+        line = content[: found.start].count(b"\n") + 1
+        shown = short(content[max(0, found.start - 20) : found.start + 20])
+        where = f"{path}, line {line}: {shown}"
+    advice = "utf-16" if content.startswith(_UTF_16) else "cp1252"
+    return DataError(
+        f"{where}\nThis is not {encoding.removesuffix('-sig')}. Say how the file is encoded with "
+        f"--encoding, such as --encoding {advice}."
+    )

@@ -1,0 +1,121 @@
+"""Tag schemes of entities: found for a whole data set, and brought to IOB2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from ..errors import DataError, short
+
+OUTSIDE = "O"
+_TAG = re.compile(r"([BILUESM])[-_](.+)", re.DOTALL)
+_BEGIN, _END = {"B", "S", "U"}, {"E", "L", "S", "U"}
+_SCHEMES = (("IOB2", "BI"), ("BIOES", "BIES"), ("BILOU", "BILU"), ("BMES", "BMES"))
+
+
+def _split(tag: str) -> tuple[str, str] | None:
+    """The prefix and the entity type of a tag."""
+    match = _TAG.fullmatch(tag)
+    return (match[1], match[2]) if match else None
+
+
+def find_scheme(
+    tags: Collection[str],
+    sentences: Callable[[], Iterable[Sequence[str]]],
+    place: Callable[[str], str] = str,
+) -> str | None:
+    """The scheme of entity tags: IO, IOB1, IOB2, BIOES, BILOU or BMES; None for tags of another kind.
+
+    Args:
+        tags: All tags of the data.
+        sentences: Gives the tags of each sentence; read where prefixes B and I leave two schemes open.
+        place: Says where a tag stands, for messages.
+
+    Raises:
+        DataError: Some tags are entities' and some are not.
+    """
+    named = {tag for tag in tags if tag != OUTSIDE}
+    parts = [_split(tag) for tag in named]
+    if not named:
+        return "IOB2"
+    if not any(parts):
+        return "IO" if OUTSIDE in tags else None
+    if not all(parts):
+        odd = sorted(tag for tag in named if _split(tag) is None)
+        raise DataError(
+            f"{place(odd[0])}: {short(odd[0])!r} is no tag of an entity, as others are, such as "
+            f"{short(sorted(named - set(odd))[0])!r}.\nBring them to one form with --label-map."
+        )
+    prefixes = {part[0] for part in parts if part}
+    for scheme, letters in _SCHEMES:
+        if prefixes <= set(letters):
+            if scheme == "IOB2" and "I" in prefixes and _is_iob1(sentences()):
+                return "IOB1"
+            return scheme
+    raise DataError(
+        f"{place(sorted(named)[0])}: the tags of entities have the prefixes "
+        f"{', '.join(sorted(prefixes))}, which no scheme has together.\nBring them to one form, such as IOB2, with --label-map."
+    )
+
+
+def _is_iob1(sentences: Iterable[Sequence[str]]) -> bool:
+    """Whether B- marks an entity only right behind another of its type, and I- begins the others."""
+    begins_with_i = False
+    for tags in sentences:
+        before: str | None = None
+        for tag in tags:
+            prefix, kind = _split(tag) or ("", None)
+            if prefix == "B" and before != kind:
+                return False
+            begins_with_i = begins_with_i or (prefix == "I" and before != kind)
+            before = kind
+    return begins_with_i
+
+
+def to_iob2(tags: Sequence[str], scheme: str) -> list[str]:
+    """The tags of a sentence in IOB2, out of another scheme; those of IOB2 stay as they are."""
+    if scheme == "IOB2":
+        return list(tags)
+    result = []
+    before: tuple[str, str] | None = None
+    for tag in tags:
+        part = None if tag == OUTSIDE else ("I", tag) if scheme == "IO" else _split(tag)
+        if part is None:
+            result.append(OUTSIDE)
+        else:
+            ended = before is None or before[1] != part[1] or before[0] in _END
+            begins = ended or part[0] in _BEGIN
+            result.append(f"{'B' if begins else 'I'}-{part[1]}")
+        before = part
+    return result
+
+
+def entity_types(tags: Iterable[str], scheme: str) -> list[str]:
+    """The types of entities that tags of a scheme have, sorted."""
+    kinds = set()
+    for tag in tags:
+        if tag != OUTSIDE:
+            part = _split(tag)
+            kinds.add(tag if scheme == "IO" or part is None else part[1])
+    return sorted(kinds)
+
+
+def iob2_labels(tags: Iterable[str], scheme: str) -> set[str]:
+    """All tags that these can become in IOB2."""
+    return {OUTSIDE, *(f"{p}-{kind}" for kind in entity_types(tags, scheme) for p in "BI")}
+
+
+def are_entities(labels: Iterable[str]) -> bool:
+    """Whether these are labels of entities in IOB2, rather than tags of another kind."""
+    return all(label == OUTSIDE or label[:2] in ("B-", "I-") for label in labels)
+
+
+def scheme_of_labels(labels: Collection[str]) -> str | None:
+    """The scheme that a model's labels are of; None for those of another kind.
+
+    Labels of IOB1 count as IOB2: what a model answers is read alike.
+    """
+    try:
+        return find_scheme(labels, lambda: ())
+    except DataError:
+        return None
