@@ -13,6 +13,9 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ LABEL_COLUMNS = ("label", "labels", "intent", "ner_tags", "tags")
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 _PREFIXED = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
+_NEWLINES = ("\r\n|\r|\n", "\r*\n")
+"""What ends a line: as Python's text mode has it, or newlines alone and what stands before them."""
 _WORD_ID = re.compile(r"[0-9]+")
 _RANGE_OR_EMPTY_NODE = re.compile(r"[0-9]+[-.][0-9]+")
 
@@ -114,15 +119,13 @@ def _table(names: Sequence[str], records: list[dict[str, Any]], labelled: bool) 
 
 
 def classes(labels: Sequence[str]) -> list[str]:
-    """Labels by name; numbers by value, in their shortest spelling, if all of them are numbers."""
+    """Labels by name; if all of them are numbers by value, each in the shortest spelling it has here."""
     if not all(_NUMBER.fullmatch(label) for label in labels):
         return list(labels)
-    return [_shortest(label) for label in labels]
-
-
-def _shortest(number: str) -> str:
-    short = number.rstrip("0").rstrip(".") if "." in number else number
-    return "0" if short == "-0" else short
+    names: dict[Fraction, str] = {}
+    for label in sorted(labels, key=lambda label: (len(label), label)):
+        names.setdefault(Fraction(label), label)
+    return [names[Fraction(label)] for label in labels]
 
 
 def _read_csv(content: bytes, separator: str | None, labelled: bool) -> list[list[Row]]:
@@ -132,8 +135,18 @@ def _read_csv(content: bytes, separator: str | None, labelled: bool) -> list[lis
 def _read_tsv(content: bytes, separator: str | None, labelled: bool) -> list[list[Row]]:
     if separator is not None:
         return _read_csv(content, separator, labelled)
-    lines = [line for line in re.split("\r\n|\r|\n", _decoded(content)) if line]
-    return _separated([[(cell, False) for cell in line.split("\t")] for line in lines], labelled)
+    text = _decoded(content)
+    readings: list[list[Row]] = []
+    for newline in _NEWLINES:
+        lines = [line for line in re.split(newline, text) if line]
+        try:
+            found = _separated(
+                [[(cell, False) for cell in line.split("\t")] for line in lines], labelled
+            )
+        except Refused:
+            continue
+        readings += [reading for reading in found if reading not in readings]
+    return readings
 
 
 def _separated(records: list[list[tuple[str, bool]]], labelled: bool) -> list[list[Row]]:
@@ -299,63 +312,89 @@ def _value(value: Any, names: list[str] | None) -> Any:
 def _read_conll(content: bytes, separator: str | None, labelled: bool) -> list[list[Row]]:
     text = _decoded(content)
     readings: list[list[Row]] = []
-    for newline in ("\r\n|\r|\n", "\r?\n"):
-        for trailing in (False, True):
-            try:
-                found = _conll(re.split(newline, text), trailing)
-            except Refused:
-                continue
-            readings += [reading for reading in found if reading not in readings]
+    for newline, trailing, hash_words in product(_NEWLINES, (False, True), (False, True)):
+        try:
+            found = _conll(re.split(newline, text), trailing, hash_words)
+        except Refused:
+            continue
+        readings += [reading for reading in found if reading not in readings]
     return readings
 
 
-def _conll(lines: Sequence[str], trailing_separators: bool) -> list[list[Row]]:
-    """Sentences of lines of columns, which are those of the whole file."""
-    sentences: list[list[str]] = [[]]
-    for line in lines:
-        if not line.strip():
-            sentences.append([])
-        elif not line.startswith("-DOCSTART-") and (not line.startswith("# ") or "\t" in line):
-            sentences[-1].append(line.rstrip("\t ") if trailing_separators else line)
-    sentences = [sentence for sentence in sentences if sentence]
-    tabs = any("\t" in line for sentence in sentences for line in sentence)
-    split: Callable[[str], list[str]] = (
-        (lambda line: line.split("\t")) if tabs else (lambda line: re.split(" +", line.strip(" ")))
-    )
-    rows = [[split(line) for line in sentence] for sentence in sentences]
+def _conll(lines: Sequence[str], trailing_separators: bool, hash_words: bool) -> list[list[Row]]:
+    """Sentences of lines of columns, which are those of the whole file.
+
+    Args:
+        trailing_separators: Separators at the ends of lines separate nothing.
+        hash_words: `# O` is a word and its tag, if that fits the file's other lines; else a comment.
+    """
+    lines = [line.rstrip("\t ") if trailing_separators else line for line in lines]
+    comments = [line for line in lines if line.startswith("#") and "\t" not in line]
+    words = [line for line in lines if line.strip() and line not in comments]
+    if any("\t" in line for line in words):
+        rows = _sentences(lines, comments, lambda line: line.split("\t"))
+    else:
+        # One-word comments are #, and #word is a word, in files whose separator is the space.
+        split = partial(re.split, " +")
+        width = min((len(split(line.strip(" "))) for line in words), default=0)
+        tags = {line.split()[-1] for line in words}
+        comments = [
+            line
+            for line in comments
+            if (line.startswith("# ") or line == "#")
+            and not (
+                hash_words and len(split(line.strip(" "))) == width and line.split()[-1] in tags
+            )
+        ]
+        rows = _sentences(lines, comments, lambda line: split(line.strip(" ")))
     widths = {len(row) for sentence in rows for row in sentence}
     if len(widths) != 1 or (width := widths.pop()) < 2:
         raise Refused
+    if width == 2:
+        return _words_and_tags(rows, 0, 1)
+    numbered = _numbered(rows)
     readings = []
-    if width > 2 and (ids := _numbered(rows)) is not False:
+    if numbered is not False:
         kept = [[row for row in one if _WORD_ID.fullmatch(row[0])] for one in rows]
         readings += _words_and_tags([one for one in kept if one], 1, 2)
-        if ids:
-            return readings
-    return readings + _words_and_tags(rows, 0, -1)
+    return readings if numbered else readings + _words_and_tags(rows, 0, -1)
+
+
+def _sentences(
+    lines: Sequence[str], comments: Sequence[str], split: Callable[[str], list[str]]
+) -> list[list[list[str]]]:
+    sentences: list[list[list[str]]] = [[]]
+    for line in lines:
+        if not line.strip(" \t") or line.split()[0] == "-DOCSTART-":
+            sentences.append([])
+        elif line not in comments:
+            sentences[-1].append([cell.strip(" ") for cell in split(line)])
+    return [sentence for sentence in sentences if sentence]
 
 
 def _numbered(rows: list[list[list[str]]]) -> bool | None:
-    """Whether the first column numbers the words; None where it may."""
-    hits = total = 0
-    others = False
-    for sentence in rows:
-        expected = 1
-        for row in sentence:
-            if _RANGE_OR_EMPTY_NODE.fullmatch(row[0]):
-                continue
-            total += 1
-            if row[0] == str(expected):
-                hits += 1
-            expected += 1
-            others = others or not _WORD_ID.fullmatch(row[0])
-    if total and hits == total:
+    """Whether the first column numbers the words, from 1 in each sentence; None where it may.
+
+    Raises:
+        Refused: It does, but for a fault.
+    """
+    ids = [
+        [row[0] for row in sentence if not _RANGE_OR_EMPTY_NODE.fullmatch(row[0])]
+        for sentence in rows
+    ]
+    if any(ids) and all(one == [str(i + 1) for i in range(len(one))] for one in ids):
         return True
-    if others:
-        if total >= 4 and hits > total / 2:
-            raise Refused  # numbers with a fault among them: no reading is right
-        return False
-    return None
+    flat = [one for sentence in ids for one in sentence]
+    numbers = all(_WORD_ID.fullmatch(one) for one in flat)
+    follows = sum(
+        _WORD_ID.fullmatch(two) is not None and one.isdecimal() and int(two) == int(one) + 1
+        for one, two in zip(["0", *flat], flat, strict=False)
+    )
+    if len(flat) < 4 or follows <= len(flat) / 2:
+        return None if numbers else False
+    if numbers:  # as over a whole document
+        return True
+    raise Refused
 
 
 def _words_and_tags(rows: list[list[list[str]]], word: int, tag: int) -> list[list[Row]]:
@@ -451,7 +490,7 @@ def _is_bioes(tags: Sequence[str]) -> bool:
 def _read_txt(content: bytes, separator: str | None, labelled: bool) -> list[list[Row]]:
     text = _decoded(content)
     readings = []
-    for newline in ("\r\n|\r|\n", "\r?\n"):
+    for newline in _NEWLINES:
         rows = [Row(line, None, "und") for line in re.split(newline, text) if line.strip()]
         if rows not in readings:
             readings.append(rows)

@@ -261,9 +261,9 @@ def named_runs(name: str, folder: Path, work: Path) -> Iterator[tuple[str, Any]]
         f"finetune {name}",
         command(
             work,
-            *("finetune", "sample-base", *data, "--max-samples", "60", "--max-steps", "20"),
-            *("--batch-size", "8", "--learning-rate", "1e-3", "--logging-steps", "5"),
-            *("--eval-steps", "10", "-o", model),
+            *("finetune", "sample-base", *data, "--languages", "seen", "--max-samples", "60"),
+            *("--max-steps", "20", "--batch-size", "8", "--learning-rate", "1e-3"),
+            *("--logging-steps", "5", "--eval-steps", "10", "-o", model),
         ),
     )
     yield f"finetune {name} log", training(work / model)

@@ -5,7 +5,8 @@
 A CSV and a JSON lines file of an id, a text of about 60 characters in one of six scripts, one of 60 labels and
 a language, read whole into a TaskData by `load_data`. Each reading has a process and an empty cache of its
 own; the checkouts take turns (the other one first in every second round), and told are medians of the rounds.
-Seconds are those of the call, without Python's imports. `peak_mib` is the most memory that was resident,
+Seconds are those of the call, without Python's imports, `cpu_seconds` those in which it had a core, which other
+work on the machine moves less. `peak_mib` is the most memory that was resident,
 `grown_mib` what of it came on top of what was there before the call, and `own_mib` the most of it that was no
 file's (Arrow's memory maps are a file's): memory is flat if the latter does not grow with the rows.
 """
@@ -92,19 +93,20 @@ def read(path: Path) -> dict[str, float]:
     except ImportError:  # a checkout from before kdshrink/data/ was a folder
         from kdshrink.data import load_data  # type: ignore[attr-defined,no-redef]
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = resource.getrusage(resource.RUSAGE_SELF)
     watch = Watch()
     watch.start()
     began = time.perf_counter()
     data = load_data(EvalConfig(model="unused", data=str(path)), ("test",), purpose="evaluate")
     seconds = time.perf_counter() - began
     watch.over.set()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    after = resource.getrusage(resource.RUSAGE_SELF)
     table = data.splits["test"]
     return {
         "seconds": seconds,
-        "peak_mib": peak,
-        "grown_mib": peak - before,
+        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "peak_mib": after.ru_maxrss / 1024,
+        "grown_mib": (after.ru_maxrss - before.ru_maxrss) / 1024,
         "own_mib": watch.peak_kib / 1024,
         "rows": len(table),
         "characters_at_the_ends": len(table[0]["text"]) + len(table[-1]["text"]),
@@ -138,7 +140,7 @@ def measure(checkouts: dict[str, Path], path: Path, rounds: int) -> dict[str, An
     return {
         name: {
             key: round(statistics.median(one[key] for one in ones), 2)
-            for key in ("seconds", "peak_mib", "grown_mib", "own_mib")
+            for key in ("seconds", "cpu_seconds", "peak_mib", "grown_mib", "own_mib")
         }
         for name, ones in found.items()
     }
