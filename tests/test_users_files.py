@@ -683,7 +683,7 @@ def test_latin_1_is_refused_by_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ['{"text": "b", "label": ', '["b", "q"]', '{"text": "b"}}', "b"])
 def test_a_damaged_line_of_json_is_refused_by_its_number(tmp_path: Path, line: str) -> None:
     path = write(tmp_path / "a.jsonl", f'{{"text": "a", "label": "p"}}\n{line}\n')
-    refused(path, "a.jsonl", "2")
+    refused(path, "a.jsonl", "line 2")
 
 
 @pytest.mark.defect("T4", "T2")
