@@ -157,8 +157,8 @@ def _separated(records: list[list[tuple[str, bool]]], labelled: bool) -> list[li
         raise Refused
     tables = [
         {
-            name: value if value or quoted else None
-            for name, (value, quoted) in zip(names, record, strict=True)
+            name: value or None
+            for name, (value, _) in zip(names, record, strict=True)
         }
         for record in records[1:]
     ]

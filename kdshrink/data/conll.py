@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import DataError, short
 from .shard import Columns, Kind, Rows
 from .streams import open_text
+from .tags import OUTSIDE
 
 WORDS, TAGS = "tokens", "ner_tags"
 _NUMBER = re.compile(r"\d+")
@@ -61,42 +62,69 @@ class Layout:
 
 
 @dataclass
+class _Column:
+    """What the values of a column may be.
+
+    Attributes:
+        entities: Whether all may be tags of entities.
+        outside: Whether O is one of them.
+    """
+
+    entities: bool = True
+    outside: bool = False
+
+    def add(self, value: str) -> None:
+        self.outside = self.outside or value == OUTSIDE
+        if self.entities and not _ENTITY_TAG.fullmatch(value):
+            self.entities = False
+
+
+@dataclass
 class _Census:
     """What the lines of a file have in common, collected in one pass.
 
     Attributes:
-        numbered: Whether the first column numbers the words of each sentence.
-        expected: The next word's number; None at the beginning of a sentence.
-        entities: For each column whether all its values may be tags of entities.
+        numbered: Whether the first column numbers the words of each sentence, or of the file.
+        before: The number of the word before; None if there is none.
+        begins: Whether a sentence begins.
+        words: The columns, of lines that are words even where the first column numbers them.
         last: What stands in the last column, in a file without tabs.
     """
 
-    width: int = 0
     first_line: int = 0
     numbered: bool = True
-    expected: int | None = None
-    entities: list[bool] = field(default_factory=list)
+    before: int | None = None
+    begins: bool = True
+    all_lines: list[_Column] = field(default_factory=list)
+    words: list[_Column] = field(default_factory=list)
     last: set[str] = field(default_factory=set)
+
+    @property
+    def width(self) -> int:
+        return len(self.words)
 
     def add(self, path: Path, line: int, fields: list[str]) -> None:
         if not self.width:
-            self.width, self.first_line = len(fields), line
-            self.entities = [True] * self.width
+            self.first_line = line
+            self.words = [_Column() for _ in fields]
+            self.all_lines = [_Column() for _ in fields]
         if len(fields) != self.width:
             raise DataError(
                 f"{path}, line {line}: {len(fields)} columns, and line {self.first_line} has "
                 f"{self.width}: {short(' '.join(fields))}\nA word needs all columns of the file."
             )
-        for index, value in enumerate(fields):
-            if self.entities[index] and not _ENTITY_TAG.fullmatch(value):
-                self.entities[index] = False
-        self._count(fields[0])
+        for column, value in zip(self.all_lines, fields, strict=True):
+            column.add(value)
+        if not _OTHER_ID.fullmatch(fields[0]):
+            for column, value in zip(self.words, fields, strict=True):
+                column.add(value)
+            self._count(fields[0])
 
     def _count(self, first: str) -> None:
-        if self.numbered and not _OTHER_ID.fullmatch(first):
-            number = int(first) if _NUMBER.fullmatch(first) and first.isascii() else -1
-            self.numbered = number == self.expected or (self.expected is None and number in (0, 1))
-            self.expected = number + 1
+        number = int(first) if _NUMBER.fullmatch(first) and first.isascii() else -1
+        follows = self.before is not None and number == self.before + 1
+        self.numbered = self.numbered and (follows or (self.begins and number in (0, 1)))
+        self.before, self.begins = number, False
 
 
 def _fields(line: str, tabs: bool) -> list[str]:
@@ -123,7 +151,7 @@ def find_layout(path: Path, encoding: str) -> Layout:
         for number, line in enumerate(lines, 1):
             text = line.rstrip("\r\n")
             if not text.strip(" \t"):
-                census.expected = None
+                census.begins = True
             elif not _may_be_comment(text, tabs):
                 fields = _trimmed(_fields(text, tabs), census.width)
                 if fields[0] != _START:
@@ -133,19 +161,25 @@ def find_layout(path: Path, encoding: str) -> Layout:
     if census.width < 2:
         found = "one column" if census.width else "no example"
         raise DataError(f"{path} has {found}.\nA word and its tag were expected on each line.")
-    numbered = census.numbered and not (census.width == 2 and census.entities[1])
-    tags = _tag_column(census, numbered)
+    numbered = census.numbered and not (census.width == 2 and census.words[1].entities)
+    tags = _tag_column(census.words if numbered else census.all_lines, 2 if numbered else 1)
     return Layout(tabs, census.width, numbered, tags, frozenset(census.last))
 
 
-def _tag_column(census: _Census, numbered: bool) -> int | None:
-    first = 2 if numbered else 1
-    if census.width == first + 1:
+def _tag_column(columns: Sequence[_Column], first: int) -> int | None:
+    """The column of the tags: the only one, or that of entities; the last of these, as in CoNLL-2003.
+
+    Behind numbered words the first of these, as in Universal NER's files.
+    """
+    last = len(columns) - 1
+    if last == first:
         return first
-    entities = [index for index in range(first, census.width) if census.entities[index]]
-    if not entities:
-        return None
-    return entities[0] if numbered else entities[-1]
+    entities = [index for index in range(first, last + 1) if columns[index].entities]
+    if first == 2:
+        return entities[0] if entities else None
+    if columns[last].outside:
+        return last
+    return entities[-1] if entities else None
 
 
 def _may_be_comment(line: str, tabs: bool) -> bool:

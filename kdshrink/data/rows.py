@@ -71,7 +71,7 @@ def _unquoted(lines: IO[str]) -> Iterator[_Records]:
 def _quoted(lines: IO[str], path: Path, separator: str) -> Iterator[_Records]:
     csv.field_size_limit(sys.maxsize)  # it is global, and only ever too small
     reader = csv.reader(lines, delimiter=separator, strict=True)
-    before, count = 0, 100
+    before, count = 0, 1  # the header, and more at a time as the size of the rows is known
     while True:
         try:
             records = list(islice(reader, count))
@@ -85,7 +85,7 @@ def _quoted(lines: IO[str], path: Path, separator: str) -> Iterator[_Records]:
             begins = [before + 1, *(before + 1 + end for end in accumulate(heights[:-1]))]
         before = reader.line_num
         size = sum(map(len, chain.from_iterable(records)))
-        count = max(1, min(_MOST, _CHARACTERS * len(records) // max(1, size)))
+        count = max(1, min(_MOST, 20 * count, _CHARACTERS * len(records) // max(1, size)))
         yield _without_blank(begins, records)
 
 
@@ -226,11 +226,11 @@ def _parse_lines(path: Path, first: int, lines: Sequence[str]) -> tuple[Sequence
         try:
             value, end = scan(line, 0)
             if line[end:] not in ("\n", ""):
-                value = _parse(path, number, line)
+                value = _parse(path, number, line.strip())
         except (StopIteration, ValueError, RecursionError):
             if not line.strip():
                 continue
-            value = _parse(path, number, line)
+            value = _parse(path, number, line.strip())
         numbers.append(number)
         values.append(value)
     return numbers, values

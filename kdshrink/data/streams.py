@@ -61,22 +61,33 @@ def open_text(path: Path, encoding: str) -> Iterator[IO[str]]:
     """
     try:
         with (
+            _damage(path),
             _open_bytes(path) as stream,
             io.TextIOWrapper(stream, encoding=encoding, newline="\n") as text,
         ):
             yield text
     except UnicodeError as error:
-        raise _undecodable(path, encoding, error) from error
+        raise _undecodable(path, encoding) from error
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid) as error:
-        raise DataError(f"{path} is damaged or cut off: {error}.\nCopy it again.") from error
+        raise _damaged(path, error) from error
     except OSError as error:
         if error.errno is not None:  # the system's: main tells of it
             raise
-        raise DataError(f"{path} is damaged or cut off: {error}.\nCopy it again.") from error
+        raise _damaged(path, error) from error
 
 
-def _undecodable(path: Path, encoding: str, error: UnicodeError) -> DataError:
-    with _open_bytes(path) as stream:
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is damaged or cut off: {short(error)}\nCopy it again.")
+
+
+def _undecodable(path: Path, encoding: str) -> DataError:
+    with _damage(path), _open_bytes(path) as stream:
         content = stream.read()
     where = str(path)
     try:
