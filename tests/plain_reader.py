@@ -156,10 +156,7 @@ def _separated(records: list[list[tuple[str, bool]]], labelled: bool) -> list[li
     if any(len(record) != len(names) for record in records):
         raise Refused
     tables = [
-        {
-            name: value or None
-            for name, (value, _) in zip(names, record, strict=True)
-        }
+        {name: value or None for name, (value, _) in zip(names, record, strict=True)}
         for record in records[1:]
     ]
     return _table(names, tables, labelled)

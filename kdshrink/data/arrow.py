@@ -29,12 +29,18 @@ def class_names_of(feature: Any) -> tuple[str, ...] | None:
 
 
 def schema_features(schema: pa.Schema) -> dict[str, Any]:
-    """The features that datasets wrote into a table's metadata."""
-    try:
-        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        return dict(described.get("info", {}).get("features", {}))
-    except (ValueError, AttributeError, TypeError):
+    """The features that datasets wrote into a table's metadata; empty without them.
+
+    Raises:
+        ValueError: They are damaged, so that numbers might be classes whose names are lost.
+    """
+    described = (schema.metadata or {}).get(b"huggingface")
+    if described is None:
         return {}
+    try:
+        return dict((json.loads(described).get("info") or {}).get("features") or {})
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"what datasets wrote of its columns cannot be read ({error})") from error
 
 
 def _is_list(kind: pa.DataType) -> bool:

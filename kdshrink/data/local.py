@@ -91,7 +91,10 @@ class FileTable:
     def class_names(self, column: str) -> tuple[str, ...] | None:
         if self.format != "parquet":
             return None
-        features = arrow.schema_features(self._parquet().schema_arrow)
+        try:
+            features = arrow.schema_features(self._parquet().schema_arrow)
+        except ValueError as error:
+            raise _damaged(self.path, error) from error
         return arrow.class_names_of(features.get(column))
 
     def read(self, columns: Columns) -> Iterator[pa.RecordBatch]:
