@@ -97,17 +97,21 @@ def cache_of(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     home = Path(os.environ.get("HF_HOME") or default)
     hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub"
-    places = {
+    caches = {
         "HF_DATASETS_CACHE": os.environ.get("HF_DATASETS_CACHE") or home / "datasets",
         "HF_HUB_CACHE": hub,
         "HF_HOME": home,
     }
     found = Path(path).absolute()
-    for variable, place in places.items():
-        cache = Path(place).expanduser().absolute()
-        # Where its parents are missing too, the first of them is what the system names.
-        if found.is_relative_to(cache) or cache.is_relative_to(found):
+    places = [(Path(cache).expanduser().absolute(), name) for name, cache in caches.items()]
+    for cache, variable in places:
+        if found.is_relative_to(cache):
             return cache, variable
+    if not found.is_dir():
+        # Where a cache's parents cannot be made, the system names the first of them.
+        for cache, variable in reversed(places):
+            if cache.is_relative_to(found):
+                return cache, variable
     return None
 
 

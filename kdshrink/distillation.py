@@ -22,9 +22,9 @@ from .comparison import Comparison
 from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
 from .data.batching import steps_per_epoch
 from .data.encoding import IGNORED, Collator, match_labels, token_counts
-from .data.load import load_data
+from .data.load import TaskData, load_data
 from .data.sampling import language_codes
-from .errors import UsageError
+from .errors import UnlabelledError, UsageError
 from .hub import check_push, pushed
 from .models.devices import describe_device, pick_device, to_device
 from .models.loading import fitting_length, load_tokenizer, load_weights, model_sizes, require_task
@@ -38,6 +38,7 @@ from .scoring import EvalResult, Evaluator, LanguageScore
 from .sharding import require_processes, shard
 from .students import Student, map_pieces, match_classes, prepare_student
 from .teaching import Targets, TargetSource, Teacher, open_cache
+from .trackers import require_trackers
 from .training import (
     TermTrainer,
     TrainResult,
@@ -222,6 +223,21 @@ def _check_terms(config: DistillConfig, teacher: Source) -> None:
         )
 
 
+def _load_data(config: DistillConfig, labels_required: bool) -> TaskData:
+    try:
+        return load_data(
+            config,
+            ("train", "validation"),
+            purpose="train",
+            labels_required=labels_required,
+            token=config.token,
+        )
+    except UnlabelledError as error:
+        raise UnlabelledError(
+            f"{error}\nTo distil without labels, switch off their term: --weight task=0."
+        ) from error
+
+
 def _recorder(
     model: PreTrainedModel,
     layers: Sequence[int],
@@ -344,7 +360,6 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         KdshrinkError: As `errors` lists.
     """
     progress = progress or silent
-    source = find_model(config.teacher, config)
     output_dir = config.output_dir or Path(_default_name(config))
     if is_first():
         check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
@@ -352,15 +367,11 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     if done := finished_result(output_dir, config):
         return pushed(done, repo_id, config)
     device = pick_device(config.device)
+    require_trackers(config.report_to)
+    source = find_model(config.teacher, config)
     _check_terms(config, source)
     tokenizer = load_tokenizer(source, config)
-    data = load_data(
-        config,
-        ("train", "validation"),
-        purpose="train",
-        labels_required=config.weight("task") > 0 and source.task is not None,
-        token=config.token,
-    )
+    data = _load_data(config, labels_required=config.weight("task") > 0 and source.task is not None)
     if source.task is not None:
         require_task(source, data.task)
         if data.labels is not None:

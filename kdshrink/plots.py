@@ -35,8 +35,11 @@ def _save(figure: Any, path: Path) -> None:
     kind = path.suffix.lstrip(".")
     undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     partial = path.with_name(f".{path.name}.part")
-    figure.savefig(partial, format=kind, dpi=120, metadata=undated)
-    partial.replace(path)
+    try:
+        figure.savefig(partial, format=kind, dpi=120, metadata=undated)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def draw_curves(

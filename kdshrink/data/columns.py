@@ -10,7 +10,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from ..config import DataOptions
-from ..errors import DataError
+from ..errors import DataError, UnlabelledError
 from .registry import Task
 from .shard import UNDETERMINED, Shard
 
@@ -48,7 +48,10 @@ def find_columns(config: DataOptions, table: Dataset, labels_required: bool) -> 
         ("--label-column", label, labels_required),
     ):
         if needed and found is None:
-            raise DataError(
+            if flag == "--label-column" and table.column_names == [text]:
+                raise UnlabelledError(f"{config.data}: it has text alone, and no labels.")
+            error = UnlabelledError if flag == "--label-column" else DataError
+            raise error(
                 f"{config.data}: none of its columns has a usual name for this.\n"
                 f"It has: {', '.join(table.column_names)}. Say which with {flag}."
             )
