@@ -67,7 +67,7 @@ def _read_line(line: bytes) -> tuple[dict[str, Any] | None, bool]:
     except (ValueError, RecursionError):
         return None, True
     step = entry.get("step") if isinstance(entry, dict) else None
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**53:
         return None, True
     figures = {
         name: value
@@ -109,12 +109,12 @@ def read_curve(directory: Path, term: str = "loss") -> list[Point]:
     curve = [Point(entry["step"], entry[term]) for entry in log.entries if term in entry]
     if not curve:
         known = sorted({name for entry in log.entries for name in entry} - {"step"})
-        found = f"It has: {', '.join(known)}" if known else "It has no line that can be read"
-        damaged = f"; {log.damaged} lines are damaged" if log.damaged else ""
+        found = f"It has: {', '.join(known[:10])}" if known else "It has no line that can be read"
+        damaged = f"; damaged lines: {log.damaged}" if log.damaged else ""
         raise DataError(f"{log.path}: it has no {term!r}.\n{found}{damaged}.")
     if log.damaged:
         logger.warning(
-            "%s: %d of its lines are damaged and were left out, in whole or in part",
+            "%s: lines that are damaged and were left out, in whole or in part: %d",
             log.path,
             log.damaged,
         )
