@@ -34,6 +34,7 @@ class Bounds:
     below: float | None = None
 
     def hold(self, number: float) -> bool:
+        number = int(number) if isinstance(number, Integral) else float(number)
         # Compared so that NaN holds nowhere.
         return (
             -sys.float_info.max <= number <= sys.float_info.max

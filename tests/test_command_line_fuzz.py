@@ -9,7 +9,7 @@ import dataclasses
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +100,12 @@ def no_work(target: str) -> Iterator[list[Any]]:
         console._secrets.update(known)
 
 
+def code_of(call: Callable[[], None]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        call()
+    return ended.value.code
+
+
 @st.composite
 def typed_lines(draw: st.DrawFn, config_class: type) -> list[str]:
     arguments, options = [], []
@@ -137,13 +143,13 @@ def test_whatever_is_typed_is_taken_or_refused_in_a_few_lines(command: str) -> N
         argv = patch.object(sys, "argv", ["kdshrink", command, *typed])
         # Made once: Typer makes all its commands anew at each call.
         app = patch.object(cli, "app", APP)
-        with no_work(target) as received, argv, app, redirect_stdout(out), redirect_stderr(err):
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
+        streams = (redirect_stdout(out), redirect_stderr(err))
+        with no_work(target) as received, argv, app, streams[0], streams[1]:
+            ended = code_of(cli.main)
         shown, said = out.buffer.getvalue().decode(), err.buffer.getvalue().decode()
-        assert ended.value.code in (0, 2), said
+        assert ended in (0, 2), said
         assert "Traceback" not in said
-        if ended.value.code == 0 and received:
+        if ended == 0 and received:
             assert (shown, said) == ("{}\n", "")
             config.command_line(command, received[0]).encode()
         elif said.startswith("error: "):
