@@ -107,7 +107,7 @@ def cache_of(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
     for cache, variable in places:
         if found.is_relative_to(cache):
             return cache, variable
-    if not found.is_dir():
+    if not os.path.isdir(found):
         # Where a cache's parents cannot be made, the system names the first of them.
         for cache, variable in reversed(places):
             if cache.is_relative_to(found):

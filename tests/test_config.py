@@ -116,7 +116,7 @@ def test_numbers_of_numpy_and_whole_numbers_for_shares_are_taken() -> None:
         model="m", data="d", seed=np.int64(7), learning_rate=np.float32(1e-3), train_fraction=1
     )
     assert (config.seed, config.train_fraction) == (7, 1)
-    with pytest.raises(UsageError, match="^--learning-rate inf"):
+    with pytest.raises(UsageError, match=r"^--learning-rate inf"):
         FinetuneConfig(model="m", data="d", learning_rate=np.float32("inf"))
 
 
@@ -139,7 +139,7 @@ def test_a_name_on_the_hub_is_what_its_client_takes(name: str) -> None:
     if possible:
         assert PushConfig(directory=Path("d"), hub_model_id=name).hub_model_id == name
     else:
-        with pytest.raises(UsageError, match="^--hub-model-id"):
+        with pytest.raises(UsageError, match=r"^--hub-model-id"):
             PushConfig(directory=Path("d"), hub_model_id=name)
 
 

@@ -326,9 +326,9 @@ def test_paths_of_caches_name_their_variable(
 def test_what_the_system_refuses_is_told_in_words(
     number: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli._told(OSError(number, os.strerror(number), "/some/path")) == 1
+    assert cli._told(OSError(number, os.strerror(number), "/mnt/there")) == 1
     said = capsys.readouterr().err
-    assert "/some/path" in said
+    assert "/mnt/there" in said
     assert os.strerror(number) in said
     assert told in said
     assert len(said.splitlines()) == 2
