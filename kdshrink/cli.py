@@ -7,17 +7,20 @@ import errno
 import inspect
 import logging
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from . import __version__, config, console
-from .errors import Interrupted, KdshrinkError, Terminated
+from .connection import cache_fault, chain_of
+from .errors import Interrupted, KdshrinkError, OutputError, Terminated
 
 app = typer.Typer(
     name="kdshrink",
@@ -100,6 +103,10 @@ def _parameter(config_class: type, item: dataclasses.Field[Any], hint: Any) -> i
     if item.name in _COMPLETERS:
         options["autocompletion"] = _COMPLETERS[item.name]
     default: Any = item.default
+    metavar = _metavar(item, hint)
+    if hint in (Path, Path | None):
+        # As text: Typer would make "" the current directory.
+        hint = str if hint is Path else str | None
     if item.metadata["parse"] is not None:
         hint = list[str] if item.metadata["repeatable"] else str | None
         if default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING:
@@ -118,7 +125,7 @@ def _parameter(config_class: type, item: dataclasses.Field[Any], hint: Any) -> i
             *flags,
             rich_help_panel=_PANELS.get(_group(config_class, item.name)),
             show_default=shown and default is not dataclasses.MISSING,
-            metavar=_metavar(item, hint),
+            metavar=metavar,
             **options,
         )
     return inspect.Parameter(
@@ -134,7 +141,36 @@ def _metavar(item: dataclasses.Field[Any], hint: Any) -> str | None:
         return item.metadata["metavar"]
     if item.metadata["parse"] is not None:
         return "A,B,…"
-    return None
+    return "PATH" if hint in (Path, Path | None) else None
+
+
+def _value(item: dataclasses.Field[Any], hints: dict[str, Any], typed: dict[str, Any]) -> Any:
+    """A config's value out of what was typed."""
+    value, parse = typed[item.name], item.metadata["parse"]
+    if value is None:
+        return None
+    if value != []:
+        config.refuse_empty(item, value)
+    if parse is not None:
+        return parse(value)
+    return Path(value) if hints[item.name] in (Path, Path | None) else value
+
+
+def _deliver(
+    result: dict[str, Any], show: Callable[[dict[str, Any]], None], chosen: object
+) -> None:
+    """Print a result. That its reader has gone away is no failure if the result stands on disk too."""
+    places = (result.get(key) for key in ("output_dir", "report", "output", "url"))
+    kept = next(filter(None, (*places, getattr(chosen, "output_dir", None))), None)
+    try:
+        show(result)
+        console.flush_stdout()
+    except BrokenPipeError:
+        if kept is None:
+            raise
+    except OSError as error:
+        where = f"\nThe result itself is whole: {kept}." if kept else ""
+        raise OutputError(f"stdout cannot be written: {error.strerror}.{where}") from error
 
 
 def _command(
@@ -170,12 +206,8 @@ def _command(
 
         def run(**typed: Any) -> None:
             json_output = typed.pop("json_output")
-            for item in fields:
-                parse = item.metadata["parse"]
-                if parse is not None and typed[item.name] is not None:
-                    typed[item.name] = parse(typed[item.name])
             console.hide(typed.get("token"))
-            chosen = config_class(**typed)
+            chosen = config_class(**{item.name: _value(item, hints, typed) for item in fields})
             module, function = target.split(":")
             try:
                 with display() as progress:
@@ -184,10 +216,7 @@ def _command(
             except KeyboardInterrupt:
                 # Typer would end with 130 too, but without a word.
                 raise Interrupted("Stopped by Ctrl-C; no result was written.", 130) from None
-            if json_output:
-                console.print_json(result)
-            else:
-                show(result)
+            _deliver(result, console.print_json if json_output else show, chosen)
 
         run.__name__ = documented.__name__
         run.__doc__ = documented.__doc__
@@ -388,39 +417,103 @@ def _quiet_libraries() -> None:
 
 def main() -> None:
     """Run the command line; known errors end with their exit code and without a traceback."""
-    if "_KDSHRINK_COMPLETE" in os.environ:
-        app()
+    with console.steady_streams():
+        try:
+            if "_KDSHRINK_COMPLETE" not in os.environ:
+                _prepare()
+            app()
+            code = 0
+        except BaseException as error:
+            code = _told(error)
+        try:
+            console.flush_stdout()
+        except BrokenPipeError:
+            code = code or 1
+        except OSError as error:
+            if not code:
+                console.print_error(f"stdout cannot be written: {error.strerror}.")
+            code = code or 1
+    sys.exit(code)
+
+
+def _prepare() -> None:
     _quiet_libraries()
     console.show_log()
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         console.hide(os.environ.get(variable))
     signal.signal(signal.SIGTERM, _on_sigterm)
-    try:
-        app()
-    except Terminated:
-        console.print_error("Stopped by SIGTERM; no result was written.")
-        raise
-    except KdshrinkError as error:
+
+
+def _told(error: BaseException) -> int:
+    """Say what ended a command, and the exit code for it."""
+    if isinstance(error, SystemExit):
+        if isinstance(error, Terminated):
+            console.print_error("Stopped by SIGTERM; no result was written.")
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        console.print_error("Stopped by Ctrl-C; no result was written.")
+        return 130
+    if isinstance(error, KdshrinkError):
         console.print_error(str(error))
-        sys.exit(error.exit_code)
-    except OSError as error:
-        console.print_error(_os_error(error))
-        sys.exit(1)
-    except Exception:
-        console.print_traceback()
-        sys.exit(1)
+        return error.exit_code
+    if told := _known_fault(error):
+        console.print_error(told)
+        return 1
+    console.print_traceback(error)
+    console.print_error(
+        f"This is a bug in kdshrink {__version__} (Python {platform.python_version()}).\n"
+        "Please report it, with the command and the lines above."
+    )
+    return 1
+
+
+def _known_fault(error: BaseException) -> str | None:
+    """What the machine could not do, in words; None for a bug."""
+    for one in chain_of(error):
+        if told := _memory_fault(one):
+            return told
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"The disk is full: {one}.\nMake room and run the command again."
+    if isinstance(error, UnicodeEncodeError):
+        return (
+            f"A name cannot be written as {error.encoding}: {config.shown(error.object)}.\n"
+            "Rename it: the names of files and directories must be UTF-8."
+        )
+    return _os_error(error) if isinstance(error, OSError) else None
+
+
+def _memory_fault(error: BaseException) -> str | None:
+    said = str(error).partition("\n")[0]
+    kind = "memory of the GPU" if type(error).__name__ == "OutOfMemoryError" else "memory"
+    # PyTorch says of the CPU's memory so alone.
+    short = isinstance(error, RuntimeError) and "can't allocate memory" in said
+    if not (short or isinstance(error, MemoryError) or kind != "memory"):
+        return None
+    found = f": {config.shown(said)}" if said else ""
+    return (
+        f"There is not enough {kind}{found}\n"
+        "Lower --batch-size or --tokens-per-batch (and raise --gradient-accumulation-steps), or "
+        "--max-length."
+    )
 
 
 def _os_error(error: OSError) -> str:
     """What the system refused, in words."""
-    if error.errno == errno.ENOSPC:
-        return f"The disk is full: {error}.\nMake room and run the command again."
-    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if told := cache_fault(error):
+        return told
+    if error.errno is None:
+        return str(error)
+    what = f"{config.shown(error.filename)}: {error.strerror}" if error.filename else str(error)
     advice = {
         errno.EACCES: "Give another path, or get the permission.",
         errno.EPERM: "Give another path, or get the permission.",
         errno.EROFS: "Give a path on a file system that may be written to.",
         errno.ENOENT: "Check the path.",
+        errno.EISDIR: "Give a file's path, not a directory's.",
+        errno.ENOTDIR: "Check the path: what it names as a directory is a file.",
+        errno.ENAMETOOLONG: "Give a shorter path.",
+        errno.ELOOP: "Check the path: its links lead round in a circle.",
         errno.EMFILE: "Raise the limit of open files (ulimit -n).",
-    }.get(error.errno or 0, "The system refused it; nothing that was whole before is lost.")
+        errno.EIO: "The disk or its connection is failing; look into the system's log.",
+    }.get(error.errno, "The system refused it; nothing that was whole before is lost.")
     return f"{what}.\n{advice}"

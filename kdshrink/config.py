@@ -6,16 +6,51 @@ its name in kebab-case is its flag. Nothing here imports torch.
 
 from __future__ import annotations
 
-import math
+import re
 import shlex
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UsageError
 
 LOSS_TERMS = ("embedding", "hidden", "attention", "prediction", "task")
+_LARGEST = 2**31 - 1
+"""What the libraries hold counts in."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Between which numbers a value must lie; a number must be finite in any case."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def hold(self, number: float) -> bool:
+        number = int(number) if isinstance(number, Integral) else float(number)
+        # Compared so that NaN holds nowhere.
+        return (
+            -sys.float_info.max <= number <= sys.float_info.max
+            and (self.least is None or number >= self.least)
+            and (self.above is None or number > self.above)
+            and (self.most is None or number <= self.most)
+            and (self.below is None or number < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = {"at least": self.least, "above": self.above}
+        words |= {"at most": self.most, "below": self.below}
+        told = [f"{word} {limit:.10g}" for word, limit in words.items() if limit is not None]
+        if self.most is self.below is None:
+            told.append("finite")
+        return "it must be " + " and ".join(told)
 
 
 def option(
@@ -28,6 +63,8 @@ def option(
     repeatable: bool = False,
     secret: bool = False,
     metavar: str | None = None,
+    bounds: Bounds | None = None,
+    blank: bool = False,
 ) -> Any:
     """Declare a field and how the command line shows it.
 
@@ -40,6 +77,8 @@ def option(
         repeatable: The flag may be given several times.
         secret: The value is never shown: not in the config's repr, not in a record.
         metavar: What stands for the value in the help, where its type says too little.
+        bounds: Between which numbers the value must lie.
+        blank: Whether the value may be white space alone.
     """
     metadata = {
         "help": help,
@@ -49,6 +88,8 @@ def option(
         "repeatable": repeatable,
         "secret": secret,
         "metavar": metavar,
+        "bounds": bounds,
+        "blank": blank,
     }
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata, repr=not secret)
@@ -69,7 +110,7 @@ def weight_mapping(typed: list[str]) -> dict[str, float]:
             weights[term.strip()] = float(number)
         except ValueError:
             raise UsageError(
-                f"--weight {item}: this is not TERM=NUMBER.\n"
+                f"--weight {shown(item)}: this is not TERM=NUMBER.\n"
                 f"Give a term of {', '.join(LOSS_TERMS)} and a number, as in --weight hidden=0."
             ) from None
     return weights
@@ -81,7 +122,7 @@ def number_list(typed: str) -> tuple[int, ...]:
         return tuple(int(part) for part in comma_list(typed))
     except ValueError:
         raise UsageError(
-            f"--seeds {typed}: these are not whole numbers.\nGive one or more, as in --seeds 44,55,66."
+            f"--seeds {shown(typed)}: these are not whole numbers.\nGive one or more, as in --seeds 44,55,66."
         ) from None
 
 
@@ -92,7 +133,7 @@ def directory_mapping(typed: list[str]) -> dict[str, Path]:
         name, equals, directory = item.partition("=")
         if not (name and equals and directory):
             raise UsageError(
-                f"--data-dir {item}: this is not NAME=DIR.\n"
+                f"--data-dir {shown(item)}: this is not NAME=DIR.\n"
                 "Name the data set, as in --data-dir massive=corpora/massive."
             )
         directories[name] = Path(directory)
@@ -104,9 +145,106 @@ def path_list(typed: list[str]) -> tuple[Path, ...]:
     return tuple(map(Path, typed))
 
 
+def shown(value: object) -> str:
+    """A value as a message shows it: printable, and on one line."""
+    text = str(value)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def flag_of(item: Field[Any]) -> str:
+    """What a user calls a field: its long flag, or the argument's name."""
+    if item.metadata["argument"]:
+        return item.name.upper()
+    named = [flag for flag in item.metadata["flags"] if flag.startswith("--")]
+    return named[0] if named else f"--{_kebab(item.name)}"
+
+
 def _require(condition: bool, flag: str, found: object, needed: str) -> None:
     if not condition:
-        raise UsageError(f"{flag} {found}: {needed}.")
+        raise UsageError(f"{flag} {shown(found)}: {needed}.")
+
+
+def refuse_empty(item: Field[Any], value: object) -> None:
+    """Raise UsageError for a value of nothing, which as a path would be the current directory."""
+    blank = item.metadata["blank"]
+    if value in ((), []) or any(not (text if blank else text.strip()) for text in _texts(value)):
+        raise UsageError(f"{flag_of(item)} is empty: give a value, or leave it out.")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The strings and paths that a value is made of."""
+    if isinstance(value, (str, Path)):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        yield from _texts([*value.keys(), *value.values()])
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _texts(part)
+
+
+@cache
+def _kinds(config_class: type) -> Mapping[str, Any]:
+    """The type of each field, None left out."""
+    kinds = {}
+    for name, hint in get_type_hints(config_class).items():
+        united = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds[name] = next(kind for kind in united if kind is not NoneType)
+    return kinds
+
+
+def _check_values(config: Any) -> None:
+    """Check each field of a config by itself: its type, its bounds, that it says anything at all."""
+    config_class: type = type(config)
+    kinds = _kinds(config_class)
+    for item in fields(config):
+        value, kind = getattr(config, item.name), kinds[item.name]
+        if value is None:
+            continue
+        if kind in (int, float):
+            _check_number(flag_of(item), value, kind, item.metadata["bounds"])
+        elif kind is bool:
+            _require(isinstance(value, bool), flag_of(item), value, "it must be True or False")
+        elif get_origin(kind) is Literal:
+            choices = ", ".join(get_args(kind))
+            _require(value in get_args(kind), flag_of(item), value, f"it must be one of {choices}")
+        else:
+            refuse_empty(item, value)
+            for text in _texts(value):
+                _check_text(item, text)
+
+
+def _check_number(flag: str, value: Any, kind: type, bounds: Bounds | None) -> None:
+    right = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    _require(
+        right, flag, value, "it must be a whole number" if kind is int else "it must be a number"
+    )
+    bounds = bounds or Bounds()
+    _require(bounds.hold(value), flag, value, str(bounds))
+    if kind is int and bounds.most is None:
+        _require(value <= _LARGEST, flag, value, f"it must be at most {_LARGEST}")
+
+
+def _check_text(item: Field[Any], text: str) -> None:
+    """Raise UsageError for text that no file's name, no request and no record can hold."""
+    flag = flag_of(item)
+    if item.metadata["secret"]:
+        if not (text.isascii() and text.isprintable()) or " " in text:
+            raise UsageError(f"{flag}: it holds blanks or characters that no token has.")
+        return
+    _require("\0" not in text, flag, text, "it holds a NUL character")
+    # What could not be decoded stands in an argument as surrogates.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        encoding = sys.getfilesystemencoding()
+        advice = (
+            "Rename it to a name in UTF-8."
+            if encoding == "utf-8"
+            else "Set LC_ALL=C.UTF-8, or PYTHONUTF8=1."
+        )
+        raise UsageError(
+            f"{flag} {shown(text)}: this cannot be read as {encoding}, which is what names are in here.\n"
+            f"{advice}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +281,18 @@ class DataOptions:
         parse=comma_list,
     )
     train_fraction: float = option(
-        "Share of the training data to use, stratified by label within each language.", 1.0
+        "Share of the training data to use, stratified by label within each language.",
+        1.0,
+        bounds=Bounds(above=0, most=1),
     )
     max_samples: int | None = option(
-        "At most so many examples of each language and split, the same in every command.", None
+        "At most so many examples of each language and split, the same in every command.",
+        None,
+        bounds=Bounds(least=1),
     )
-    max_eval_samples: int | None = option("As --max-samples, for the evaluated splits alone.", None)
+    max_eval_samples: int | None = option(
+        "As --max-samples, for the evaluated splits alone.", None, bounds=Bounds(least=1)
+    )
     text_column: str | None = option("Column of the text, or of the list of words.", None)
     label_column: str | None = option("Column of the label, or of the list of tags.", None)
     language_column: str | None = option("Column that names each example's language.", None)
@@ -159,37 +303,26 @@ class DataOptions:
         "Between the fields of CSV and TSV: a character, tab, comma or semicolon; a comma, and in .tsv a "
         "tab with no quoting, if not said.",
         None,
+        blank=True,
     )
     encoding: str | None = option("Encoding of text files; UTF-8 if not said.", None)
     task: Literal["sequence", "token"] | None = option(
         "What own data is for: one label a text, or one tag a word. Told by the data if not said.",
         None,
     )
-    max_length: int = option("Cut texts to so many tokens, special ones included.", 512)
+    max_length: int = option(
+        "Cut texts to so many tokens, special ones included.", 512, bounds=Bounds(least=3)
+    )
 
     def __post_init__(self) -> None:
         _require(
-            0 < self.train_fraction <= 1,
-            "--train-fraction",
-            self.train_fraction,
-            "it must be above 0 and at most 1",
-        )
-        for flag, number in (
-            ("--max-samples", self.max_samples),
-            ("--max-eval-samples", self.max_eval_samples),
-        ):
-            _require(number is None or number > 0, flag, number, "it must be at least 1")
-        _require(self.max_length >= 3, "--max-length", self.max_length, "it must be at least 3")
-        _require(
             self.separator is None
             or self.separator in ("tab", "\\t", "comma", "semicolon")
-            or (len(self.separator) == 1 and self.separator not in '\r\n"\0'),
+            or (len(self.separator) == 1 and self.separator not in '\r\n"'),
             "--separator",
             repr(self.separator),
             "it must be one character, or tab, comma or semicolon",
         )
-        if self.languages is not None and not self.languages:
-            raise UsageError("--languages is empty: name one language or more, or leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +335,10 @@ class OutputOptions:
     overwrite: bool = option("Replace what OUTPUT_DIR holds.", False)
 
 
+_HUB_ID = re.compile(r"(?=.{1,96}$)(?!.*(--|\.\.))(\b[\w.-]+\b/)?\b[\w.-]+\b(?<!\.git)", re.ASCII)
+"""As huggingface_hub's validate_repo_id, which is too slow to import here."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HubTarget:
     hub_model_id: str | None = option(
@@ -212,6 +349,12 @@ class HubTarget:
     create_pr: bool = option("Open a pull request instead of pushing to the branch.", False)
 
     def __post_init__(self) -> None:
+        name = self.hub_model_id
+        if name is not None and not _HUB_ID.fullmatch(name):
+            raise UsageError(
+                f"--hub-model-id {shown(name)}: this cannot be a repository's name on the Hub.\n"
+                "Give ORG/NAME, of letters, digits, '-', '_' and '.'."
+            )
         if self.create_pr and self.hub_revision is not None:
             raise UsageError(
                 f"--create-pr and --hub-revision {self.hub_revision} exclude each other: a pull "
@@ -229,26 +372,47 @@ class HubOptions(HubTarget, TokenOptions):
                 raise UsageError(f"--{_kebab(item.name)} needs --push-to-hub.")
 
 
+_LARGEST_SEED = 2**32 - 1
+"""NumPy takes none beyond."""
+
+
+def _check_device(device: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device, re.ASCII):
+        raise UsageError(
+            f"--device {shown(device)}: kdshrink runs on CPU and CUDA alone.\n"
+            "Give auto, cpu, cuda or cuda:N."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    seed: int = option("Seed of every random choice.", 42)
+    seed: int = option(
+        "Seed of every random choice.", 42, bounds=Bounds(least=0, most=_LARGEST_SEED)
+    )
     device: str = option("auto (CUDA where there is a GPU, else CPU), cpu, cuda or cuda:N.", "auto")
+
+    def __post_init__(self) -> None:
+        _check_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(DeviceOptions):
     bf16: bool | None = option("Train in bfloat16; on by itself on CUDA, off on CPU.", None)
-    num_train_epochs: float = option("Passes over the training data.", 30.0)
-    max_steps: int | None = option("Optimizer steps, instead of --num-train-epochs.", None)
-    learning_rate: float = option("Peak of the linear schedule.", 5e-5)
+    num_train_epochs: float = option("Passes over the training data.", 30.0, bounds=Bounds(above=0))
+    max_steps: int | None = option(
+        "Optimizer steps, instead of --num-train-epochs.", None, bounds=Bounds(least=1)
+    )
+    learning_rate: float = option("Peak of the linear schedule.", 5e-5, bounds=Bounds(above=0))
     batch_size: int = option(
         "Examples a device and step.",
         32,
         flags=("--batch-size", "--per-device-train-batch-size"),
+        bounds=Bounds(least=1),
     )
     tokens_per_batch: int | None = option(
         "Fill each batch up to so many tokens, padding included, instead of --batch-size examples.",
         None,
+        bounds=Bounds(least=1),
     )
     batches: Literal["by-length", "random"] = option(
         "by-length: examples of like length go together, which saves padding; random: any.",
@@ -258,111 +422,71 @@ class TrainingOptions(DeviceOptions):
         "Compile the trained model, batches padded to few lengths; whether it pays was not measured.",
         False,
     )
-    gradient_accumulation_steps: int = option("Batches a step.", 1)
-    warmup_steps: int = option("Steps over which the learning rate rises.", 0)
-    weight_decay: float = option("AdamW's weight decay.", 0.0)
+    gradient_accumulation_steps: int = option("Batches a step.", 1, bounds=Bounds(least=1))
+    warmup_steps: int = option(
+        "Steps over which the learning rate rises.", 0, bounds=Bounds(least=0)
+    )
+    weight_decay: float = option("AdamW's weight decay.", 0.0, bounds=Bounds(least=0))
     dropout: float | None = option(
         "Rate of dropout in training; if not said the model's own, or 0 for a calibrated start.",
         None,
+        bounds=Bounds(least=0, below=1),
     )
-    eval_steps: int | None = option("Evaluate every so many steps; each epoch if not said.", None)
-    save_steps: int | None = option("Checkpoint every so many steps; each epoch if not said.", None)
-    logging_steps: int = option("Log the loss every so many steps.", 50)
-    save_total_limit: int = option("Checkpoints to keep for --resume.", 1)
+    eval_steps: int | None = option(
+        "Evaluate every so many steps; each epoch if not said.", None, bounds=Bounds(least=1)
+    )
+    save_steps: int | None = option(
+        "Checkpoint every so many steps; each epoch if not said.", None, bounds=Bounds(least=1)
+    )
+    logging_steps: int = option("Log the loss every so many steps.", 50, bounds=Bounds(least=1))
+    save_total_limit: int = option("Checkpoints to keep for --resume.", 1, bounds=Bounds(least=1))
     early_stopping_patience: int | None = option(
-        "Stop after so many evaluations without a better score.", None
+        "Stop after so many evaluations without a better score.", None, bounds=Bounds(least=1)
     )
     report_to: str = option("Trackers, as the transformers Trainer knows them.", "none")
     resume: bool = option("Go on from OUTPUT_DIR's last checkpoint, or start if none.", False)
 
     def __post_init__(self) -> None:
-        for flag, number in (
-            ("--max-steps", self.max_steps),
-            ("--batch-size", self.batch_size),
-            ("--tokens-per-batch", self.tokens_per_batch),
-            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
-            ("--eval-steps", self.eval_steps),
-            ("--save-steps", self.save_steps),
-            ("--logging-steps", self.logging_steps),
-            ("--save-total-limit", self.save_total_limit),
-            ("--early-stopping-patience", self.early_stopping_patience),
-        ):
-            _require(number is None or number >= 1, flag, number, "it must be at least 1")
         if self.tokens_per_batch is not None and self.batches == "random":
             raise UsageError(
                 "--tokens-per-batch and --batches random exclude each other: how many batches an epoch "
                 "has would\ndepend on chance. Give --batch-size with --batches random."
             )
-        _require(
-            self.num_train_epochs > 0,
-            "--num-train-epochs",
-            self.num_train_epochs,
-            "it must be above 0",
-        )
-        _require(
-            self.learning_rate > 0, "--learning-rate", self.learning_rate, "it must be above 0"
-        )
-        for flag, amount in (
-            ("--warmup-steps", self.warmup_steps),
-            ("--weight-decay", self.weight_decay),
-        ):
-            _require(amount >= 0, flag, amount, "it must not be negative")
-        _require(
-            self.dropout is None or 0 <= self.dropout < 1,
-            "--dropout",
-            self.dropout,
-            "it must be at least 0 and below 1",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeOptions:
-    layers: int | None = option("Layers of the student.", None)
+    layers: int | None = option("Layers of the student.", None, bounds=Bounds(least=1))
     layer_map: str | None = option(
         "Which of the teacher's layers to take: uniform (i·N/M, the default), first, last, distilbert, "
         "or a list such as 2,5,8,12 (1-based).",
         None,
     )
     hidden_size: int | None = option(
-        "Hidden size of the student, cut by even slices unless calibrated.", None
+        "Hidden size of the student, cut by even slices unless calibrated.",
+        None,
+        bounds=Bounds(least=1),
     )
     intermediate_size: int | None = option(
-        "FFN size of the student; in proportion to the hidden size if not said.", None
+        "FFN size of the student; in proportion to the hidden size if not said.",
+        None,
+        bounds=Bounds(least=1),
     )
-
-    def __post_init__(self) -> None:
-        for flag, number in (
-            ("--layers", self.layers),
-            ("--hidden-size", self.hidden_size),
-            ("--intermediate-size", self.intermediate_size),
-        ):
-            _require(number is None or number >= 1, flag, number, "it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     calibration_samples: int = option(
-        "Texts of each language that --init calibrated reads, out of the training split.", 400
+        "Texts of each language that --init calibrated reads, out of the training split.",
+        400,
+        bounds=Bounds(least=1),
     )
     calibration_copies: float = option(
         "Copies of those texts with pieces exchanged at random, as a share of them, for languages that "
         "they do not have; 0 where they have all that matter.",
         0.5,
+        bounds=Bounds(least=0, most=10),
     )
-
-    def __post_init__(self) -> None:
-        _require(
-            self.calibration_samples >= 1,
-            "--calibration-samples",
-            self.calibration_samples,
-            "it must be at least 1",
-        )
-        _require(
-            0 <= self.calibration_copies <= 10,
-            "--calibration-copies",
-            self.calibration_copies,
-            "it must be at least 0 and at most 10",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,24 +511,20 @@ class ObjectiveOptions:
         "soft-ce",
     )
     temperature: float = option(
-        "Temperature of the soft cross-entropy; other than 1 scales the term by its square.", 1.0
+        "Temperature of the soft cross-entropy; other than 1 scales the term by its square.",
+        1.0,
+        bounds=Bounds(above=0),
     )
 
     def __post_init__(self) -> None:
-        _require(self.temperature > 0, "--temperature", self.temperature, "it must be above 0")
         for term, weight in self.weights.items():
             _require(
                 term in LOSS_TERMS,
                 "--weight",
-                f"{term}={weight:g}",
+                f"{term}={weight}",
                 f"the terms are {', '.join(LOSS_TERMS)}",
             )
-            _require(
-                0 <= weight < math.inf,
-                "--weight",
-                f"{term}={weight:g}",
-                "it must be finite and not negative",
-            )
+            _check_number(f"--weight {term}", weight, float, Bounds(least=0))
 
     def weight(self, term: str) -> float:
         """The weight of a term of the loss."""
@@ -440,23 +560,15 @@ class ShrinkConfig(
         "line.",
         None,
     )
-    vocab_size: int | None = option("Keep at most so many of those pieces, the commonest.", None)
-    vocab_min_count: int = option("Keep only pieces that occur at least so often.", 1)
+    vocab_size: int | None = option(
+        "Keep at most so many of those pieces, the commonest.", None, bounds=Bounds(least=1)
+    )
+    vocab_min_count: int = option(
+        "Keep only pieces that occur at least so often.", 1, bounds=Bounds(least=1)
+    )
 
     def __post_init__(self) -> None:
         _check_groups(self)
-        _require(
-            self.vocab_size is None or self.vocab_size >= 1,
-            "--vocab-size",
-            self.vocab_size,
-            "it must be at least 1",
-        )
-        _require(
-            self.vocab_min_count >= 1,
-            "--vocab-min-count",
-            self.vocab_min_count,
-            "it must be at least 1",
-        )
         if self.vocab_from is None and (self.vocab_size is not None or self.vocab_min_count > 1):
             raise UsageError("--vocab-size and --vocab-min-count need --vocab-from.")
         if self.init == "calibrated" and self.data is None and self.vocab_from is None:
@@ -542,6 +654,7 @@ class EvaluationOptions(DeviceOptions):
     batch_size: int | None = option(
         "Texts in a batch at most, as many as suit the device if not said; no score depends on it.",
         None,
+        bounds=Bounds(least=1),
     )
     output_dir: Path | None = option(
         "Keep the result in this directory too, as kdshrink.json.",
@@ -552,10 +665,10 @@ class EvaluationOptions(DeviceOptions):
 
     def __post_init__(self) -> None:
         _require(
-            self.batch_size is None or self.batch_size >= 1,
-            "--batch-size",
-            self.batch_size,
-            "it must be at least 1",
+            re.fullmatch(r"\w[\w.-]*", self.split) is not None,
+            "--split",
+            self.split,
+            "the name of a split has letters, digits, '_', '-' and '.' alone",
         )
 
 
@@ -590,6 +703,9 @@ class PushConfig(HubTarget, TokenOptions):
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig(SourceOptions):
     model: str = option("A Hub id, a local directory, sample or sample-base.", argument=True)
+
+    def __post_init__(self) -> None:
+        _check_groups(self)
 
 
 _NAMED_DATA = ("massive", "tsm", "universal-ner", "sample")
@@ -635,8 +751,12 @@ class ReproduceConfig:
     seeds: tuple[int, ...] | None = option(
         "Seeds, each a run of its own; 44,55,66 at --scale full, else 44.", None, parse=number_list
     )
-    teacher_steps: int | None = option("Steps of the teachers, instead of the scale's.", None)
-    max_steps: int | None = option("Steps of the students, instead of the scale's.", None)
+    teacher_steps: int | None = option(
+        "Steps of the teachers, instead of the scale's.", None, bounds=Bounds(least=1)
+    )
+    max_steps: int | None = option(
+        "Steps of the students, instead of the scale's.", None, bounds=Bounds(least=1)
+    )
     attention_target: Literal["scores", "probabilities"] = option(
         "As distill's: the paper's text does not settle which.", "scores"
     )
@@ -646,7 +766,11 @@ class ReproduceConfig:
         False,
     )
     plan: bool = option("Print the runs as shell commands in an order that works, and stop.", False)
-    jobs: int | None = option("Runs at a time; one a GPU where there are several, else one.", None)
+    jobs: int | None = option(
+        "Runs at a time; one a GPU where there are several, else one.",
+        None,
+        bounds=Bounds(least=1, most=1024),
+    )
     device: str = option("auto (CUDA where there is a GPU, else CPU), cpu, cuda or cuda:N.", "auto")
     output_dir: Path | None = option(
         "Where runs and reports go, of several experiments and from several processes at once; "
@@ -656,18 +780,15 @@ class ReproduceConfig:
     )
 
     def __post_init__(self) -> None:
-        for flag, number in (
-            ("--teacher-steps", self.teacher_steps),
-            ("--max-steps", self.max_steps),
-            ("--jobs", self.jobs),
-        ):
-            _require(number is None or number >= 1, flag, number, "it must be at least 1")
+        _check_groups(self)
+        _check_device(self.device)
+        for seed in self.seeds or ():
+            _check_number("--seeds", seed, int, Bounds(least=0, most=_LARGEST_SEED))
         for flag, names in (
             ("--models", self.models),
             ("--data", self.data),
             ("--seeds", self.seeds),
         ):
-            _require(names is None or len(names) > 0, flag, "", "it is empty")
             _require(
                 names is None or len({*names}) == len(names), flag, names, "each may be there once"
             )
@@ -697,6 +818,7 @@ class CurvesConfig:
     )
 
     def __post_init__(self) -> None:
+        _check_groups(self)
         ending = None if self.output_file is None else self.output_file.suffix
         _require(
             ending in (None, ".png", ".svg", ".pdf"),
@@ -737,8 +859,7 @@ def command_line(command: str, config: Any) -> str:
             continue
         if item.name in _NOT_OF_THE_RESULT or value == default:
             continue
-        names = [flag for flag in item.metadata["flags"] if flag.startswith("--")]
-        flag = names[0] if names else f"--{_kebab(item.name)}"
+        flag = flag_of(item)
         if isinstance(value, bool):
             flags.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, Mapping):
@@ -751,11 +872,16 @@ def command_line(command: str, config: Any) -> str:
 
 
 def _check_groups(config: object) -> None:
-    """Run the checks of every group of options that a config is built of."""
+    """Check every field by itself, then run the checks of the groups that a config is built of."""
+    _check_values(config)
     for group in type(config).__mro__[1:-1]:
         if "__post_init__" in vars(group):
             vars(group)["__post_init__"](config)
     if getattr(config, "resume", False) and getattr(config, "overwrite", False):
         raise UsageError("--resume and --overwrite exclude each other.")
-    if hasattr(config, "data") and not isinstance(config, ShrinkConfig) and config.data is None:
+    if (
+        isinstance(config, DataOptions)
+        and not isinstance(config, ShrinkConfig)
+        and config.data is None
+    ):
         raise UsageError("--data is missing: massive, tsm, universal-ner, sample, or your own.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -89,6 +90,42 @@ def _asked_wait(response: Any) -> int | None:
         return int(asked)
     limit = parse_ratelimit_headers(response.headers)
     return limit.reset_in_seconds if limit is not None and limit.remaining == 0 else None
+
+
+def cache_of(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
+    """The cache of the Hub's libraries that a path lies in or is to hold, and the variable that sets it."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    home = Path(os.environ.get("HF_HOME") or default)
+    hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub"
+    caches = {
+        "HF_DATASETS_CACHE": os.environ.get("HF_DATASETS_CACHE") or home / "datasets",
+        "HF_HUB_CACHE": hub,
+        "HF_HOME": home,
+    }
+    found = Path(path).absolute()
+    places = [(Path(cache).expanduser().absolute(), name) for name, cache in caches.items()]
+    for cache, variable in places:
+        if found.is_relative_to(cache):
+            return cache, variable
+    if not os.path.isdir(found):
+        # Where a cache's parents cannot be made, the system names the first of them.
+        for cache, variable in reversed(places):
+            if cache.is_relative_to(found):
+                return cache, variable
+    return None
+
+
+def cache_fault(error: BaseException) -> str | None:
+    """What to tell of an error of the system in such a cache; None for any other error."""
+    for one in chain_of(error):
+        if isinstance(one, OSError) and one.errno and isinstance(one.filename, (str, os.PathLike)):
+            found = cache_of(one.filename)
+            if found is not None:
+                return (
+                    f"The cache {found[0]} cannot be used: {one.filename}: {one.strerror}.\n"
+                    f"Set {found[1]} to a directory that can be written."
+                )
+    return None
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:

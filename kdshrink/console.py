@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -33,10 +36,93 @@ from .progress import RunState
 _PLAIN_SECONDS = 15.0
 
 
+class _Notes:
+    """A stream of notes, which fails no command: work goes on when its reader has gone away."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _discard(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _discard(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what a stream still holds, and all that comes, to nowhere: else it fails again at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _occupy_closed() -> None:
+    """Open the standard descriptors that are closed: else the next file opened becomes stdout."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.dup2(opened, descriptor)
+            if opened != descriptor:
+                os.close(opened)
+
+
+@contextmanager
+def steady_streams() -> Iterator[None]:
+    """Streams that can be written whatever they were given as.
+
+    What goes to a closed one goes nowhere, and a character that one cannot show is escaped.
+    """
+    before = sys.stdout, sys.stderr
+    _occupy_closed()
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Not to be closed when it is collected: a library may write to the descriptor later.
+            setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stderr = _Notes(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def flush_stdout() -> None:
+    """Have all that was printed written.
+
+    Raises:
+        OSError: It cannot be, and is dropped.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard(sys.stdout)
+        raise
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would end the program here, and a result may be written all the same.
+        raise
+
+
 def _stdout() -> Console:
     # Without a terminal a table keeps its natural width: rich would fold it at 80 columns.
     width = None if sys.stdout.isatty() else 200
-    return Console(width=width, highlight=False, markup=False, emoji=False, quiet=not is_first())
+    return _Console(width=width, highlight=False, markup=False, emoji=False, quiet=not is_first())
 
 
 def _stderr(quiet: bool | None = None) -> Console:
@@ -92,9 +178,11 @@ def print_error(message: str) -> None:
     _stderr(quiet=False).print(_labelled(label, "red", _masked(message)))
 
 
-def print_traceback() -> None:
+def print_traceback(error: BaseException) -> None:
     """The traceback of a bug, without the values of variables."""
-    sys.stderr.write(_masked(traceback.format_exc()))
+    # A thousand frames of a recursion say no more than its last ones.
+    limit = -12 if isinstance(error, RecursionError) else None
+    sys.stderr.write(_masked("".join(traceback.format_exception(error, limit=limit))))
 
 
 def print_line(line: str) -> None:
@@ -105,7 +193,12 @@ def print_json(result: Mapping[str, Any]) -> None:
     """One JSON object on one line."""
     if not is_first():
         return
-    sys.stdout.write(_masked(json.dumps(result, ensure_ascii=False, allow_nan=False)) + "\n")
+    text = _masked(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = _masked(json.dumps(result, allow_nan=False))
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

@@ -23,9 +23,9 @@ from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
 from .data.batching import steps_per_epoch
 from .data.encoding import IGNORED, Collator, token_counts
 from .data.labels import match_labels
-from .data.load import load_data
+from .data.load import TaskData, load_data
 from .data.sampling import language_codes
-from .errors import UsageError
+from .errors import UnlabelledError, UsageError
 from .hub import check_push, pushed
 from .models.devices import describe_device, pick_device, to_device
 from .models.loading import fitting_length, load_tokenizer, load_weights, model_sizes, require_task
@@ -39,6 +39,7 @@ from .scoring import EvalResult, Evaluator, LanguageScore
 from .sharding import require_processes, shard
 from .students import Student, map_pieces, match_classes, prepare_student
 from .teaching import Targets, TargetSource, Teacher, open_cache
+from .trackers import require_trackers
 from .training import (
     TermTrainer,
     TrainResult,
@@ -223,6 +224,22 @@ def _check_terms(config: DistillConfig, teacher: Source) -> None:
         )
 
 
+def _load_data(config: DistillConfig, source: Source) -> TaskData:
+    labelled = config.weight("task") > 0 and source.task is not None
+    try:
+        return load_data(
+            config,
+            ("train", "validation"),
+            purpose="train",
+            labels="required" if labelled else "optional",
+            token=config.token,
+        )
+    except UnlabelledError as error:
+        raise UnlabelledError(
+            f"{error}\nTo distil without labels, switch off their term: --weight task=0."
+        ) from error
+
+
 def _recorder(
     model: PreTrainedModel,
     layers: Sequence[int],
@@ -345,7 +362,6 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         KdshrinkError: As `errors` lists.
     """
     progress = progress or silent
-    source = find_model(config.teacher, config)
     output_dir = config.output_dir or Path(_default_name(config))
     if is_first():
         check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
@@ -353,15 +369,11 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     if done := finished_result(output_dir, config):
         return pushed(done, repo_id, config)
     device = pick_device(config.device)
+    require_trackers(config.report_to)
+    source = find_model(config.teacher, config)
     _check_terms(config, source)
     tokenizer = load_tokenizer(source, config)
-    data = load_data(
-        config,
-        ("train", "validation"),
-        purpose="train",
-        labels="required" if config.weight("task") > 0 and source.task is not None else "optional",
-        token=config.token,
-    )
+    data = _load_data(config, source)
     if source.task is not None:
         require_task(source, data.task)
         if data.labels is not None:

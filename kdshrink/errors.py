@@ -5,6 +5,7 @@
     ├── ModelError      a model or tokenizer that is missing, damaged or not supported
     │   └── HubError    a Hub that cannot be reached, or refuses
     ├── DataError       a data set, language, split, column or label that is not there
+    │   └── UnlabelledError  data without labels, where they are needed
     ├── ShapeError      a student that cannot be cut from its teacher
     ├── OutputError     a directory that must not or cannot be written
     ├── TrainingError   a run that cannot go on, such as a loss that is not finite
@@ -41,6 +42,10 @@ class HubError(ModelError):
 
 class DataError(KdshrinkError):
     """A data set, language, split, column or label is not there."""
+
+
+class UnlabelledError(DataError):
+    """Data has no labels, and they are needed."""
 
 
 class ShapeError(KdshrinkError):

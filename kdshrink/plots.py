@@ -35,8 +35,16 @@ def _save(figure: Any, path: Path) -> None:
     kind = path.suffix.lstrip(".")
     undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     partial = path.with_name(f".{path.name}.part")
-    figure.savefig(partial, format=kind, dpi=120, metadata=undated)
-    partial.replace(path)
+    try:
+        figure.savefig(partial, format=kind, dpi=120, metadata=undated)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _literal(name: str) -> str:
+    """A name as a legend shows it: matplotlib takes $ for mathematics, and hides what begins with _."""
+    return ("\u2009" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def draw_curves(
@@ -53,7 +61,11 @@ def draw_curves(
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis, (title, curves) in zip(axes, panels.items(), strict=False):
         for name, curve in curves.items():
-            axis.plot([point.step for point in curve], [point.value for point in curve], label=name)
+            axis.plot(
+                [point.step for point in curve],
+                [point.value for point in curve],
+                label=_literal(name),
+            )
         axis.set(title=title, xlabel="step", ylabel=term)
         axis.legend(fontsize="small")
     for axis in [*axes][len(panels) :]:
@@ -73,7 +85,7 @@ def draw_lines(
     axis = figure.subplots()
     for name, points in lines.items():
         places, values, deviations = zip(*points, strict=True)
-        axis.errorbar(places, values, yerr=deviations, marker="o", capsize=3, label=name)
+        axis.errorbar(places, values, yerr=deviations, marker="o", capsize=3, label=_literal(name))
     ticks = sorted({place for points in lines.values() for place, _, _ in points})
     axis.set(xscale="log", xlabel=x, ylabel=y)
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)

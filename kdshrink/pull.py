@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .connection import is_network_fault, reason, use_timeouts
+from .connection import cache_fault, is_network_fault, reason, use_timeouts
 from .errors import HubError, ModelError
 from .files import sha256_of
 
@@ -174,6 +174,8 @@ def _told(where: str, token: str | None) -> Iterator[None]:
     except HubError as error:
         raise HubError(f"{where}: {error}.\n{_ADVICE}") from error
     except (OSError, RuntimeError, ValueError) as error:
+        if told := cache_fault(error):
+            raise HubError(f"{where}: it cannot be fetched.\n{told}") from error
         raise HubError(f"{where}: {reason(error, token)}.\n{_ADVICE}") from error
     except Exception as error:
         if is_network_fault(error):

@@ -40,6 +40,7 @@ from .processes import is_first
 from .progress import Progress, silent
 from .publishing.record import make_record
 from .scoring import EvalResult, Evaluator
+from .trackers import require_trackers, tracker_names
 from .trainer import BEST_SCORE, Run, TermTrainer, last_checkpoint, run_training
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def training_arguments(
     """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults.
 
     Raises:
-        UsageError: accelerate was told to shard what is trained.
+        UsageError: accelerate was told to shard what is trained, or this machine cannot do what is asked.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
         raise UsageError(
@@ -94,7 +95,20 @@ def training_arguments(
         )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    arguments = TrainingArguments(
+    try:
+        arguments = _transformers_arguments(config, output_dir, device)
+    except ValueError as error:  # bfloat16 on a GPU that has none, say
+        said = str(error).partition("\n")[0]
+        raise UsageError(f"transformers refuses these training options: {said}") from error
+    # Several GPUs in one process would mean nn.DataParallel, which cannot return named terms.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _transformers_arguments(
+    config: TrainingOptions, output_dir: Path, device: torch.device
+) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(output_dir / CHECKPOINTS),
         use_cpu=device.type == "cpu",
         seed=config.seed,
@@ -112,14 +126,11 @@ def training_arguments(
         # It would wait for the device at every step; what is not finite is found by other means.
         logging_nan_inf_filter=False,
         save_total_limit=config.save_total_limit,
-        report_to=config.report_to,
+        report_to=tracker_names(config.report_to),
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
     )
-    # Several GPUs in one process would mean nn.DataParallel, which cannot return named terms.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
 
 
 def plan_batches(
@@ -329,6 +340,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     if done := finished_result(output_dir, config):
         return pushed(done, repo_id, config)
     device = pick_device(config.device)
+    require_trackers(config.report_to)
     source = find_model(config.model, config)
     tokenizer = load_tokenizer(source, config)
     data = load_data(config, ("train", "validation"), purpose="train", token=config.token)

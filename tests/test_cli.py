@@ -186,6 +186,7 @@ def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.Monke
         "compare": (["--compare"], True),
         "batches": (["--batches", "random"], "random"),
         "cache_teacher": (["--cache-teacher", "all"], "all"),
+        "device": (["--device", "cuda:1"], "cuda:1"),
         "output_dir": (["-o", "out [1]"], Path("out [1]")),
     }
     hints = inspect.get_annotations(config_class)

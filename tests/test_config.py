@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdshrink.config import (
     LOSS_TERMS,
     DistillConfig,
     EvalConfig,
     FinetuneConfig,
+    PushConfig,
     ShrinkConfig,
     ZeroShotConfig,
     comma_list,
@@ -27,19 +34,31 @@ REQUIRED: dict[type, dict[str, Any]] = {
     EvalConfig: {"model": "m", "data": "massive"},
     ZeroShotConfig: {"model": "m", "data": "massive"},
 }
+NAN, INF = float("nan"), float("inf")
 BAD = {
-    "train_fraction": [0, -0.1, 1.5, float("nan")],
-    "max_samples": [0, -1],
+    "seed": [-1, 2**32, 0.5, True],
+    "device": ["mps", "meta", "xpu", "cuda:-1", "cuda:", "cpu:0", "CUDA", "nonsense", "cuda:٣"],
+    "train_fraction": [0, -0.1, 1.5, NAN, "1"],
+    "max_samples": [0, -1, 2**31, 1.5],
     "max_eval_samples": [0],
-    "max_length": [2],
-    "languages": [()],
+    "max_length": [2, 2**31],
+    "languages": [(), ("",)],
+    "text_column": ["", " "],
+    "revision": ["", "a\0b", "\udcff"],
+    "token": ["", "hf_a b", "hf_a\n", "hf_größe"],
+    "split": ["", "../x", "a b", "-x"],
+    "report_to": [""],
+    "init": ["magic"],
+    "task": ["words"],
+    "trust_remote_code": ["yes"],
     "batch_size": [0],
-    "max_steps": [0],
-    "num_train_epochs": [0, float("nan")],
-    "learning_rate": [0, -1e-5, float("nan")],
+    "max_steps": [0, 2**31],
+    "num_train_epochs": [0, NAN, INF],
+    "learning_rate": [0, -1e-5, NAN, INF],
     "gradient_accumulation_steps": [0],
-    "warmup_steps": [-1],
-    "weight_decay": [-0.1],
+    "warmup_steps": [-1, 0.1],
+    "weight_decay": [-0.1, NAN, INF],
+    "dropout": [-0.1, 1, NAN],
     "eval_steps": [0],
     "save_steps": [0],
     "logging_steps": [0],
@@ -48,12 +67,12 @@ BAD = {
     "layers": [0],
     "hidden_size": [0],
     "intermediate_size": [0],
-    "temperature": [0, -1],
-    "weights": [{"atention": 1.0}, {"hidden": -1.0}, {"task": float("nan")}],
+    "temperature": [0, -1, NAN, INF],
+    "weights": [{"atention": 1.0}, {"hidden": -1.0}, {"task": NAN}, {"task": INF}, {"task": "1"}],
     "vocab_size": [0],
     "vocab_min_count": [0],
     "calibration_samples": [0],
-    "calibration_copies": [-0.5, 11.0],
+    "calibration_copies": [-0.5, 11.0, NAN],
 }
 
 
@@ -72,6 +91,7 @@ def test_a_command_line_can_be_made_of_every_field(config_class: type) -> None:
         config_class()
 
 
+@pytest.mark.defect("T15", "M6")
 @pytest.mark.parametrize(
     ("config_class", "name", "value"),
     [
@@ -88,6 +108,39 @@ def test_a_bad_value_is_refused_by_every_command_and_its_flag_named(
     with pytest.raises(UsageError, match=rf"^{flag}\b") as caught:
         config_class(**REQUIRED[config_class], **{name: value})
     assert len(str(caught.value).splitlines()) <= 3
+    assert name != "token" or "hf_" not in str(caught.value)
+
+
+def test_numbers_of_numpy_and_whole_numbers_for_shares_are_taken() -> None:
+    config = FinetuneConfig(
+        model="m", data="d", seed=np.int64(7), learning_rate=np.float32(1e-3), train_fraction=1
+    )
+    assert (config.seed, config.train_fraction) == (7, 1)
+    with pytest.raises(UsageError, match=r"^--learning-rate inf"):
+        FinetuneConfig(model="m", data="d", learning_rate=np.float32("inf"))
+
+
+def test_a_value_is_shown_on_one_line_and_cut() -> None:
+    with pytest.raises(UsageError) as caught:
+        EvalConfig(model="m", data="d", device="x\n" * 1000)
+    assert len(str(caught.value).splitlines()) == 2
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.defect("T15")
+@settings(max_examples=300, deadline=None)
+@given(name=st.one_of(st.text("a1_-./é \n", max_size=8), st.from_regex(r"[a-z-.]{90,100}(\.git)?")))
+def test_a_name_on_the_hub_is_what_its_client_takes(name: str) -> None:
+    try:
+        validate_repo_id(name)
+        possible = True
+    except HFValidationError:
+        possible = False
+    if possible:
+        assert PushConfig(directory=Path("d"), hub_model_id=name).hub_model_id == name
+    else:
+        with pytest.raises(UsageError, match=r"^--hub-model-id"):
+            PushConfig(directory=Path("d"), hub_model_id=name)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from ..config import DataOptions
-from ..errors import DataError, listed
+from ..errors import DataError, UnlabelledError, listed
 from .registry import Task
 from .shard import Columns, Kind, Table
 
@@ -81,14 +81,15 @@ def find_columns(config: DataOptions, kinds: Mapping[str, Kind], labels: Labels)
 
 
 def _not_found(config: DataOptions, kinds: Mapping[str, Kind], what: str, flag: str) -> DataError:
+    error = UnlabelledError if what == "labels" else DataError
+    if what == "labels" and set(kinds) == {"text"}:
+        return error(f"{config.data}: it has text alone, and no labels.")
     hint = ""
-    if len(kinds) == 1 and (only := next(iter(kinds))) != "text":
-        found = next((sign for sign in (";", "\t", "|", ",") if sign in only), None)
-        if found:
+    if len(kinds) == 1:
+        only = next(iter(kinds))
+        if found := next((sign for sign in (";", "\t", "|", ",") if sign in only), None):
             hint = f"\nIf its fields are separated by {found!r}, say so with --separator."
-    elif what == "labels":
-        hint = "\nTo distil without labels, give --weight task=0."
-    return DataError(
+    return error(
         f"{config.data}: no column has a usual name for {what}.\n"
         f"It has: {listed(kinds)}. Say which with {flag}.{hint}"
     )

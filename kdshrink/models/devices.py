@@ -31,22 +31,26 @@ def pick_device(device: str) -> torch.device:
     Raises:
         ModelError: There is no such device.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and torch.cuda.is_available():
-        return torch.device("cuda", local_rank())
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and not here):
+        return torch.device("cpu")
+    _, _, number = device.partition(":")
+    index = int(number) if number else local_rank()
+    if index < here:
+        return torch.device("cuda", index)
+    if here and not number:
         raise ModelError(
-            f"--device {device}: no such device. Give auto, cpu, cuda or cuda:N."
-        ) from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"--device {device}: PyTorch sees {torch.cuda.device_count()} CUDA devices here.\n"
-            "Give --device cpu, or install a CUDA build of PyTorch and its driver."
+            f"This is process {index} of its machine, where PyTorch sees {here} CUDA devices.\n"
+            "Start as many processes as there are GPUs, or give --device cpu."
         )
-    return chosen
+    advice = (
+        f"Give a device below cuda:{here}"
+        if here
+        else "Install a CUDA build of PyTorch and its driver"
+    )
+    raise ModelError(
+        f"--device {device}: PyTorch sees {here} CUDA devices here.\n{advice}, or give --device cpu."
+    )
 
 
 def describe_device(device: torch.device) -> str:
