@@ -28,14 +28,16 @@ from .errors import UsageError
 from .hub import check_push, pushed
 from .models.devices import describe_device, pick_device, to_device
 from .models.loading import fitting_length, load_tokenizer, load_weights, model_sizes, require_task
-from .models.source import Source, find_model
+from .models.source import Source, find_model, require_classes, require_plain
+from .models.whole import check_whole
 from .output import CHECKPOINTS, check_output
 from .processes import is_first
 from .progress import Progress, silent
 from .publishing.record import make_record
-from .recording import Head, Recorder
+from .recording import Head, Recorder, check_recorded
 from .scoring import EvalResult, Evaluator, LanguageScore
 from .sharding import require_processes, shard
+from .shrinking.families import family_of
 from .students import Student, map_pieces, match_classes, prepare_student
 from .teaching import Targets, TargetSource, Teacher, open_cache
 from .training import (
@@ -311,7 +313,7 @@ def _load_pair(
     device: torch.device,
 ) -> _Pair:
     """The learner on its device, the teacher still on the CPU."""
-    vocabulary = student.source.config["vocab_size"]
+    vocabulary = student.source.vocabulary
     kept = reachable_ids(student.tokenizer, list(encoded.values()), vocabulary)
     model = student.load(config, source.task, kept)
     set_dropout(model, config.dropout, calibrated=student.is_calibrated)
@@ -345,6 +347,11 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     """
     progress = progress or silent
     source = find_model(config.teacher, config)
+    require_plain(source)
+    require_classes(source)
+    check_recorded(source.config)
+    if config.student is None:
+        family_of(source.config)
     output_dir = config.output_dir or Path(_default_name(config))
     if is_first():
         check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
@@ -353,6 +360,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         return pushed(done, repo_id, config)
     device = pick_device(config.device)
     _check_terms(config, source)
+    check_whole(source, config, source.task)
     tokenizer = load_tokenizer(source, config)
     data = load_data(
         config,
@@ -455,7 +463,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         data=data.source,
         task=source.task,
         layers=list(student.layers),
-        of_layers=source.config["num_hidden_layers"],
+        of_layers=source.depth,
         heads=student.heads,
         # What an encoder without a task saw is pretraining, and leaves a language unseen for any task.
         training_languages=(
