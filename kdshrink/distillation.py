@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,14 @@ from .data.sampling import language_codes
 from .errors import UsageError
 from .hub import check_push, pushed
 from .models.devices import describe_device, pick_device, to_device
-from .models.loading import fitting_length, load_tokenizer, load_weights, model_sizes, require_task
+from .models.loading import (
+    fitting_length,
+    load_tokenizer,
+    load_weights,
+    model_sizes,
+    prefix_words,
+    require_task,
+)
 from .models.source import Source, find_model, require_classes, require_plain
 from .models.whole import check_whole
 from .output import CHECKPOINTS, check_output
@@ -35,7 +43,7 @@ from .processes import is_first
 from .progress import Progress, silent
 from .publishing.record import make_record
 from .recording import Head, Recorder, check_recorded
-from .scoring import EvalResult, Evaluator, LanguageScore
+from .scoring import EvalResult, Evaluator, LanguageScore, not_finite
 from .sharding import require_processes, shard
 from .shrinking.families import family_of
 from .students import Student, map_pieces, match_classes, prepare_student
@@ -157,11 +165,16 @@ class DistillationModel(nn.Module):
 
 
 class DistillationTrainer(TermTrainer):
-    """Trains a DistillationModel on its teacher's targets."""
+    """Trains a DistillationModel on its teacher's targets.
 
-    def __init__(self, *, targets: TargetSource, **arguments: Any) -> None:
+    Args:
+        texts: What the teacher's targets are made of, to name one that it has no finite answer to.
+    """
+
+    def __init__(self, *, targets: TargetSource, texts: Dataset, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.targets = targets
+        self.texts = texts
         self._next: tuple[int, int] | None = None
 
     @property
@@ -170,6 +183,11 @@ class DistillationTrainer(TermTrainer):
 
     def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return model(**inputs)
+
+    def _check_finite(self) -> None:
+        if (row := self.targets.first_bad) is not None:
+            raise not_finite("The teacher", self.texts, row)
+        super()._check_finite()
 
     def term_units(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         mask = inputs["attention_mask"]
@@ -278,6 +296,8 @@ class LossEvaluator:
                 terms = self.learner(**batch, targets=targets)
                 objective = self.learner.objective
                 loss = sum(float(value) * objective.weight(name) for name, value in terms.items())
+                if not math.isfinite(loss):
+                    raise not_finite("The student, or its teacher,", self.table, int(chosen[0]))
                 total += loss * len(chosen)
             scores[language] = LanguageScore(-total / len(rows), len(rows))
         self.learner.train(training)
@@ -369,6 +389,8 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         labels_required=config.weight("task") > 0 and source.task is not None,
         token=config.token,
     )
+    if data.task == "token":
+        prefix_words(tokenizer)
     if source.task is not None:
         require_task(source, data.task)
         if data.labels is not None:
@@ -427,6 +449,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         evaluator = development_evaluator(data, encoded, student.labels, pair.collate, device)
     trainer = DistillationTrainer(
         targets=TargetSource(pair.teacher, encoded["train"], batches, pair.collate, cache),
+        texts=data.splits["train"],
         weights={term: config.weight(term) for term in LOSS_TERMS},
         batches=batches,
         table=pair.table,

@@ -108,7 +108,9 @@ def prepare_student(
             raise ShapeError(f"--layer-map names {len(layers)} layers, and the student has {own}.")
         return Student(
             source,
-            tokenizer if _same_tokenizer(source, teacher) else load_tokenizer(source, config),
+            tokenizer
+            if _same_tokenizer(source, teacher)
+            else load_tokenizer(source, config, data.task),
             source.labels if teacher.task else (),
             layers,
             f"from {source.name}",
@@ -195,7 +197,7 @@ def _base_of(config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokeni
     base = find_model(name, config)
     require_plain(base)
     require_classes(base)
-    if load_tokenizer(base, config).get_vocab() != tokenizer.get_vocab():
+    if load_tokenizer(base, config, teacher.task).get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             f"--base {name}: its tokenizer is not that of the teacher {teacher.name}.\n"
             "Give the base that the teacher was fine-tuned from, with the same vocabulary."

@@ -32,7 +32,13 @@ from .errors import UsageError
 from .files import write_json
 from .hub import PushResult, check_push, pushed
 from .models.devices import describe_device, pick_device, to_device
-from .models.loading import fitting_length, load_tokenizer, load_with_head, model_sizes
+from .models.loading import (
+    fitting_length,
+    load_tokenizer,
+    load_with_head,
+    model_sizes,
+    prefix_words,
+)
 from .models.source import find_model, require_classes, require_plain
 from .models.whole import check_whole
 from .output import CHECKPOINTS, LOG, RECORD, check_output, final_files
@@ -336,6 +342,8 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     assert data.labels is not None
 
     check_whole(source, config, data.task, data.labels)
+    if data.task == "token":
+        prefix_words(tokenizer)
     own_head = source.task == data.task and sorted(source.labels) == sorted(data.labels)
     labels = source.labels if own_head else data.labels
     length = fitting_length(config.max_length, tokenizer, source.config)

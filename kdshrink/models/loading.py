@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -17,7 +20,7 @@ from ..data.registry import Task
 from ..errors import ModelError
 from .source import Source, find_model, tokenizer_files
 from .tensors import TensorReader
-from .whole import MissingHeadError, check_whole, first_line, is_of_encoder
+from .whole import MissingHeadError, check_whole, first_line, is_of_encoder, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +47,25 @@ def model_sizes(model: PreTrainedModel) -> dict[str, int]:
     }
 
 
-def load_tokenizer(source: Source, options: SourceOptions) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: Source, options: SourceOptions, task: Task | None = None
+) -> PreTrainedTokenizerBase:
     """Load a model's own tokenizer.
+
+    Args:
+        task: What it is for, where that is known: words of token tasks are tokenised by
+            `prefix_words`.
 
     Raises:
         ModelError: It has none, or a damaged one.
     """
     tokenizer_files(source)
+    config = read_config(
+        source, options
+    )  # else the tokenizer reads it, and its faults are told as its own
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source.directory, trust_remote_code=options.trust_remote_code
+            source.directory, config=config, trust_remote_code=options.trust_remote_code
         )
     except Exception as error:
         raise ModelError(
@@ -68,7 +80,27 @@ def load_tokenizer(source: Source, options: SourceOptions) -> PreTrainedTokenize
             f"{source.name}: the tokenizer has {len(tokenizer)} pieces, the model only "
             f"{source.config['vocab_size']} embedding rows. They do not belong together."
         )
+    if task == "token":
+        prefix_words(tokenizer)
     return tokenizer
+
+
+def prefix_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let words given as a list be cut as they are within a sentence.
+
+    A byte-level tokenizer (RoBERTa's) knows the space before a word as a part of it, and words of a list
+    have none. transformers' `add_prefix_space` means this, and works for some classes of tokenizers only.
+    """
+    parts = [tokenizer.backend_tokenizer.pre_tokenizer]
+    for part in parts:
+        if isinstance(part, pre_tokenizers.Sequence):
+            with suppress(IndexError):
+                parts += (part[i] for i in count())
+        if isinstance(part, pre_tokenizers.ByteLevel) and not part.add_prefix_space:
+            part.add_prefix_space = True
+            # As it was loaded from, and is saved to, tokenizer_config.json: the class may go by it.
+            tokenizer.init_kwargs["add_prefix_space"] = True
+            tokenizer.add_prefix_space = True
 
 
 def fitting_length(
@@ -104,7 +136,7 @@ def load_classifier(name: str, options: SourceOptions, task: Task) -> Loaded:
     """
     source = find_model(name, options)
     require_task(source, task)
-    tokenizer = load_tokenizer(source, options)
+    tokenizer = load_tokenizer(source, options, task)
     return Loaded(load_weights(source, options, task), tokenizer, source)
 
 
@@ -115,8 +147,13 @@ def load_weights(
 
     Args:
         rows: The rows of its word embedding table to load, and no others; None loads it whole.
+
+    Raises:
+        ModelError: The weights are damaged, not whole, or not finite.
     """
-    return _assemble(source, options, task, None, rows)
+    model = _assemble(source, options, task, None, rows)
+    _check_finite(source, model, None if rows is not None else model.get_input_embeddings())
+    return model
 
 
 def load_with_head(
@@ -140,7 +177,7 @@ def load_with_head(
     """
     if source.task == task and sorted(source.labels) == sorted(labels):
         try:
-            return load_weights(source, options, task, rows)
+            return _assemble(source, options, task, None, rows)
         except MissingHeadError:
             logger.warning("%s: its head is not in its weights, so a new one is drawn", source.name)
             labels = source.labels
@@ -179,7 +216,6 @@ def _assemble(
         raise ModelError(f"{source.name}: it cannot be loaded.\n{first_line(error)}") from error
     if task is None and any(name.startswith("pooler.") for name in found["missing_keys"]):
         model.pooler = None  # no hidden state depends on it, and drawn at random it means nothing
-    _check_finite(source, model, None if rows is not None else model.get_input_embeddings())
     if rows is not None:
         compact(model)
         model.config.vocab_size = vocabulary

@@ -82,7 +82,7 @@ def read_config(source: Source, options: SourceOptions) -> PreTrainedConfig:
     # A config class runs whatever its author wrote, so that any error may come.
     except Exception as error:
         raise ModelError(
-            f"{source.name}: config.json cannot be read.\n{first_line(error)}"
+            f"{source.name}: config.json cannot be read.\n{' '.join(str(error).split())[:200]}"
         ) from error
 
 
@@ -143,10 +143,11 @@ def check_whole(
     missing = sorted(found["missing_keys"])
     if encoder_only:
         missing = [name for name in missing if not _may_be_new(shell, name)]
+    # What lacks may be there by another name: a head that is passed over is none.
+    strange = specs.keys() - given.keys() - shell.state_dict().keys() if missing else set()
+    strange = {name for name in strange if not name.startswith("classifier.")}
     unexpected = sorted(
-        name
-        for name in {*found["unexpected_keys"], *(specs.keys() - given.keys() if missing else ())}
-        if not _is_leftover(shell, name)
+        name for name in {*found["unexpected_keys"], *strange} if not _is_leftover(shell, name)
     )
     shapes = sorted(found["mismatched_keys"])
     if not (missing or unexpected or shapes):

@@ -143,11 +143,13 @@ def _trim(
 ) -> tuple[TrimmedTokenizer, dict[str, Any]]:
     """Cut the tokenizer down to the text of --vocab-from; what was done, for the result."""
     from ..data.load import load_data
-    from ..models.loading import load_tokenizer
+    from ..models.loading import load_tokenizer, prefix_words
 
-    tokenizer = load_tokenizer(source, config)
+    tokenizer = load_tokenizer(source, config, source.task)
     wanted = replace(config, data=config.vocab_from)
     data = load_data(wanted, None, purpose="evaluate", labels_required=False, token=config.token)
+    if data.task == "token":
+        prefix_words(tokenizer)
     total = sum(map(len, data.splits.values()))
     chosen = np.zeros(len(tokenizer), dtype=np.int64)
     held_counts = np.zeros_like(chosen)

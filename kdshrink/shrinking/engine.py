@@ -183,6 +183,10 @@ def _check_width(config: Mapping[str, Any], width: int) -> None:
     heads, teacher = _size(config, "num_attention_heads"), config["hidden_size"]
     if width > teacher:
         raise ShapeError(f"--hidden-size {width}: the teacher is only {teacher} wide.")
+    if teacher % heads and width == teacher and not config.get("attention_head_size"):
+        raise ModelError(
+            f"config.json: the num_attention_heads {heads} do not divide the hidden_size {teacher}."
+        )
     if width % heads:
         below = width - width % heads
         near = [size for size in (below, below + heads) if 0 < size <= teacher]
