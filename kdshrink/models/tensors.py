@@ -153,7 +153,8 @@ class TensorReader:
             return
         names = ", ".join([*found, *sorted(inner)])
         _say_once(
-            f"{self.directory}: the names of the weights are a wrapper's; read without {names}"
+            self.directory,
+            f"{self.directory.name}: the names of its weights are a wrapper's; read without {names}",
         )
         specs, files, stored = self.specs, self._files, self._stored
         self.specs, self._files, self._stored = {}, {}, {}
@@ -192,10 +193,10 @@ class TensorReader:
                 f"{self.directory}: there are no weights.\n"
                 "Looked for model.safetensors and pytorch_model.bin, and for their shards."
             )
-        logger.warning(
-            "%s has no safetensors: %s is read with torch.load(weights_only=True)",
-            self.directory.name,
-            ", ".join(files),
+        _say_once(
+            self.directory,
+            f"{self.directory.name} has no safetensors: {', '.join(files)} is read with "
+            "torch.load(weights_only=True)",
         )
         for name in files:
             for stored, tensor in _load_pickle(self.directory / name).items():
@@ -206,8 +207,8 @@ class TensorReader:
 
 
 @cache
-def _say_once(message: str) -> None:
-    """Log what every reader of the same files would say anew."""
+def _say_once(directory: Path, message: str) -> None:
+    """Log what every reader of the same directory would say anew."""
     logger.warning("%s", message)
 
 

@@ -253,7 +253,6 @@ def shrink_source(
     """Write the student's weights, config and tokenizer into an empty folder."""
     kept = None if trimmed is None else trimmed.kept
     plan = plan_for(source, shape, kept, calibrated=init == "calibrated")
-    _check_source(source, plan)
     report = copy_weights(source.directory, folder / "model.safetensors", plan, progress)
     write_json(folder / "config.json", plan.config)
     if init == "scratch":
