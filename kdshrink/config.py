@@ -665,7 +665,7 @@ class EvaluationOptions(DeviceOptions):
 
     def __post_init__(self) -> None:
         _require(
-            re.fullmatch(r"\w[\w.-]*", self.split) is not None,
+            self.split is None or re.fullmatch(r"\w[\w.-]*", self.split) is not None,
             "--split",
             self.split,
             "the name of a split has letters, digits, '_', '-' and '.' alone",

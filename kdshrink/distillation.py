@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,15 +29,24 @@ from .data.sampling import language_codes
 from .errors import UnlabelledError, UsageError
 from .hub import check_push, pushed
 from .models.devices import describe_device, pick_device, to_device
-from .models.loading import fitting_length, load_tokenizer, load_weights, model_sizes, require_task
-from .models.source import Source, find_model
+from .models.loading import (
+    fitting_length,
+    load_tokenizer,
+    load_weights,
+    model_sizes,
+    prefix_words,
+    require_task,
+)
+from .models.source import Source, find_model, require_classes, require_plain
+from .models.whole import check_whole
 from .output import CHECKPOINTS, check_output
 from .processes import is_first
 from .progress import Progress, silent
 from .publishing.record import make_record
-from .recording import Head, Recorder
-from .scoring import EvalResult, Evaluator, LanguageScore
+from .recording import Head, Recorder, check_recorded
+from .scoring import EvalResult, Evaluator, LanguageScore, not_finite
 from .sharding import require_processes, shard
+from .shrinking.families import family_of
 from .students import Student, map_pieces, match_classes, prepare_student
 from .teaching import Targets, TargetSource, Teacher, open_cache
 from .trackers import require_trackers
@@ -157,11 +167,16 @@ class DistillationModel(nn.Module):
 
 
 class DistillationTrainer(TermTrainer):
-    """Trains a DistillationModel on its teacher's targets."""
+    """Trains a DistillationModel on its teacher's targets.
 
-    def __init__(self, *, targets: TargetSource, **arguments: Any) -> None:
+    Args:
+        texts: What the teacher's targets are made of, to name one that it has no finite answer to.
+    """
+
+    def __init__(self, *, targets: TargetSource, texts: Dataset, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.targets = targets
+        self.texts = texts
         self._next: tuple[int, int] | None = None
 
     @property
@@ -170,6 +185,11 @@ class DistillationTrainer(TermTrainer):
 
     def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return model(**inputs)
+
+    def _check_finite(self) -> None:
+        if (row := self.targets.first_bad) is not None:
+            raise not_finite("The teacher", self.texts, row)
+        super()._check_finite()
 
     def term_units(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         mask = inputs["attention_mask"]
@@ -294,6 +314,8 @@ class LossEvaluator:
                 terms = self.learner(**batch, targets=targets)
                 objective = self.learner.objective
                 loss = sum(float(value) * objective.weight(name) for name, value in terms.items())
+                if not math.isfinite(loss):
+                    raise not_finite("The student, or its teacher,", self.table, int(chosen[0]))
                 total += loss * len(chosen)
             scores[language] = LanguageScore(-total / len(rows), len(rows))
         self.learner.train(training)
@@ -329,7 +351,7 @@ def _load_pair(
     device: torch.device,
 ) -> _Pair:
     """The learner on its device, the teacher still on the CPU."""
-    vocabulary = student.source.config["vocab_size"]
+    vocabulary = student.source.vocabulary
     kept = reachable_ids(student.tokenizer, list(encoded.values()), vocabulary)
     model = student.load(config, source.task, kept)
     set_dropout(model, config.dropout, calibrated=student.is_calibrated)
@@ -371,9 +393,17 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     device = pick_device(config.device)
     require_trackers(config.report_to)
     source = find_model(config.teacher, config)
+    require_plain(source)
+    require_classes(source)
+    check_recorded(source.config)
+    if config.student is None:
+        family_of(source.config)
     _check_terms(config, source)
+    check_whole(source, config, source.task)
     tokenizer = load_tokenizer(source, config)
     data = _load_data(config, source)
+    if data.task == "token":
+        prefix_words(tokenizer)
     if source.task is not None:
         require_task(source, data.task)
         if data.labels is not None:
@@ -432,6 +462,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         evaluator = development_evaluator(data, encoded, student.labels, pair.collate, device)
     trainer = DistillationTrainer(
         targets=TargetSource(pair.teacher, encoded["train"], batches, pair.collate, cache),
+        texts=data.splits["train"],
         weights={term: config.weight(term) for term in LOSS_TERMS},
         batches=batches,
         table=pair.table,
@@ -468,7 +499,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         data=data.source,
         task=source.task,
         layers=list(student.layers),
-        of_layers=source.config["num_hidden_layers"],
+        of_layers=source.depth,
         heads=student.heads,
         # What an encoder without a task saw is pretraining, and leaves a language unseen for any task.
         training_languages=(

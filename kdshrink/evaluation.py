@@ -27,7 +27,7 @@ from .files import disk_errors, write_json
 from .metrics import entity_scores, text_scores
 from .models.devices import describe_device, pick_device, to_device
 from .models.loading import load_classifier, require_task
-from .models.source import Source, find_model
+from .models.source import Source, find_model, require_classes, require_plain
 from .output import RECORD, check_output, whole_directory
 from .progress import Progress, silent
 from .publishing.record import make_record
@@ -48,6 +48,8 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
     _check_place(config)
     split = split_named(config.split or "test")
     source = find_model(config.model, config)
+    require_plain(source)
+    require_classes(source)
     data = load_data(config, (split,), purpose="evaluate", token=config.token)
     model, evaluator = _load(config, source, data, device)
     began = time.perf_counter()
@@ -200,6 +202,8 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
     device = pick_device(config.device)
     _check_place(config)
     source = find_model(config.model, config)
+    require_plain(source)
+    require_classes(source)
     split = split_named(config.split or "test")
     everything = replace(config, languages=config.languages or ("all",))
     data = load_data(everything, (split,), purpose="evaluate", token=config.token)

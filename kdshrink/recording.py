@@ -71,13 +71,18 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
-def _places(model: PreTrainedModel) -> _Places:
-    kind, families = model.config.model_type, _INTERFACE | _DEBERTA
+def check_recorded(config: Mapping[str, Any]) -> None:
+    """Raise ModelError unless models of this config.json can be distilled."""
+    kind, families = config.get("model_type"), _INTERFACE | _DEBERTA
     if kind not in families:
         raise ModelError(
             f"Models of type {kind!r} cannot be distilled yet.\nSupported: {', '.join(families)}."
         )
-    return families[kind]
+
+
+def _places(model: PreTrainedModel) -> _Places:
+    check_recorded(model.config.to_dict())
+    return (_INTERFACE | _DEBERTA)[model.config.model_type]
 
 
 _sinks: dict[nn.Module, Callable[[Tensor, Tensor], None]] = {}

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from torch import distributed
+from torch import Tensor, distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data.batching import cut_by_tokens
@@ -23,13 +23,16 @@ from .data.load import WHOLE_FILE, TaskData
 from .data.registry import Task
 from .data.sampling import language_codes
 from .data.tags import OUTSIDE, are_entities, entity_types, scheme_of_labels, to_iob2
-from .errors import DataError
+from .errors import DataError, ModelError
 from .metrics import AVERAGING, MODE, Scores, entity_scores, text_scores
 from .models.devices import forward_positions
 from .models.loading import fitting_length
 from .models.source import Source
 from .packing import packed_linears
 from .progress import Progress, silent
+
+_SHOWN = 80
+"""Characters of a text in an error."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,9 @@ def predict(
         encoded: As `encoding.encode` makes it, for this model's tokenizer.
         batch_size: Examples in a batch at most; fewer where they are long; None for as many as
             suit the device.
+
+    Raises:
+        ModelError: An answer is not finite.
     """
     total = len(encoded)
     bounds = _word_bounds(encoded) if task == "token" else None
@@ -170,12 +176,16 @@ def predict(
     together = distributed.is_available() and distributed.is_initialized()
     if together:
         batches = batches[distributed.get_rank() :: distributed.get_world_size()]
-    done, mine = 0, sum(map(len, batches))
+    done, mine, first_bad = 0, sum(map(len, batches)), total
     with _evaluating(model), packed_linears(device):
         for rows in batches:
             batch = examples.__getitems__(rows.tolist())
             inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
-            best = model(**inputs).logits.float().softmax(-1).max(-1)
+            logits = model(**inputs).logits.float()
+            if len(bad := rows[_not_finite(logits, inputs["attention_mask"])]):
+                first_bad = int(bad.min())
+                break
+            best = logits.softmax(-1).max(-1)
             values, indices = best.values.cpu().numpy(), best.indices.cpu().numpy()
             if bounds is None:
                 classes[rows], probabilities[rows] = indices, values
@@ -188,8 +198,39 @@ def predict(
             done += len(rows)
             progress(what, done * total // mine, total, {})
     if together:
+        first_bad = -int(_joined(np.array([-first_bad]), device)[0])
+    if first_bad < total:
+        raise _BadAnswerError(first_bad)
+    if together:
         classes, probabilities = (_joined(answers, device) for answers in (classes, probabilities))
     return Predictions(classes, probabilities, bounds)
+
+
+class _BadAnswerError(ModelError):
+    """A model's answer to an example is not finite."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"The model's answer to example {row + 1} is not finite.")
+        self.row = row
+
+
+def _not_finite(logits: Tensor, attention_mask: Tensor) -> np.ndarray:
+    """(B,) whether a text's logits, padding apart, are not all finite."""
+    finite = logits.isfinite().all(-1)
+    if finite.dim() == 2:
+        finite = (finite | ~attention_mask.bool()).all(1)
+    return ~finite.cpu().numpy()
+
+
+def not_finite(who: str, table: Dataset, row: int) -> ModelError:
+    """The error of an answer that is not finite, with the text that it was for."""
+    example = table[row]
+    text = example["text"] if isinstance(example["text"], str) else " ".join(example["text"])
+    return ModelError(
+        f"{who} has no finite answer to text {row + 1} ({example['language']}): "
+        f"{' '.join(text.split())[:_SHOWN]!r}.\n"
+        "Its weights are damaged, or its numbers too large for their type. Take an earlier checkpoint."
+    )
 
 
 def _joined(answers: np.ndarray, device: torch.device) -> np.ndarray:
@@ -247,15 +288,18 @@ class Evaluator:
         return self.task == "token" and are_entities(self.labels)
 
     def predict(self, model: PreTrainedModel, progress: Progress = silent) -> Predictions:
-        return predict(
-            model,
-            self.encoded,
-            task=self.task,
-            collate=self.collate,
-            batch_size=self.batch_size,
-            device=self.device,
-            progress=progress,
-        )
+        try:
+            return predict(
+                model,
+                self.encoded,
+                task=self.task,
+                collate=self.collate,
+                batch_size=self.batch_size,
+                device=self.device,
+                progress=progress,
+            )
+        except _BadAnswerError as error:
+            raise not_finite("The model", self.table, error.row) from error
 
     def score(
         self, model: PreTrainedModel, progress: Progress = silent, *, per_class: bool = False

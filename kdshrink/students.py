@@ -17,7 +17,13 @@ from .data.load import TaskData
 from .data.registry import Task
 from .errors import ModelError, ShapeError, UsageError
 from .models.loading import load_tokenizer, load_weights, load_with_head, require_task
-from .models.source import Source, find_model, tokenizer_files
+from .models.source import (
+    Source,
+    find_model,
+    require_classes,
+    tokenizer_files,
+)
+from .models.whole import check_whole
 from .progress import Progress
 from .recording import Head
 from .shrinking import shrink_source
@@ -83,22 +89,26 @@ def prepare_student(
         ShapeError: No such student can be cut, or its layers cannot be mapped to the teacher's.
         ModelError: The student, the base or its tokenizer does not fit the teacher.
     """
-    depth = teacher.config["num_hidden_layers"]
+    depth = teacher.depth
     if config.student is not None:
         source = find_model(config.student, config)
+        require_classes(source)
         if source.task != teacher.task:
             if teacher.task is None:
                 raise ModelError(
                     f"{source.name} has a head, and the teacher {teacher.name} has none."
                 )
             require_task(source, teacher.task)
+        check_whole(source, config, teacher.task, source.labels if teacher.task else None)
         layers, heads = _places_of(source, config, depth)
-        own = source.config.get("num_hidden_layers")
+        own = source.depth
         if own != len(layers):
             raise ShapeError(f"--layer-map names {len(layers)} layers, and the student has {own}.")
         return Student(
             source,
-            tokenizer if _same_tokenizer(source, teacher) else load_tokenizer(source, config),
+            tokenizer
+            if _same_tokenizer(source, teacher)
+            else load_tokenizer(source, config, data.task),
             source.labels if teacher.task else (),
             layers,
             f"from {source.name}",
@@ -133,7 +143,7 @@ def prepare_student(
 def _fitting_basis(student: Source, teacher: Source) -> Tensor | None:
     """The basis that was recorded with a student, if it is one of this teacher's width."""
     basis = read_basis(student)
-    widths = (teacher.config["hidden_size"], student.config["hidden_size"])
+    widths = (teacher.width, student.width)
     if basis is not None and tuple(basis.shape) != widths:
         logger.warning("%s was calibrated to another teacher: its basis is not used", student.name)
         return None
@@ -165,7 +175,7 @@ def _places_of(
     source: Source, config: DistillConfig, depth: int
 ) -> tuple[tuple[int, ...], tuple[tuple[Head, ...], ...] | None]:
     """The teacher's layers of a given student: --layer-map, its record, or uniform; and the heads."""
-    own = source.config.get("num_hidden_layers")
+    own = source.depth
     record = source.record or {}
     if config.layer_map is None and record.get("layers") and record.get("of_layers") == depth:
         heads = record.get("heads")
@@ -183,7 +193,9 @@ def _base_of(config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokeni
             "Name it with --base."
         )
     base = find_model(name, config)
-    if load_tokenizer(base, config).get_vocab() != tokenizer.get_vocab():
+    require_classes(base)
+    check_whole(base, config, base.task)
+    if load_tokenizer(base, config, teacher.task).get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             f"--base {name}: its tokenizer is not that of the teacher {teacher.name}.\n"
             "Give the base that the teacher was fine-tuned from, with the same vocabulary."

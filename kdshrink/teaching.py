@@ -176,8 +176,19 @@ class TargetSource:
         self.cache = cache
         self.sharded = is_sharded(teacher.recorder.model)
         self.packing = nullcontext() if self.sharded else packed_linears(self.device)
+        self._rows = torch.full((), len(encoded), device=self.device)
+        self._first_bad = self._rows.clone()
         self._plan: tuple[int, list[np.ndarray]] | None = None
         self._held: dict[int, ExampleTargets] = {}
+
+    @property
+    def first_bad(self) -> int | None:
+        """The first example of which the teacher made what is not finite; None without one.
+
+        It waits for the device.
+        """
+        bad = int(self._first_bad)
+        return None if bad == len(self.examples) else bad
 
     def of_batch(self, epoch: int, index: int, width: int = 0) -> Targets:
         """The targets of an epoch's batch, on the device.
@@ -229,6 +240,10 @@ class TargetSource:
             inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
             with self.packing:
                 targets = self.teacher.targets(**inputs)
+            finite = _finite(targets, inputs["attention_mask"])
+            numbers = torch.as_tensor(chosen, device=self.device)
+            bad = torch.where(finite, self._rows, numbers).min()
+            self._first_bad = torch.minimum(self._first_bad, bad)
             split = split_targets(targets, self.batches.lengths[chosen].tolist(), dtype)
             made |= zip(chosen, split, strict=True)
             if self.cache is not None:
@@ -237,6 +252,18 @@ class TargetSource:
             shortest = self.collate(self.examples.__getitems__(rows[:1].tolist()))
             self.teacher.targets(**{name: t.to(self.device) for name, t in shortest.items()})
         return made
+
+
+def _finite(targets: Targets, attention_mask: Tensor) -> Tensor:
+    """(B,) whether what the teacher puts out last for an example is finite."""
+    record, mask = targets.record, attention_mask.bool()
+    last = targets.logits
+    if last is None:
+        last = record.hidden[-1] if record.hidden else record.embedding
+    if last is None:
+        return mask.any(1)
+    finite = last.isfinite().all(-1)
+    return finite if finite.dim() == 1 else (finite | ~mask).all(1)
 
 
 def open_cache(

@@ -33,8 +33,15 @@ from .errors import UsageError
 from .files import write_json
 from .hub import PushResult, check_push, pushed
 from .models.devices import describe_device, pick_device, to_device
-from .models.loading import fitting_length, load_tokenizer, load_with_head, model_sizes
-from .models.source import find_model
+from .models.loading import (
+    fitting_length,
+    load_tokenizer,
+    load_with_head,
+    model_sizes,
+    prefix_words,
+)
+from .models.source import find_model, require_classes, require_plain
+from .models.whole import check_whole
 from .output import CHECKPOINTS, LOG, RECORD, check_output, final_files
 from .processes import is_first
 from .progress import Progress, silent
@@ -342,22 +349,27 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     device = pick_device(config.device)
     require_trackers(config.report_to)
     source = find_model(config.model, config)
+    require_plain(source)
+    require_classes(source)
     tokenizer = load_tokenizer(source, config)
     data = load_data(config, ("train", "validation"), purpose="train", token=config.token)
     assert data.labels is not None
 
+    check_whole(source, config, data.task, data.labels)
+    if data.task == "token":
+        prefix_words(tokenizer)
     own_head = source.task == data.task and sorted(source.labels) == sorted(data.labels)
     labels = source.labels if own_head else data.labels
     length = fitting_length(config.max_length, tokenizer, source.config)
     encoded = encode_splits(data, ("train", "validation"), tokenizer, length, labels)
-    kept = reachable_ids(tokenizer, list(encoded.values()), source.config["vocab_size"])
+    kept = reachable_ids(tokenizer, list(encoded.values()), source.vocabulary)
     model = load_with_head(source, config, data.task, labels, config.seed, kept)
     set_dropout(model, config.dropout, calibrated=source.is_calibrated)
     arguments = training_arguments(config, output_dir, device)
     with arguments.main_process_first(local=False):
         resume_from = start_run(config, output_dir)
         table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, source.directory, model, kept)
-    collate = Collator(int(tokenizer.pad_token_id), compact_ids(kept, source.config["vocab_size"]))
+    collate = Collator(int(tokenizer.pad_token_id), compact_ids(kept, source.vocabulary))
     set_seed(config.seed)
     batches = plan_batches(config, arguments, encoded["train"])
     trainer = TermTrainer(

@@ -96,6 +96,7 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
     set_seed(config.seed)
     trainer = DistillationTrainer(
         targets=TargetSource(teacher, encoded["train"], batches, collate),
+        texts=data.splits["train"],
         weights=dict.fromkeys(LOSS_TERMS, 1.0),
         batches=batches,
         table=table,

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
+from tokenizers import pre_tokenizers
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..compaction import compact, embedding_name
 from ..config import SourceOptions
@@ -26,11 +20,9 @@ from ..data.registry import Task
 from ..errors import ModelError
 from .source import Source, find_model, tokenizer_files
 from .tensors import TensorReader
+from .whole import MissingHeadError, check_whole, first_line, is_of_encoder, read_config
 
-_AUTO = {
-    "sequence": AutoModelForSequenceClassification,
-    "token": AutoModelForTokenClassification,
-}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,20 +47,29 @@ def model_sizes(model: PreTrainedModel) -> dict[str, int]:
     }
 
 
-def load_tokenizer(source: Source, options: SourceOptions) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: Source, options: SourceOptions, task: Task | None = None
+) -> PreTrainedTokenizerBase:
     """Load a model's own tokenizer.
+
+    Args:
+        task: What it is for, where that is known: words of token tasks are tokenised by
+            `prefix_words`.
 
     Raises:
         ModelError: It has none, or a damaged one.
     """
     tokenizer_files(source)
+    config = read_config(
+        source, options
+    )  # else the tokenizer reads it, and its faults are told as its own
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source.directory, trust_remote_code=options.trust_remote_code
+            source.directory, config=config, trust_remote_code=options.trust_remote_code
         )
     except Exception as error:
         raise ModelError(
-            f"{source.name}: its tokenizer cannot be loaded.\n{_first_line(error)}"
+            f"{source.name}: its tokenizer cannot be loaded.\n{first_line(error)}"
         ) from error
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{source.name}: its tokenizer has no padding token.")
@@ -79,7 +80,27 @@ def load_tokenizer(source: Source, options: SourceOptions) -> PreTrainedTokenize
             f"{source.name}: the tokenizer has {len(tokenizer)} pieces, the model only "
             f"{source.config['vocab_size']} embedding rows. They do not belong together."
         )
+    if task == "token":
+        prefix_words(tokenizer)
     return tokenizer
+
+
+def prefix_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let words given as a list be cut as they are within a sentence.
+
+    A byte-level tokenizer (RoBERTa's) knows the space before a word as a part of it, and words of a list
+    have none. transformers' `add_prefix_space` means this, and works for some classes of tokenizers only.
+    """
+    parts = [tokenizer.backend_tokenizer.pre_tokenizer]
+    for part in parts:
+        if isinstance(part, pre_tokenizers.Sequence):
+            with suppress(IndexError):
+                parts += (part[i] for i in count())
+        if isinstance(part, pre_tokenizers.ByteLevel) and not part.add_prefix_space:
+            part.add_prefix_space = True
+            # As it was loaded from, and is saved to, tokenizer_config.json: the class may go by it.
+            tokenizer.init_kwargs["add_prefix_space"] = True
+            tokenizer.add_prefix_space = True
 
 
 def fitting_length(
@@ -94,22 +115,6 @@ def fitting_length(
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
         positions -= config.get("pad_token_id", 1) + 1  # they count from behind the padding's id
     return min(max_length, tokenizer.model_max_length, positions)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-@contextmanager
-def _load_errors(source: Source) -> Iterator[None]:
-    """Check the files of the weights first, since transformers tells little of damaged ones."""
-    with TensorReader(source.directory):
-        pass
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{source.name}: it cannot be loaded.\n{_first_line(error)}") from error
 
 
 def require_task(source: Source, task: Task) -> None:
@@ -131,7 +136,7 @@ def load_classifier(name: str, options: SourceOptions, task: Task) -> Loaded:
     """
     source = find_model(name, options)
     require_task(source, task)
-    tokenizer = load_tokenizer(source, options)
+    tokenizer = load_tokenizer(source, options, task)
     return Loaded(load_weights(source, options, task), tokenizer, source)
 
 
@@ -142,14 +147,13 @@ def load_weights(
 
     Args:
         rows: The rows of its word embedding table to load, and no others; None loads it whole.
+
+    Raises:
+        ModelError: The weights are damaged, not whole, or not finite.
     """
-    if rows is not None:
-        return _assemble(source, options, task, None, rows)
-    auto: Any = _AUTO[task] if task else AutoModel
-    with _load_errors(source):
-        return auto.from_pretrained(
-            source.directory, dtype=torch.float32, trust_remote_code=options.trust_remote_code
-        )
+    model = _assemble(source, options, task, None, rows)
+    _check_finite(source, model, None if rows is not None else model.get_input_embeddings())
+    return model
 
 
 def load_with_head(
@@ -162,7 +166,8 @@ def load_with_head(
 ) -> PreTrainedModel:
     """Load an encoder with a classification head for these labels.
 
-    A head that the model has for the very same labels is kept; else a new one is drawn from the seed.
+    A head that the model has for the very same labels is kept; else a new one is drawn from the seed,
+    where config.json alone has one too.
 
     Args:
         rows: As in `load_weights`.
@@ -171,7 +176,11 @@ def load_with_head(
         ModelError: The model is damaged or not supported.
     """
     if source.task == task and sorted(source.labels) == sorted(labels):
-        return load_weights(source, options, task, rows)
+        try:
+            return _assemble(source, options, task, None, rows)
+        except MissingHeadError:
+            logger.warning("%s: its head is not in its weights, so a new one is drawn", source.name)
+            labels = source.labels
     set_seed(seed)
     return _assemble(source, options, task, labels, rows)
 
@@ -184,33 +193,45 @@ def _assemble(
     rows: Tensor | None,
 ) -> PreTrainedModel:
     """A model of a source's tensors, read one at a time: with a new head for labels, or its own."""
-    auto: Any = _AUTO[task] if task else AutoModel
-    with _load_errors(source):
-        config = AutoConfig.from_pretrained(
-            source.directory, trust_remote_code=options.trust_remote_code
+    shell = check_whole(source, options, task, labels)
+    config: Any = shell.config
+    vocabulary = config.vocab_size
+    table = embedding_name(shell)
+    tensors = {}
+    with TensorReader(source.directory) as reader:
+        for name in reader.specs:
+            if (task is None or labels is not None) and not is_of_encoder(shell, name):
+                continue
+            inner = name.removeprefix(f"{shell.base_model_prefix}.")
+            tensor = reader.read(name)
+            tensors[name] = tensor[rows] if rows is not None and inner == table else tensor
+    if rows is not None:
+        config.vocab_size = len(rows)
+    load: Any = type(shell).from_pretrained
+    try:
+        model, found = load(
+            None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
         )
-        vocabulary = config.vocab_size
-        if labels is not None:
-            config.id2label = dict(enumerate(labels))
-            config.label2id = {name: i for i, name in enumerate(labels)}
-        with torch.device("meta"):
-            shell = auto.from_config(config, trust_remote_code=options.trust_remote_code)
-        encoder = set(shell.base_model.state_dict())
-        table = embedding_name(shell)
-        tensors = {}
-        with TensorReader(source.directory) as reader:
-            for name in reader.specs:
-                inner = name.removeprefix(f"{shell.base_model_prefix}.")
-                if labels is not None and inner not in encoder:
-                    continue
-                tensor = reader.read(name)
-                tensors[name] = tensor[rows] if rows is not None and inner == table else tensor
-        if rows is not None:
-            config.vocab_size = len(rows)
-        model = type(shell).from_pretrained(
-            None, config=config, state_dict=tensors, dtype=torch.float32
-        )
-        if rows is not None:
-            compact(model)
-            model.config.vocab_size = vocabulary
-        return model
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{source.name}: it cannot be loaded.\n{first_line(error)}") from error
+    if task is None and any(name.startswith("pooler.") for name in found["missing_keys"]):
+        model.pooler = None  # no hidden state depends on it, and drawn at random it means nothing
+    if rows is not None:
+        compact(model)
+        model.config.vocab_size = vocabulary
+    return model
+
+
+def _check_finite(source: Source, model: PreTrainedModel, passed_over: Any) -> None:
+    """Raise ModelError where a weight is not finite.
+
+    Args:
+        passed_over: A table of which texts may reach none of the bad rows: what it makes of them tells.
+    """
+    for name, weight in model.named_parameters():
+        whole = passed_over is not None and weight is passed_over.weight
+        if not whole and not bool(weight.isfinite().all()):
+            raise ModelError(
+                f"{source.name}: {name} holds numbers that are not finite.\n"
+                "Its training failed, or its file is damaged. Take an earlier checkpoint."
+            )

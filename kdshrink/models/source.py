@@ -15,6 +15,7 @@ from ..errors import ModelError
 from ..files import read_json
 from ..output import CHECKPOINTS, RECORD
 from ..pull import fetch_model
+from .labels import class_names
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,19 @@ _TOKENIZER_SETTINGS = (
     "added_tokens.json",
     "merges.txt",
 )
+_ADAPTER = "adapter_config.json"
+MERGE = (
+    "Merge it into its model: load both with PEFT, merge_and_unload(), then save_pretrained() with the\n"
+    "tokenizer, and give that directory."
+)
+"""What to do about an adapter."""
+_SIZES = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), 1),
+    **dict.fromkeys(("intermediate_size", "max_position_embeddings"), 1),
+    **dict.fromkeys(("dim", "hidden_dim", "n_layers", "n_heads"), 1),
+    "type_vocab_size": 0,
+}
+"""The least value of the sizes in config.json that commands read."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +73,45 @@ class Source:
     @property
     def task(self) -> Task | None:
         """What its classification head is for; None without one."""
-        architecture = (self.config.get("architectures") or [""])[0]
-        return next((task for end, task in _HEADS.items() if architecture.endswith(end)), None)
+        return _task_of(self.config)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of its classes, by id."""
-        names = self.config.get("id2label") or {}
-        return tuple(names[key] for key in sorted(names, key=int))
+        """Names of its classes, by id.
+
+        Raises:
+            ModelError: config.json does not say them clearly.
+        """
+        try:
+            return class_names(self.config)
+        except ModelError as error:
+            raise ModelError(f"{self.name}: {error}") from error
+
+    @property
+    def depth(self) -> int:
+        """The number of its layers.
+
+        Raises:
+            ModelError: config.json does not say it.
+        """
+        return self._size("num_hidden_layers", "n_layers")
+
+    @property
+    def width(self) -> int:
+        """The size of its hidden states (`ModelError` as `depth`)."""
+        return self._size("hidden_size", "dim")
+
+    @property
+    def vocabulary(self) -> int:
+        """The rows of its word embedding table (`ModelError` as `depth`)."""
+        return self._size("vocab_size")
+
+    def _size(self, *keys: str) -> int:
+        """The first of these that config.json has; DistilBERT has names of its own."""
+        for key in keys:
+            if key in self.config:
+                return self.config[key]
+        raise ModelError(f"{self.name}: config.json has no {keys[0]}.")
 
     @property
     def training_languages(self) -> list[str]:
@@ -81,6 +126,11 @@ class Source:
     def describe(self) -> dict[str, Any]:
         """What a record says of it."""
         return {"model": self.name, "revision": self.commit}
+
+
+def _task_of(config: Mapping[str, Any]) -> Task | None:
+    architecture = (config.get("architectures") or [""])[0]
+    return next((task for end, task in _HEADS.items() if architecture.endswith(end)), None)
 
 
 def find_model(name: str, options: SourceOptions, *, weights: bool = True) -> Source:
@@ -118,8 +168,92 @@ def find_model(name: str, options: SourceOptions, *, weights: bool = True) -> So
         hint = ""
         if (directory / CHECKPOINTS).is_dir():
             hint = " It holds the checkpoints of a run that did not end: finish it with --resume."
+        if (directory / _ADAPTER).is_file():
+            hint = f" It is a PEFT adapter.\n{MERGE}"
         raise ModelError(f"{name}: there is no config.json, so this is not a model.{hint}")
-    return Source(name, directory, config, read_json(directory / RECORD), commit)
+    _check_config(name, config)
+    return Source(name, directory, _plain(config), read_json(directory / RECORD), commit)
+
+
+def _check_config(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ModelError where a field that is read here has a value of another kind."""
+    faults = []
+    names = config.get("architectures")
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(n, str) for n in names)
+    ):
+        faults.append(("architectures", "a list of names"))
+    if not isinstance(config.get("model_type", ""), str):
+        faults.append(("model_type", "a name"))
+    for key, least in _SIZES.items():
+        value = config.get(key, least)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            faults.append((key, f"a whole number from {least}"))
+    padding = config.get("pad_token_id")
+    if padding is not None and (not isinstance(padding, int) or padding < 0):
+        faults.append(("pad_token_id", "an id"))
+    if faults:
+        field, wanted = faults[0]
+        raise ModelError(
+            f"{name}: config.json has no {field}, or no sensible one: {config[field]!r:.80}.\n"
+            f"It must be {wanted}. Fetch or copy config.json again, or mend it."
+        )
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json whose names of classes stand in the form that transformers reads.
+
+    What cannot be read stays where there is a head, for `Source.labels` to tell; else it means nothing.
+    """
+    named = {"id2label", "label2id"} & config.keys()
+    if not named:
+        return config
+    try:
+        names = class_names(config)
+    except ModelError:
+        if _task_of(config) is not None:
+            return config
+        return {key: value for key, value in config.items() if key not in (*named, "num_labels")}
+    by_id = {str(i): name for i, name in enumerate(names)}
+    if config.get("id2label") == by_id:
+        return config
+    return {**config, "id2label": by_id, "label2id": {name: i for i, name in enumerate(names)}}
+
+
+def require_plain(source: Source) -> None:
+    """Raise ModelError if its weights are quantised, or an adapter's."""
+    if (source.directory / _ADAPTER).is_file():
+        raise ModelError(f"{source.name} is a PEFT adapter: there is an {_ADAPTER}.\n{MERGE}")
+    settings = source.config.get("quantization_config")
+    if settings is not None:
+        how = settings.get("quant_method") if isinstance(settings, Mapping) else None
+        told = f" ({how!s:.40})" if how else ""
+        raise ModelError(
+            f"{source.name}: its weights are quantised{told}, as quantization_config in config.json "
+            "says, and cannot be cut or trained.\n"
+            "Give the model that was quantised, or load it with dequantize() and save_pretrained()."
+        )
+
+
+def require_classes(source: Source) -> None:
+    """Raise ModelError if its head puts out anything but scores of classes that exclude each other."""
+    if source.task is None:
+        return
+    kind = source.config.get("problem_type")
+    if kind not in (None, "single_label_classification"):
+        what = {"multi_label_classification": "several labels", "regression": "numbers"}.get(
+            str(kind)
+        )
+        told = f"it answers with {what}" if what else "its head is of another kind"
+        raise ModelError(
+            f"{source.name}: {told} (problem_type {kind!r:.80} in config.json).\n"
+            "Only classifiers whose classes exclude each other are supported yet."
+        )
+    if len(source.labels) == 1:
+        raise ModelError(
+            f"{source.name}: its head puts out one number, as that of a regression.\n"
+            "Only classifiers of two and more classes are supported yet."
+        )
 
 
 def _sample_folder(name: str) -> str:

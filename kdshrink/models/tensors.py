@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import pickle
+import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..progress import Progress, silent
+from .source import MERGE
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,12 @@ _CODES = {
     torch.bool: "BOOL",
 }
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+"""What stands before every name where a wrapper was saved: DataParallel, torch.compile, a merged PEFT."""
+_INNER_WRAPPERS = re.compile(
+    r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+_ADAPTED = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save|original_module|base_layer|ia3_l)\.")
 
 
 @dataclass(frozen=True)
@@ -56,13 +65,15 @@ class TensorReader:
     """The tensors of a model directory, by name: from safetensors, else from pytorch_model.bin.
 
     A pickle is read with `torch.load(weights_only=True)`, mapped into memory. Names that end in gamma
-    or beta, as in checkpoints that came from TensorFlow, are read as weight and bias.
+    or beta, as in checkpoints that came from TensorFlow, are read as weight and bias; those of a wrapper
+    (`module.`, `_orig_mod.`, `base_model.model.`) as the wrapped model has them, which is said.
 
     Attributes:
         specs: Shape and type of every tensor, in the files' order.
 
     Raises:
-        ModelError: There are no weights, or they are damaged, or the pickle holds more than tensors.
+        ModelError: There are no weights, or they are damaged, or an adapter's, or two tensors have one
+            name, or the pickle holds more than tensors.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -79,6 +90,7 @@ class TensorReader:
                 self._add_safetensors(directory / name)
         else:
             self._add_pickles()
+        self._unwrap()
 
     def __enter__(self) -> TensorReader:
         return self
@@ -115,9 +127,44 @@ class TensorReader:
         for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
             if stored.endswith(old):
                 name = stored.removesuffix(old) + new
+        if name in self.specs:
+            raise _twice(self.directory, name)
         self.specs[name] = spec
         self._stored[name] = stored
         return name
+
+    def _unwrap(self) -> None:
+        """Take the names of wrappers off."""
+        if adapted := [name for name in self.specs if _ADAPTED.search(name)]:
+            raise ModelError(
+                f"{self.directory}: the weights are a PEFT adapter's, or hold one: {adapted[0]}.\n{MERGE}"
+            )
+        found: list[str] = []
+        clean = {name: name for name in self.specs}
+        while prefix := next(
+            (one for one in _WRAPPERS if clean and all(n.startswith(one) for n in clean.values())),
+            None,
+        ):
+            found.append(prefix)
+            clean = {old: name.removeprefix(prefix) for old, name in clean.items()}
+        inner = {part for name in clean.values() for part in _INNER_WRAPPERS.findall(name)}
+        clean = {old: _INNER_WRAPPERS.sub("", name) for old, name in clean.items()}
+        if not (found or inner):
+            return
+        names = ", ".join([*found, *sorted(inner)])
+        _say_once(
+            self.directory,
+            f"{self.directory.name}: the names of its weights are a wrapper's; read without {names}",
+        )
+        specs, files, stored = self.specs, self._files, self._stored
+        self.specs, self._files, self._stored = {}, {}, {}
+        for old, name in clean.items():
+            if name in self.specs:
+                raise _twice(self.directory, name)
+            self.specs[name] = specs[old]
+            self._stored[name] = stored[old]
+            if old in files:
+                self._files[name] = files[old]
 
     def _add_safetensors(self, path: Path) -> None:
         try:
@@ -146,10 +193,10 @@ class TensorReader:
                 f"{self.directory}: there are no weights.\n"
                 "Looked for model.safetensors and pytorch_model.bin, and for their shards."
             )
-        logger.warning(
-            "%s has no safetensors: %s is read with torch.load(weights_only=True)",
-            self.directory.name,
-            ", ".join(files),
+        _say_once(
+            self.directory,
+            f"{self.directory.name} has no safetensors: {', '.join(files)} is read with "
+            "torch.load(weights_only=True)",
         )
         for name in files:
             for stored, tensor in _load_pickle(self.directory / name).items():
@@ -157,6 +204,19 @@ class TensorReader:
                     raise _unsupported(self.directory / name, stored, str(tensor.dtype))
                 self._add(stored, TensorSpec(tuple(tensor.shape), tensor.dtype))
                 self._pickled[stored] = tensor.detach()
+
+
+@cache
+def _say_once(directory: Path, message: str) -> None:
+    """Log what every reader of the same directory would say anew."""
+    logger.warning("%s", message)
+
+
+def _twice(directory: Path, name: str) -> ModelError:
+    return ModelError(
+        f"{directory}: the weights hold two tensors for {name}, and nothing says which counts.\n"
+        "Save the model with save_pretrained()."
+    )
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:

@@ -16,11 +16,11 @@ from ..card import model_card
 from ..config import ShapeOptions, ShrinkConfig, SourceOptions
 from ..files import write_json
 from ..hub import PushResult, check_push, pushed
-from ..models.source import Source, find_model, tokenizer_files
+from ..models.source import Source, find_model, require_plain, tokenizer_files
 from ..output import RECORD, check_output, whole_directory
 from ..progress import Progress, silent
 from ..publishing.record import make_record
-from .engine import CopyReport, StudentPlan, copy_weights, plan_student
+from .engine import CopyReport, StudentPlan, check_weights, copy_weights, plan_student
 from .vocabulary import (
     Text,
     TrimmedTokenizer,
@@ -81,7 +81,9 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
     check_output(output_dir, overwrite=config.overwrite)
     repo_id = check_push(config, output_dir)
     tokenizer_files(source)
-    plan_for(source, config, calibrated=config.init == "calibrated")
+    plan = plan_for(source, config, calibrated=config.init == "calibrated")
+    _check_source(source, plan)
+    _note_pipeline(source)
     texts = _calibration_texts(source, config) if config.init == "calibrated" else None
     trimmed, vocabulary, calibration, heads = None, None, None, None
     if config.vocab_from is not None:
@@ -116,7 +118,7 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             data=(source.record or {}).get("data"),
             training_languages=[] if config.init == "scratch" else source.training_languages,
             layers=list(plan.layers),
-            of_layers=source.config["num_hidden_layers"],
+            of_layers=source.depth,
             heads=heads,
             **({} if calibration is None else {"calibration": calibration}),
         )
@@ -141,11 +143,13 @@ def _trim(
 ) -> tuple[TrimmedTokenizer, dict[str, Any]]:
     """Cut the tokenizer down to the text of --vocab-from; what was done, for the result."""
     from ..data.load import load_data
-    from ..models.loading import load_tokenizer
+    from ..models.loading import load_tokenizer, prefix_words
 
-    tokenizer = load_tokenizer(source, config)
+    tokenizer = load_tokenizer(source, config, source.task)
     wanted = replace(config, data=config.vocab_from)
     data = load_data(wanted, None, purpose="evaluate", labels="unused", token=config.token)
+    if data.task == "token":
+        prefix_words(tokenizer)
     total = sum(map(len, data.splits.values()))
     chosen = np.zeros(len(tokenizer), dtype=np.int64)
     held_counts = np.zeros_like(chosen)
@@ -263,6 +267,25 @@ def shrink_source(
 
         load_tokenizer(source, SourceOptions()).save_pretrained(folder)
     return plan, report
+
+
+def _check_source(source: Source, plan: StudentPlan) -> None:
+    """Raise ModelError unless the weights are those that the architecture has, whole."""
+    from ..models.whole import check_whole
+
+    require_plain(source)
+    check_weights(source.directory, plan)
+    check_whole(source, SourceOptions(), "lm" if plan.keeps_language_model else source.task)
+
+
+def _note_pipeline(source: Source) -> None:
+    """Tell what of a sentence-transformers model is not copied."""
+    if (source.directory / "modules.json").is_file():
+        logger.warning(
+            "%s is a sentence-transformers model, and only its transformer is copied: modules.json and the "
+            "folders that it names are left out, so name the pooling anew where the student is used",
+            source.name,
+        )
 
 
 def _draw_weights(folder: Path, seed: int) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +99,7 @@ def calibrate_student(
     """
     device = pick_device(config.device)
     copied = find_model(str(folder), config)
-    tokenizer = load_tokenizer(copied, config)
+    tokenizer = load_tokenizer(copied, config, data.task)
     table = data.splits["train"]
     table = table.select(sample_rows(table, config.calibration_samples))
     codes, languages = language_codes(table)
@@ -113,7 +115,17 @@ def calibrate_student(
     batches = make_batches(texts.lengths, _BATCH_TOKENS)
     teacher = to_device(load_weights(source, config, copied.task), device).eval()
     student = to_device(load_weights(copied, config, copied.task), device).eval()
-    with tempfile.TemporaryDirectory(prefix=".activations.", dir=folder) as spilled:
+    tokens = sum(batch.tokens for batch in batches)
+    if tokens < source.width:
+        logger.warning(
+            "calibrating on %d tokens, for a width of %d: more text does better",
+            tokens,
+            source.width,
+        )
+    with (
+        _solving(source, tokens),
+        tempfile.TemporaryDirectory(prefix=".activations.", dir=folder) as spilled,
+    ):
         result = calibrate(
             view(teacher),
             view(student),
@@ -125,17 +137,35 @@ def calibrate_student(
             settings=settings,
             progress=progress,
         )
+    if not all(map(math.isfinite, result.errors)):
+        raise ModelError(
+            f"--init calibrated: the hidden states of {source.name} are not finite, so nothing can be fitted "
+            "to them.\nIts weights are damaged, or too large. Take an earlier checkpoint."
+        )
     _write(folder / "model.safetensors", student.state_dict())
     if result.basis is not None:
         write_basis(folder, result.basis)
     counts = np.bincount(codes, minlength=len(languages))
     return CalibrationReport(
         dict(zip(languages, counts.tolist(), strict=True)),
-        sum(batch.tokens for batch in batches),
+        tokens,
         result.errors,
         result.basis,
         result.heads,
     )
+
+
+@contextmanager
+def _solving(source: Source, tokens: int) -> Iterator[None]:
+    """Tell of equations that have no solution: of too little text, or of numbers that are not finite."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise ModelError(
+            f"--init calibrated: {source.name} cannot be calibrated on {tokens} tokens of text: what it makes "
+            f"of them does not tell {source.width} channels apart.\n"
+            "Give more text with --data, or raise --calibration-samples."
+        ) from error
 
 
 def sample_rows(table: Dataset, per_language: int) -> np.ndarray:

@@ -183,6 +183,10 @@ def _check_width(config: Mapping[str, Any], width: int) -> None:
     heads, teacher = _size(config, "num_attention_heads"), config["hidden_size"]
     if width > teacher:
         raise ShapeError(f"--hidden-size {width}: the teacher is only {teacher} wide.")
+    if teacher % heads and width == teacher and not config.get("attention_head_size"):
+        raise ModelError(
+            f"config.json: the num_attention_heads {heads} do not divide the hidden_size {teacher}."
+        )
     if width % heads:
         below = width - width % heads
         near = [size for size in (below, below + heads) if 0 < size <= teacher]
@@ -231,19 +235,30 @@ def copy_weights(
         ModelError: The teacher's weights are damaged, incomplete, or not as its family has them.
     """
     with TensorReader(source) as reader:
-        pieces, before = _match(reader, plan)
+        pieces, before, dropped = _match(reader, plan)
         indices = {axis: torch.tensor(kept) for axis, kept in plan.indices.items()}
         specs = {name: piece.spec for name, piece in pieces.items()}
         produce = lambda name: _cut(reader.read(pieces[name].source), pieces[name].row, indices)  # noqa: E731
         write_tensors(target, specs, produce, progress)
+    if dropped:
+        logger.info("left out, since only pretraining needs it: %s", ", ".join(sorted(dropped)))
     after = dict.fromkeys(PARTS, Size())
     for piece in pieces.values():
         after[piece.row.part] = after[piece.row.part].plus(piece.spec)
     return CopyReport(before, after)
 
 
-def _match(reader: TensorReader, plan: StudentPlan) -> tuple[dict[str, _Piece], dict[str, Size]]:
-    """The student's tensors by name, in the order of the teacher's file, and the teacher's sizes."""
+def check_weights(source: Path, plan: StudentPlan) -> None:
+    """Raise ModelError where `copy_weights` would; no tensor is read."""
+    with TensorReader(source) as reader:
+        _match(reader, plan)
+
+
+def _match(
+    reader: TensorReader, plan: StudentPlan
+) -> tuple[dict[str, _Piece], dict[str, Size], set[str]]:
+    """The student's tensors by name, in the order of the teacher's file; the teacher's sizes; and the
+    modules that are left out."""
     family = plan.family
     numbers = {layer - 1: new for new, layer in enumerate(plan.layers)}
     tied = plan.config.get("tie_word_embeddings", True)
@@ -273,9 +288,7 @@ def _match(reader: TensorReader, plan: StudentPlan) -> tuple[dict[str, _Piece], 
         )
         pieces[new_name] = _Piece(name, row, TensorSpec(shape, spec.dtype))
     _check_layers(reader, pieces, plan)
-    if dropped:
-        logger.info("left out, since only pretraining needs it: %s", ", ".join(sorted(dropped)))
-    return pieces, sizes
+    return pieces, sizes, dropped
 
 
 def _check_shape(

@@ -1,0 +1,250 @@
+"""Whether a checkpoint is whole: every tensor that its architecture needs, and none besides.
+
+What decides is transformers' own loading, of the shapes alone and on no device: it reads no weight, and
+knows its own rules for prefixes, old names and tied tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from ..config import SourceOptions
+from ..data.registry import Task
+from ..errors import ModelError
+from .source import Source, require_plain
+from .tensors import TensorReader, TensorSpec
+
+Head = Task | Literal["lm"] | None
+"""What a model is loaded for: a task, masked language modelling, or as a bare encoder."""
+
+_AUTO = {
+    None: AutoModel,
+    "lm": AutoModelForMaskedLM,
+    "sequence": AutoModelForSequenceClassification,
+    "token": AutoModelForTokenClassification,
+}
+_LEFTOVERS = re.compile(
+    r"(?:.*\.)?position_ids|(?:.*\.)?embeddings\.token_type_ids|(?:\w+\.)?pooler\..*"
+    r"|(?:lm_head|cls|predictions|lm_predictions|mask_predictions)\..*"
+    r"|(?:discriminator_predictions|generator_predictions|generator_lm_head)\..*"
+    r"|vocab_(?:transform|layer_norm|projector)\..*"
+)
+"""Tensors of pretraining, and buffers, on which no answer of a classifier depends."""
+
+_SHOWN = 3
+
+
+class MissingHeadError(ModelError):
+    """The encoder is whole, and the head that config.json tells of is not there."""
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def read_config(source: Source, options: SourceOptions) -> PreTrainedConfig:
+    """transformers' configuration of a model, with the names of its classes.
+
+    Raises:
+        ModelError: config.json cannot be read, or is of a type that transformers does not know.
+    """
+    kind = str(source.config.get("model_type"))
+    try:
+        if options.trust_remote_code and "auto_map" in source.config:
+            return AutoConfig.from_pretrained(source.directory, trust_remote_code=True)
+        if kind not in CONFIG_MAPPING:
+            raise ModelError(
+                f"{source.name}: config.json names the model_type {kind!r:.80}, which this transformers "
+                "does not know.\nFor a model with code of its own give --trust-remote-code."
+            )
+        return CONFIG_MAPPING[kind].from_dict(
+            dict(source.config), name_or_path=str(source.directory)
+        )
+    except ModelError:
+        raise
+    # A config class runs whatever its author wrote, so that any error may come.
+    except Exception as error:
+        raise ModelError(
+            f"{source.name}: config.json cannot be read.\n{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def make_shell(
+    source: Source, options: SourceOptions, head: Head, labels: Sequence[str] | None = None
+) -> PreTrainedModel:
+    """A model without weights, on the meta device.
+
+    Args:
+        labels: Names of a new head's classes; None for the head that the model has.
+
+    Raises:
+        ModelError: config.json describes no model.
+    """
+    config = read_config(source, options)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: i for i, name in enumerate(labels)}
+    auto: Any = _AUTO[head]
+    try:
+        with torch.device("meta"):
+            return auto.from_config(config, trust_remote_code=options.trust_remote_code)
+    except Exception as error:
+        raise ModelError(
+            f"{source.name}: config.json describes no model that can be made.\n{first_line(error)}"
+        ) from error
+
+
+def is_of_encoder(shell: PreTrainedModel, name: str) -> bool:
+    """Whether a tensor of a file is one of the encoder, by its prefix or by its first module."""
+    modules = {module for module, _ in shell.base_model.named_children()}
+    return name.startswith(f"{shell.base_model_prefix}.") or name.split(".")[0] in modules
+
+
+def check_whole(
+    source: Source, options: SourceOptions, head: Head, labels: Sequence[str] | None = None
+) -> PreTrainedModel:
+    """Raise ModelError unless the weights are all that config.json describes, and nothing besides.
+
+    With `labels`, or for a bare encoder, a head in the files is passed over, and none need be there.
+
+    Returns:
+        The model without its weights, as `make_shell` makes it.
+    """
+    require_plain(source)
+    if head in ("sequence", "token") and labels is None:
+        source.labels  # noqa: B018 (raises where they are unclear)
+    with TensorReader(source.directory) as reader:
+        specs = dict(reader.specs)
+    layers = max(source.config.get(key, 0) for key in ("num_hidden_layers", "n_layers"))
+    if layers > len(specs):  # before a model of so many is made
+        raise _not_whole(source, f"There are {len(specs)} tensors for {layers} layers.")
+    shell = make_shell(source, options, head, labels)
+    encoder_only = head is None or labels is not None
+    given = {n: s for n, s in specs.items() if not encoder_only or is_of_encoder(shell, n)}
+    _check_types(source, shell, given)
+    found = _load_shapes(source, shell, given)
+    missing = sorted(found["missing_keys"])
+    if encoder_only:
+        missing = [name for name in missing if not _may_be_new(shell, name)]
+    # What lacks may be there by another name: a head that is passed over is none.
+    strange = specs.keys() - given.keys() - shell.state_dict().keys() if missing else set()
+    strange = {name for name in strange if not name.startswith("classifier.")}
+    unexpected = sorted(
+        name for name in {*found["unexpected_keys"], *strange} if not _is_leftover(shell, name)
+    )
+    shapes = sorted(found["mismatched_keys"])
+    if not (missing or unexpected or shapes):
+        return shell
+    if not (unexpected or shapes) and not any(is_of_encoder(shell, name) for name in missing):
+        raise MissingHeadError(
+            f"{source.name}: its head for {type(shell).__name__} is not in the weights.\n"
+            f"Missing: {_some(missing)}.\n"
+            "Save the whole model with save_pretrained(), or make a classifier of it: kdshrink finetune."
+        )
+    told = [f"Missing: {_some(missing)}."] if missing else []
+    told += [f"Unexpected: {_some(unexpected)}."] if unexpected else []
+    if shapes:
+        name, stored, wanted = shapes[0]
+        told.append(f"{name} is {_shape(stored)}, and should be {_shape(wanted)}.")
+    raise _not_whole(source, " ".join(told))
+
+
+def _not_whole(source: Source, told: str) -> ModelError:
+    return ModelError(
+        f"{source.name}: the weights do not belong to config.json, or not all are there.\n{told}\n"
+        "Save the whole model with save_pretrained(), or fetch or copy it again."
+    )
+
+
+def _is_leftover(shell: PreTrainedModel, name: str) -> bool:
+    return bool(_LEFTOVERS.fullmatch(name.removeprefix(f"{shell.base_model_prefix}.")))
+
+
+def _may_be_new(shell: PreTrainedModel, name: str) -> bool:
+    """Whether a tensor that is missing is a head's, or the pooler's, which no hidden state depends on."""
+    inner = name.removeprefix(f"{shell.base_model_prefix}.")
+    return not is_of_encoder(shell, name) or inner.startswith("pooler.")
+
+
+def _target(state: Mapping[str, Any], prefix: str, name: str) -> str | None:
+    """The model's name of a tensor of a file, which may lack the encoder's prefix or have one too many."""
+    names = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
+    return next((one for one in names if one in state), None)
+
+
+def _check_types(source: Source, shell: PreTrainedModel, given: Mapping[str, TensorSpec]) -> None:
+    """Raise ModelError where two tensors are one of the model's, or whole numbers stand for weights."""
+    state = shell.state_dict()
+    stored: dict[str, str] = {}
+    for name, spec in given.items():
+        target = _target(state, shell.base_model_prefix, name)
+        if target is None:
+            continue
+        if target in stored:
+            raise _not_whole(source, f"{stored[target]} and {name} are both there.")
+        stored[target] = name
+        if state[target].is_floating_point() and not spec.dtype.is_floating_point:
+            raise _not_whole(source, f"{name} holds whole numbers ({spec.dtype}), and no weights.")
+
+
+def _load_shapes(
+    source: Source, shell: PreTrainedModel, given: Mapping[str, TensorSpec]
+) -> dict[str, Any]:
+    """What transformers says of loading tensors of these shapes."""
+    load: Any = type(shell).from_pretrained
+    state = {name: torch.empty(s.shape, dtype=s.dtype, device="meta") for name, s in given.items()}
+    try:
+        with _silent_transformers():
+            _, found = load(
+                None,
+                config=shell.config,
+                state_dict=state,
+                dtype=torch.float32,
+                device_map="meta",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{source.name}: it cannot be loaded.\n{first_line(error)}") from error
+    return found
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Keep transformers' report of a load, and its bar, from being shown for a load that is none."""
+    verbosity = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape)) or "a single number"
