@@ -182,7 +182,7 @@ class OutputOptions:
         None,
         flags=("-o", "--output-dir"),
     )
-    overwrite: bool = option("Replace what OUTPUT_DIR holds.", False)
+    overwrite: bool = option("Replace what kdshrink wrote to OUTPUT_DIR.", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -529,7 +529,9 @@ class EvaluationOptions(DeviceOptions):
         None,
         flags=("-o", "--output-dir"),
     )
-    overwrite: bool = option("Replace what OUTPUT_DIR holds.", False)
+    overwrite: bool = option(
+        "Replace a result in OUTPUT_DIR, and the file of --predictions.", False
+    )
 
     def __post_init__(self) -> None:
         _require(
@@ -676,6 +678,7 @@ class CurvesConfig:
         None,
         flags=("-o", "--output-file"),
     )
+    overwrite: bool = option("Replace OUTPUT_FILE.", False)
 
     def __post_init__(self) -> None:
         ending = None if self.output_file is None else self.output_file.suffix
@@ -689,6 +692,22 @@ class CurvesConfig:
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
+
+
+_OWN_MODELS = ("sample", "sample-base")
+
+
+def input_paths(config: Any) -> list[Path]:
+    """The local files and directories that a config names to be read."""
+    named: list[str | Path | None] = [getattr(config, "data_dir", None)]
+    for fields_of, built_in in (
+        (("model", "teacher", "student", "base"), _OWN_MODELS),
+        (("data", "vocab_from"), _NAMED_DATA),
+    ):
+        values = [getattr(config, name, None) for name in fields_of]
+        named += [value for value in values if value not in built_in]
+    paths = [Path(name).expanduser() for name in named if name]
+    return [path for path in paths if path.exists()]
 
 
 _NOT_OF_THE_RESULT = {
