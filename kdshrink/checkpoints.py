@@ -16,9 +16,17 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .config import HubOptions, TrainingOptions
+from .config import HubOptions, TrainingOptions, flag_of
 from .errors import OutputError, TrainingError
-from .files import read_json, recover_directory, sha256_of, to_json, write_json, write_text
+from .files import (
+    empty_directory,
+    read_json,
+    recover_directory,
+    sha256_of,
+    to_json,
+    write_json,
+    write_text,
+)
 from .models.source import Source, tokenizer_files
 from .output import CHECKPOINTS, LOG, RECORD, RUN
 from .processes import is_first, world_size
@@ -113,10 +121,10 @@ class Identity:
             usual = json.loads(to_json({"": default}))[""]
             before, now = recorded.options.get(item.name, usual), self.options[item.name]
             if before != now:
-                found.append(f"{_flag(item.name)} {_told(before)} → {_told(now)}")
+                found.append(f"{flag_of(item)} {_told(before)} → {_told(now)}")
         for role in sorted({*self.models, *recorded.models}):
             pair = (recorded.models.get(role), self.models.get(role))
-            found += _change(_flag(role), *pair)
+            found += _change("MODEL" if role == "model" else f"--{role}", *pair)
         if self.data and recorded.data:
             found += _change("--data", recorded.data, self.data)
         if recorded.processes not in (None, self.processes):
@@ -126,10 +134,6 @@ class Identity:
 
 def _decisive(config: TrainingOptions) -> list[Field[Any]]:
     return [item for item in fields(config) if item.name not in _FREE]
-
-
-def _flag(name: str) -> str:
-    return name.upper() if name == "model" else f"--{name.replace('_', '-')}"
 
 
 def _told(value: Any, *, end: bool = False) -> str:
@@ -168,18 +172,19 @@ def _content(source: Source) -> str:
 
 
 def _recorded(output_dir: Path) -> Identity | None:
-    """What is known of the run whose checkpoints or result a directory holds.
+    """What is known of the run whose checkpoints or result a directory holds; None without either.
 
     Raises:
         OutputError: The account of it is damaged.
     """
     path = output_dir / CHECKPOINTS / RUN
     try:
-        if (kept := read_json(path)) is not None:
-            return Identity.from_dict(kept)
+        if not is_finished(output_dir):
+            begun = any(one.is_complete for one in _checkpoints(output_dir))
+            kept = read_json(path) if begun else None
+            return None if kept is None else Identity.from_dict(kept)
         path = output_dir / RECORD
-        record = read_json(path) if (output_dir / "config.json").exists() else None
-        return None if record is None else Identity.of_record(record)
+        return Identity.of_record(read_json(path) or {})
     except (KeyError, TypeError, AttributeError) as error:
         raise OutputError(
             f"{path} is damaged: it does not tell the run that it is of.\n"
@@ -313,14 +318,14 @@ def start_run(config: TrainingOptions, output_dir: Path, identity: Identity) -> 
     folder = output_dir / CHECKPOINTS
     last = last_checkpoint(output_dir) if config.resume else None
     kept = read_json(folder / RUN) if config.resume else None
-    if kept is not None:
+    if kept is not None and last is not None:
         identity = Identity.from_dict(kept)
     if not is_first():
         return Start(last, identity)
     if config.resume:
         _drop_damaged(output_dir, last)
     if last is None:
-        shutil.rmtree(folder, ignore_errors=True)
+        empty_directory(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if last is not None:
         logger.info("going on from %s", last)

@@ -710,6 +710,12 @@ def input_paths(config: Any) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
+def flag_of(item: Field[Any]) -> str:
+    """What to type for a config's field."""
+    names = [flag for flag in item.metadata["flags"] if flag.startswith("--")]
+    return names[0] if names else f"--{_kebab(item.name)}"
+
+
 _NOT_OF_THE_RESULT = {
     "token",
     "overwrite",
@@ -737,8 +743,7 @@ def command_line(command: str, config: Any) -> str:
             continue
         if item.name in _NOT_OF_THE_RESULT or value == default:
             continue
-        names = [flag for flag in item.metadata["flags"] if flag.startswith("--")]
-        flag = names[0] if names else f"--{_kebab(item.name)}"
+        flag = flag_of(item)
         if isinstance(value, bool):
             flags.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, Mapping):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -27,6 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from .files import to_json
 from .processes import is_first, rank
 from .progress import RunState
 
@@ -105,7 +105,7 @@ def print_json(result: Mapping[str, Any]) -> None:
     """One JSON object on one line."""
     if not is_first():
         return
-    sys.stdout.write(_masked(json.dumps(result, ensure_ascii=False, allow_nan=False)) + "\n")
+    sys.stdout.write(_masked(to_json(result)) + "\n")
     sys.stdout.flush()
 
 

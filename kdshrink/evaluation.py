@@ -42,14 +42,14 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
         KdshrinkError: As `errors` lists.
     """
     device = pick_device(config.device)
-    if config.predictions is not None and is_first():
-        check_file(
-            config.predictions,
-            "--predictions",
-            overwrite=config.overwrite,
-            inputs=input_paths(config),
-        )
     with _place("eval", config):
+        if config.predictions is not None and is_first():
+            check_file(
+                config.predictions,
+                "--predictions",
+                overwrite=config.overwrite,
+                inputs=input_paths(config),
+            )
         return _evaluate(config, device, progress or silent)
 
 

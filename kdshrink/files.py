@@ -146,6 +146,15 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name}.{ending}")
 
 
+def empty_directory(path: Path) -> None:
+    """Remove what is in a directory, if there is one; it may be a link to one elsewhere, and stays it."""
+    for inner in path.iterdir() if path.is_dir() else ():
+        if inner.is_dir() and not inner.is_symlink():
+            shutil.rmtree(inner)
+        else:
+            inner.unlink()
+
+
 def to_json(content: Mapping[str, Any], *, indent: int | None = None) -> str:
     """JSON that every reader takes: a number that is not finite becomes null, and is told of."""
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ModelError, OutputError
-from .files import disk_errors, locked, read_json
+from .files import disk_errors, empty_directory, locked, read_json
 from .processes import is_first
 
 logger = logging.getLogger(__name__)
@@ -268,8 +268,22 @@ def _move_in(output: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         (whole / name).replace(target)
     shutil.rmtree(whole)
-    if is_run(output):
-        shutil.rmtree(output / CHECKPOINTS)
+    remove_checkpoints(output)
+
+
+def remove_checkpoints(output_dir: Path) -> None:
+    """Remove the checkpoints of a run that ended."""
+    folder = output_dir / CHECKPOINTS
+    if not is_run(output_dir):
+        return
+    try:
+        empty_directory(folder)
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            folder.rmdir()
+    except OSError as error:  # the result is whole nevertheless
+        logger.warning("%s could not be removed: %s", folder, error)
 
 
 def check_file(path: Path, flag: str, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

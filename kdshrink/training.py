@@ -34,7 +34,7 @@ from .hub import PushResult, check_push, pushed
 from .models.devices import describe_device, pick_device, to_device
 from .models.loading import fitting_length, load_tokenizer, load_with_head, model_sizes
 from .models.source import find_model
-from .output import CHECKPOINTS, LOG, RECORD, final_files, name_of, open_output
+from .output import CHECKPOINTS, LOG, RECORD, final_files, name_of, open_output, remove_checkpoints
 from .processes import is_first
 from .progress import Progress, silent
 from .publishing.record import make_record, write_record
@@ -199,7 +199,7 @@ def finished_result(
             "Start again with --overwrite in place of --resume."
         ) from error
     if is_first():
-        shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
+        remove_checkpoints(output_dir)
     return result
 
 

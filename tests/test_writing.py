@@ -356,6 +356,17 @@ def test_predictions_replace_no_file_unasked_and_no_input_ever(
         assert one.read_bytes() == before
 
 
+@pytest.mark.defect("D3")
+def test_predictions_may_go_beside_the_result_and_stay_there(
+    eval_config: EvalConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores"
+    for overwrite in (False, True):
+        options: dict[str, Any] = {"output_dir": out, "overwrite": overwrite}
+        evaluate(replace(eval_config, predictions=out / "answers.jsonl", **options))
+    assert sorted(files_of(out)) == ["answers.jsonl", "kdshrink.json"]
+
+
 @pytest.mark.defect("D2")
 def test_devices_pipes_and_links_stay_what_they_are(
     eval_config: EvalConfig, tmp_path: Path
@@ -542,7 +553,7 @@ def same_weights(folder: Path) -> bool:
         ({"seed": 4}, "--seed 3 → 4"),
         ({"batch_size": 4}, "--batch-size 8 → 4"),
         ({"gradient_accumulation_steps": 2}, "--gradient-accumulation-steps 1 → 2"),
-        ({"weights": {"task": 0.5}}, "--weights not given → task=0.5"),
+        ({"weights": {"task": 0.5}}, "--weight not given → task=0.5"),
         ({"languages": ("de",)}, "--languages not given → de"),
         ({"max_steps": 7}, "--max-steps 6 → 7"),
         ({"eval_steps": 2}, "--eval-steps 3 → 2"),
@@ -577,6 +588,16 @@ def test_resume_refuses_other_files_under_the_same_names(run: Path) -> None:
     )
     with pytest.raises(OutputError, match=r"--teacher \S+teacher: its content is another"):
         distill(config_in(run))
+
+
+@pytest.mark.defect("W17")
+def test_where_nothing_was_done_yet_resume_starts_with_what_is_given(run: Path) -> None:
+    for path in (run / "out" / "checkpoints").glob("checkpoint-*"):
+        shutil.rmtree(path)
+    distill(config_in(run, max_steps=3, seed=4))
+    record = json.loads((run / "out" / "kdshrink.json").read_text())
+    assert record["run"]["options"]["seed"] == record["seed"] == 4
+    assert "resumed_from" not in record
 
 
 @pytest.mark.defect("W17")
@@ -703,6 +724,40 @@ def test_a_run_of_a_version_that_kept_no_account_goes_on(
     distill(config_in(run))
     assert "does not tell the options of its run" in caplog.text
     assert same_weights(run)
+
+
+@pytest.mark.defect("T17")
+@pytest.mark.parametrize("name", ["embeddings.safetensors", "targets/done.bin", "targets/key.json"])
+def test_what_can_be_made_again_is_made_again(run: Path, name: str) -> None:
+    path = run / "out" / "checkpoints" / name
+    if name.startswith("targets") and not path.exists():
+        pytest.skip("no targets were kept")
+    path.write_bytes(path.read_bytes()[:5])
+    distill(config_in(run))
+    assert same_weights(run)
+
+
+@pytest.mark.defect("D7")
+def test_checkpoints_may_be_a_link_to_another_disk(run: Path) -> None:
+    folder, scratch = run / "out" / "checkpoints", run / "scratch"
+    folder.rename(scratch)
+    folder.symlink_to(scratch)
+    distill(config_in(run))
+    assert same_weights(run)
+    assert not folder.is_symlink()
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.defect("W22")
+def test_a_development_score_that_is_no_number_ends_the_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdshrink.scoring import Evaluator
+
+    score = Evaluator.score
+    monkeypatch.setattr(Evaluator, "score", lambda *given: replace(score(*given), score=math.nan))
+    with pytest.raises(TrainingError, match="development score was not finite at step 6"):
+        distill(config_in(run))
 
 
 @pytest.mark.defect("M7")

@@ -88,7 +88,7 @@ def _shrink(
     tokenizer_files(source)
     plan_for(source, config, calibrated=config.init == "calibrated")
     texts = _calibration_texts(source, config) if config.init == "calibrated" else None
-    trimmed, vocabulary, calibration, heads = None, None, None, None
+    trimmed, vocabulary, calibration, heads, device = None, None, None, None, None
     if config.vocab_from is not None:
         trimmed, vocabulary = _trim(source, config, progress)
     with final_files(output_dir) as folder:
@@ -102,6 +102,7 @@ def _shrink(
             progress=progress,
         )
         if texts is not None:
+            from ..models.devices import describe_device, pick_device
             from .calibrated import calibrate_student
 
             kept = None if trimmed is None else trimmed.kept
@@ -109,10 +110,11 @@ def _shrink(
             done = calibrate_student(source, folder, plan, texts, config, **options)
             calibration = {**done.to_dict(), "data": texts.source}
             heads = done.heads
+            device = describe_device(pick_device(config.device))
         record = make_record(
             "shrink",
             config,
-            None,
+            device,
             [source],
             None if vocabulary is None else vocabulary["data"],
             source=source.describe(),
