@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import TrainingError
-from .files import disk_errors
+from .files import atomic_file
 from .models.tensors import TensorReader, TensorSpec, write_tensors
 
 TABLE = "embeddings.safetensors"
@@ -117,15 +117,15 @@ class WholeTable:
     def keep(cls, path: Path, origin: Path, model: PreTrainedModel, kept: Tensor) -> WholeTable:
         """Copy the table of the directory that a model was loaded from.
 
-        Where a run resumes, the file is there; then check that the same rows are trained.
+        Where a run resumes, the file is there; then check that the same rows are trained. A damaged one
+        is made anew, from the same model.
 
         Raises:
             TrainingError: The run to resume had other data.
         """
-        if path.exists():
-            with safe_open(path, framework="pt") as file:
-                same = torch.equal(file.get_tensor("kept"), kept)
-            if not same:
+        former = _kept_rows(path)
+        if former is not None:
+            if not torch.equal(former, kept):
                 raise TrainingError(
                     f"{path.parent}: the checkpoints there are of a run on other data.\n"
                     "Resume with the data, languages and samples of that run, or --overwrite it."
@@ -137,12 +137,10 @@ class WholeTable:
                 "table": reader.specs[name],
                 "kept": TensorSpec(tuple(kept.shape), kept.dtype),
             }
-            staging = path.with_suffix(".part")
-            with disk_errors(path):
+            with atomic_file(path) as partial:
                 write_tensors(
-                    staging, specs, lambda key: kept if key == "kept" else reader.read(name)
+                    partial, specs, lambda key: kept if key == "kept" else reader.read(name)
                 )
-        staging.rename(path)
         return cls(path)
 
     def save_whole(self, model: PreTrainedModel, folder: Path) -> None:
@@ -181,6 +179,15 @@ class WholeTable:
             first, last = torch.searchsorted(kept, torch.tensor([begin, begin + len(block)]))
             block[kept[first:last] - begin] = rows[first:last]
             yield block
+
+
+def _kept_rows(path: Path) -> Tensor | None:
+    """The rows that a file of a table says are trained; None without it, or if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("kept")
+    except (OSError, SafetensorError):
+        return None
 
 
 def _stored_name(reader: TensorReader, model: PreTrainedModel) -> str:

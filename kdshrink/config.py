@@ -332,7 +332,7 @@ class OutputOptions:
         None,
         flags=("-o", "--output-dir"),
     )
-    overwrite: bool = option("Replace what OUTPUT_DIR holds.", False)
+    overwrite: bool = option("Replace what kdshrink wrote to OUTPUT_DIR.", False)
 
 
 _HUB_ID = re.compile(r"(?=.{1,96}$)(?!.*(--|\.\.))(\b[\w.-]+\b/)?\b[\w.-]+\b(?<!\.git)", re.ASCII)
@@ -661,7 +661,9 @@ class EvaluationOptions(DeviceOptions):
         None,
         flags=("-o", "--output-dir"),
     )
-    overwrite: bool = option("Replace what OUTPUT_DIR holds.", False)
+    overwrite: bool = option(
+        "Replace a result in OUTPUT_DIR, and the file of --predictions.", False
+    )
 
     def __post_init__(self) -> None:
         _require(
@@ -816,6 +818,7 @@ class CurvesConfig:
         None,
         flags=("-o", "--output-file"),
     )
+    overwrite: bool = option("Replace OUTPUT_FILE.", False)
 
     def __post_init__(self) -> None:
         _check_groups(self)
@@ -830,6 +833,24 @@ class CurvesConfig:
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
+
+
+_OWN_MODELS = ("sample", "sample-base")
+
+
+def input_paths(config: Any) -> list[Path]:
+    """The local files and directories that a config names to be read."""
+    named: list[str | Path | None] = [
+        getattr(config, name, None) for name in ("data_dir", "label_map")
+    ]
+    for fields_of, built_in in (
+        (("model", "teacher", "student", "base"), _OWN_MODELS),
+        (("data", "vocab_from"), _NAMED_DATA),
+    ):
+        values = [getattr(config, name, None) for name in fields_of]
+        named += [value for value in values if value not in built_in]
+    paths = [Path(name).expanduser() for name in named if name]
+    return [path for path in paths if path.exists()]
 
 
 _NOT_OF_THE_RESULT = {
@@ -863,12 +884,21 @@ def command_line(command: str, config: Any) -> str:
         if isinstance(value, bool):
             flags.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, Mapping):
-            pairs = {k: f"{v:g}" if isinstance(v, float) else v for k, v in value.items()}
+            pairs = {k: _typed(v) for k, v in value.items()}
             flags += [word for k, v in pairs.items() for word in (flag, f"{k}={v}")]
         else:
-            typed = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            flags += [flag, f"{typed:g}" if isinstance(typed, float) else str(typed)]
+            flags += [
+                flag,
+                ",".join(map(str, value)) if isinstance(value, tuple) else _typed(value),
+            ]
     return shlex.join(["kdshrink", command, *arguments, *flags])
+
+
+def _typed(value: object) -> str:
+    """A value as it may be typed: a number as short as it stays the same."""
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
 
 
 def _check_groups(config: object) -> None:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
 from . import losses
+from .checkpoints import Identity, check_resume, start_run
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .comparison import Comparison
-from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions
+from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions, input_paths
 from .data.batching import steps_per_epoch
 from .data.encoding import IGNORED, Collator, token_counts
 from .data.labels import match_labels
@@ -39,8 +40,7 @@ from .models.loading import (
 )
 from .models.source import Source, find_model, require_classes, require_plain
 from .models.whole import check_whole
-from .output import CHECKPOINTS, check_output
-from .processes import is_first
+from .output import CHECKPOINTS, open_output
 from .progress import Progress, silent
 from .publishing.record import make_record
 from .recording import Head, Recorder, check_recorded
@@ -54,6 +54,7 @@ from .training import (
     TermTrainer,
     TrainResult,
     development_evaluator,
+    effective,
     encode_splits,
     finished_result,
     load_best,
@@ -61,7 +62,6 @@ from .training import (
     run_training,
     save_result,
     set_dropout,
-    start_run,
     trained_collator,
     training_arguments,
 )
@@ -383,13 +383,19 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     Raises:
         KdshrinkError: As `errors` lists.
     """
-    progress = progress or silent
     output_dir = config.output_dir or Path(_default_name(config))
-    if is_first():
-        check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
+    with open_output(
+        output_dir,
+        "distill",
+        overwrite=config.overwrite,
+        resume=config.resume,
+        inputs=input_paths(config),
+    ):
+        return _distill(config, output_dir, progress or silent)
+
+
+def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> TrainResult:
     repo_id = check_push(config, output_dir)
-    if done := finished_result(output_dir, config):
-        return pushed(done, repo_id, config)
     device = pick_device(config.device)
     require_trackers(config.report_to)
     source = find_model(config.teacher, config)
@@ -401,6 +407,12 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     _check_terms(config, source)
     check_whole(source, config, source.task)
     tokenizer = load_tokenizer(source, config)
+    models = {"teacher": source}
+    for role, name in (("student", config.student), ("base", config.base)):
+        if name is not None:
+            models[role] = find_model(name, config)
+    identity = Identity.of("distill", config, models)
+    check_resume(output_dir, config, identity)
     data = _load_data(config, source)
     if data.task == "token":
         prefix_words(tokenizer)
@@ -409,6 +421,9 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         if data.labels is not None:
             match_labels(data.labels, source.labels)
 
+    identity = identity.with_data(data.source)
+    if done := finished_result(output_dir, config, identity):
+        return pushed(done, repo_id, config)
     labelled = data if source.task is not None else replace(data, labels=None)
     arguments = training_arguments(config, output_dir, device)
     if config.shard_teacher:
@@ -427,7 +442,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         if comparing and labelled.labels is not None:
             comparison = Comparison(config, data, source, tokenizer, student, device, progress)
         with arguments.main_process_first(local=False):
-            resume_from = start_run(config, output_dir)
+            start = start_run(config, output_dir, identity)
             set_seed(config.seed)
             pair = _load_pair(config, source, student, encoded, pieces, output_dir, device)
     teacher_model = pair.teacher.recorder.model
@@ -477,7 +492,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         eval_dataset=encoded["validation"],
         data_collator=trained_collator(pair.learner.student, pair.collate, batches, config, device),
     )
-    run = run_training(trainer, resume_from)
+    run = run_training(trainer, start.checkpoint)
     if comparison is not None:
         comparison.add_distilled(load_best(run, pair.learner.student))
         trainer.accelerator.wait_for_everyone()  # the first one removes the checkpoints next
@@ -505,6 +520,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         training_languages=(
             sorted({*student.training_languages, *data.languages}) if source.task else []
         ),
+        **effective(start, arguments, length),
     )
     compared = None if comparison is None else comparison.to_dict()
     result = save_result(output_dir, run, student.tokenizer, record, compared)

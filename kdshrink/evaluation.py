@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -16,21 +15,22 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .config import EvalConfig, ZeroShotConfig
+from .config import EvalConfig, ZeroShotConfig, input_paths
 from .data.languages import UNDETERMINED, comparable
 from .data.load import TaskData, load_data, split_named
 from .data.registry import NAMED, Task
 from .data.sampling import language_codes
 from .data.tags import OUTSIDE, are_entities
-from .errors import DataError, OutputError
-from .files import disk_errors, write_json
+from .errors import DataError
+from .files import atomic_file, to_json
 from .metrics import entity_scores, text_scores
 from .models.devices import describe_device, pick_device, to_device
 from .models.loading import load_classifier, require_task
 from .models.source import Source, find_model, require_classes, require_plain
-from .output import RECORD, check_output, whole_directory
+from .output import check_file, final_files, open_output
+from .processes import is_first
 from .progress import Progress, silent
-from .publishing.record import make_record
+from .publishing.record import make_record, write_record
 from .scoring import EvalResult, Evaluator, Predictions, check_labels, make_evaluator
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,18 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
         KdshrinkError: As `errors` lists.
     """
     device = pick_device(config.device)
-    if config.predictions is not None:
-        _check_file(config.predictions)
-    _check_place(config)
+    with _place("eval", config):
+        if config.predictions is not None and is_first():
+            check_file(
+                config.predictions,
+                "--predictions",
+                overwrite=config.overwrite,
+                inputs=input_paths(config),
+            )
+        return _evaluate(config, device, progress or silent)
+
+
+def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> EvalResult:
     split = split_named(config.split or "test")
     source = find_model(config.model, config)
     require_plain(source)
@@ -53,18 +62,25 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
     data = load_data(config, (split,), purpose="evaluate", token=config.token)
     model, evaluator = _load(config, source, data, device)
     began = time.perf_counter()
-    predictions = evaluator.predict(model, progress or silent)
+    predictions = evaluator.predict(model, progress)
     seconds = time.perf_counter() - began
-    if config.predictions is not None:
+    if config.predictions is not None and is_first():
         _write_predictions(config.predictions, evaluator, predictions)
     result = evaluator.score_predictions(predictions, seconds, per_class=config.per_class)
     _keep("eval", config, source, data, device, result.to_dict())
     return result
 
 
-def _check_place(config: EvalConfig | ZeroShotConfig) -> None:
-    if config.output_dir is not None:
-        check_output(config.output_dir, overwrite=config.overwrite)
+@contextmanager
+def _place(command: str, config: EvalConfig | ZeroShotConfig) -> Iterator[None]:
+    """Hold the directory for the result, if one is named."""
+    if config.output_dir is None:
+        yield
+        return
+    with open_output(
+        config.output_dir, command, overwrite=config.overwrite, inputs=input_paths(config)
+    ):
+        yield
 
 
 def _keep(
@@ -76,7 +92,7 @@ def _keep(
     results: Mapping[str, Any],
 ) -> None:
     """Write a kdshrink.json of the evaluation, if a directory is named for it."""
-    if config.output_dir is None:
+    if config.output_dir is None or not is_first():
         return
     record = make_record(
         command,
@@ -89,8 +105,8 @@ def _keep(
         task=data.task,
         results=dict(results),
     )
-    with whole_directory(config.output_dir) as folder:
-        write_json(folder / RECORD, record)
+    with final_files(config.output_dir) as folder:
+        write_record(folder, record)
 
 
 def _load(
@@ -117,43 +133,25 @@ def _load(
     return to_device(loaded.model, device), evaluator
 
 
-def _check_file(path: Path) -> None:
-    """Raise OutputError unless --predictions can be written here."""
-    folder = path.absolute().parent
-    if path.is_dir():
-        raise OutputError(f"--predictions {path} is a directory. Give the name of a file.")
-    if not folder.is_dir():
-        raise OutputError(f"--predictions {path}: there is no directory {folder}. Make it first.")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"--predictions {path} cannot be written: no permission in {folder}.")
-
-
 def _write_predictions(path: Path, evaluator: Evaluator, predictions: Predictions) -> None:
     """A JSON line an example; the file appears whole or not at all."""
     codes, languages = language_codes(evaluator.table)
-    partial = path.with_name(f".{path.name}.part")
     gold, answers = evaluator.gold(), evaluator.answers(predictions)
-    try:
-        with disk_errors(path):
-            with partial.open("w", encoding="utf-8") as file:
-                for row, (right, answer) in enumerate(zip(gold, answers, strict=True)):
-                    if predictions.bounds is None:
-                        probability: Any = round(float(predictions.probabilities[row]), 6)
-                    else:
-                        begin, end = predictions.bounds[row], predictions.bounds[row + 1]
-                        values = predictions.probabilities[begin:end]
-                        probability = [round(float(value), 6) for value in values]
-                    line = {
-                        "language": languages[codes[row]],
-                        "gold": right,
-                        "predicted": answer,
-                        "probability": probability,
-                    }
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for row, (right, answer) in enumerate(zip(gold, answers, strict=True)):
+            if predictions.bounds is None:
+                probability: Any = round(float(predictions.probabilities[row]), 6)
+            else:
+                begin, end = predictions.bounds[row], predictions.bounds[row + 1]
+                values = predictions.probabilities[begin:end]
+                probability = [round(float(value), 6) for value in values]
+            line = {
+                "language": languages[codes[row]],
+                "gold": right,
+                "predicted": answer,
+                "probability": probability,
+            }
+            file.write(to_json(line) + "\n")
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,11 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
         KdshrinkError: As `errors` lists.
     """
     device = pick_device(config.device)
-    _check_place(config)
+    with _place("zero-shot", config):
+        return _zero_shot(config, device, progress or silent)
+
+
+def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress) -> ZeroShotResult:
     source = find_model(config.model, config)
     require_plain(source)
     require_classes(source)
@@ -216,8 +218,8 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
         )
     model, evaluator = _load(config, source, data, device)
     unseen_part = evaluator.part(unseen)
-    on_seen = evaluator.part(seen).score(model, progress or silent) if seen else None
-    on_unseen = unseen_part.score(model, progress or silent)
+    on_seen = evaluator.part(seen).score(model, progress) if seen else None
+    on_unseen = unseen_part.score(model, progress)
     random_score, majority_accuracy = majority_scores(unseen_part.gold(), data.task)
     result = ZeroShotResult(
         metric=on_unseen.metric,

@@ -14,7 +14,7 @@ from .config import HubOptions, HubTarget, PushConfig, SourceOptions
 from .connection import chain_of, reason, use_timeouts
 from .errors import HubError, Interrupted, KdshrinkError, ModelError, Terminated, UsageError
 from .models.source import find_model
-from .output import CHECKPOINTS
+from .output import CHECKPOINTS, name_of
 from .processes import is_first
 from .progress import Progress
 
@@ -59,7 +59,7 @@ def check_push(config: HubOptions, output_dir: Path) -> str | None:
     """
     if not config.push_to_hub or not is_first():
         return None
-    name = config.hub_model_id or output_dir.absolute().name
+    name = config.hub_model_id or name_of(output_dir)
     with _told(f"--push-to-hub: {name}", config.token, "Nothing was done yet."):
         return _ready_repository(name, config, config.token)
 
@@ -86,7 +86,7 @@ def push(config: PushConfig, progress: Progress | None = None) -> PushResult:
     weights = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
     if not weights:
         raise ModelError(f"{directory}: there are no weights beside its config.json.")
-    name = config.hub_model_id or directory.absolute().name
+    name = config.hub_model_id or name_of(directory)
     return push_directory(directory, name, config, config.token)
 
 
@@ -224,6 +224,6 @@ def _card_for(directory: Path, repo_id: str) -> bytes | None:
     path = directory / _CARD
     if record is None or not path.is_file():
         return None
-    if path.read_text(encoding="utf-8") != model_card(directory.absolute().name, record):
+    if path.read_text(encoding="utf-8") != model_card(name_of(directory), record):
         return None
     return model_card(repo_id, record).encode()

@@ -12,7 +12,7 @@ from typing import Any
 
 from .config import CurvesConfig
 from .errors import DataError
-from .output import CHECKPOINTS, LOG
+from .output import CHECKPOINTS, LOG, check_file
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,8 @@ def curves(config: CurvesConfig, progress: Progress | None = None) -> CurvesResu
     Raises:
         KdshrinkError: As `errors` lists.
     """
+    if config.output_file is not None:
+        check_file(config.output_file, "-o", overwrite=config.overwrite)
     found = {str(path): read_curve(path, config.term) for path in config.directories}
     if config.output_file is not None:
         from .plots import draw_curves

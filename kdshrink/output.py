@@ -1,114 +1,343 @@
-"""Output directories: checked before the work, written whole or not at all."""
+"""What a command writes: checked and locked before the work, moved in when it is whole."""
 
 from __future__ import annotations
 
-import fcntl
-import glob
+import errno
+import fnmatch
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from .errors import OutputError
-from .files import disk_errors
+from .errors import ModelError, OutputError
+from .files import disk_errors, empty_directory, locked, read_json
+from .processes import is_first
 
 logger = logging.getLogger(__name__)
 RECORD = "kdshrink.json"
 CHECKPOINTS = "checkpoints"
 LOG = "train_log.jsonl"
+RUN = "run.json"
+"""In the checkpoints of a run: what decides its result."""
 
-
-def check_output(output_dir: Path, *, overwrite: bool, resume: bool = False) -> None:
-    """Raise OutputError unless results may go here: it is new, empty, or --overwrite or --resume."""
-    if output_dir.exists() and not output_dir.is_dir():
-        raise OutputError(f"{output_dir} is a file. Give a directory with -o.")
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not (overwrite or resume):
-        interrupted = (
-            not (output_dir / "config.json").exists() and (output_dir / CHECKPOINTS).exists()
-        )
-        going_on = ", or --resume to go on with the run that it holds" if interrupted else ""
-        raise OutputError(
-            f"{output_dir} is not empty.\nGive another directory with -o, --overwrite{going_on}."
-        )
-    parent = next(
-        folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists()
-    )
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"{output_dir} cannot be written: no permission in {parent}.")
+_CONFIG = "config.json"
+_LOCK = ".kdshrink.lock"
+_STAGING = ".kdshrink.part"
+_WHOLE = ".kdshrink.whole"
+_NO_CONTENT = {_LOCK, _STAGING, "lost+found"}
+_MODELS = ("finetune", "distill", "shrink")
+_RESULTS = ("eval", "zero-shot")
+_FORMER_FILES = (
+    *(RECORD, LOG, _CONFIG, "README.md", "*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spm.model"),
+)
+"""What versions wrote whose records do not list their files."""
 
 
 @contextmanager
-def whole_directory(output_dir: Path) -> Iterator[Path]:
-    """Give an empty directory to fill, and put it in output_dir's place when that went well.
+def open_output(
+    directory: Path,
+    command: str,
+    *,
+    overwrite: bool,
+    resume: bool = False,
+    inputs: Iterable[Path] = (),
+) -> Iterator[None]:
+    """Make sure that a command may write its result to a directory, and keep it locked meanwhile.
 
-    It stands beside output_dir, under a hidden name, so that the last step is one rename; if anything
-    fails it is removed, and what stood at output_dir stays. What a killed process left is removed too.
+    The directory is made if need be, and removed in the end if nothing was written. Of several processes
+    of a run the first does this for all.
+
+    Args:
+        command: The subcommand, such as "distill".
+        inputs: Local files and directories that it reads.
+
+    Raises:
+        OutputError: It is in use, is an input, cannot be written, or holds what may not be replaced.
     """
-    parent = output_dir.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(parent, output_dir.name)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", suffix=".part", dir=parent))
-    staging.chmod(0o777 & ~_umask())
+    if not is_first():
+        yield
+        return
+    output = Path(os.path.realpath(directory))
+    _check_inputs(directory, output, inputs)
+    if os.path.exists(output) and not output.is_dir():
+        raise OutputError(f"{directory} is a file. Give a directory with -o.")
+    made = [folder for folder in (output, *output.parents) if not os.path.exists(folder)]
     try:
-        with _locked(staging), disk_errors(output_dir):
+        with _hold(directory, output):
+            if (output / _WHOLE).is_dir():  # a killed run had only to move its files in
+                _move_in(output)
+            _check_content(directory, output, command, overwrite=overwrite, resume=resume)
+            shutil.rmtree(output / _STAGING, ignore_errors=True)
+            yield
+    finally:
+        with suppress(OSError):  # what is not empty stays
+            for folder in made:
+                folder.rmdir()
+
+
+def _check_inputs(directory: Path, output: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError if what is read and what is written are, or are within, one another."""
+    for path in inputs:
+        real = Path(os.path.realpath(path))
+        if output == real or (output.exists() and real.exists() and output.samefile(real)):
+            where = "this is"
+        elif output.is_relative_to(real):
+            where = "this is inside"
+        elif real.is_relative_to(output):
+            where = "this holds"
+        else:
+            continue
+        raise OutputError(
+            f"-o {directory}: {where} {path}, which the command reads.\n"
+            "Give another directory with -o."
+        )
+
+
+@contextmanager
+def _hold(directory: Path, output: Path) -> Iterator[None]:
+    """Make the directory, and hold the lock on it."""
+    lock = output / _LOCK
+    with ExitStack() as held:
+        try:
+            with disk_errors(output):
+                output.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context(locked(lock, wait=False))
+        except BlockingIOError:
+            holder = (
+                lock.read_text(encoding="utf-8", errors="replace").strip() if lock.exists() else ""
+            )
+            raise OutputError(
+                f"{directory}: another run writes to it{f' ({holder})' if holder else ''}.\n"
+                "Wait until it has ended, or give another directory with -o."
+            ) from None
+        except (NotADirectoryError, FileNotFoundError, FileExistsError) as error:
+            raise OutputError(f"{directory} cannot be made: {error.strerror}.") from error
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            folder = next(one for one in (output, *output.parents) if os.path.exists(one))
+            raise OutputError(
+                f"{directory} cannot be written: no permission in {folder}."
+            ) from error
+        try:
+            os.ftruncate(file, 0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            holder = f"process {os.getpid()} on {socket.gethostname()}, since {since}"
+            with disk_errors(output):
+                os.pwrite(file, holder.encode(), 0)
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _check_content(
+    directory: Path, output: Path, command: str, *, overwrite: bool, resume: bool
+) -> None:
+    """Raise OutputError unless there is nothing, or what the command may replace or go on with."""
+    names = sorted(path.name for path in output.iterdir() if path.name not in _NO_CONTENT)
+    if not names:
+        return
+    record = _record_of(output)
+    what, theirs = _owner(output, record)
+    kind = _RESULTS if command in _RESULTS else _MODELS
+    if theirs not in kind:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        if overwrite:
+            ending = f"--overwrite of {command} does not replace it: remove it yourself, or give another with -o."
+        else:
+            ending = "Give another directory with -o."
+        raise OutputError(f"{directory} is not empty: {what} ({shown}).\n{ending}")
+    if CHECKPOINTS in names and not is_run(output):
+        raise OutputError(
+            f"{directory / CHECKPOINTS} was not written by kdshrink, and is where it keeps its own.\n"
+            "Move it away, or give another directory with -o."
+        )
+    if not (overwrite or resume):
+        going_on = ", or --resume to go on with the run that it holds" if is_run(output) else ""
+        raise OutputError(
+            f"{directory} is not empty: {what}.\n"
+            f"Give another directory with -o, --overwrite{going_on}."
+        )
+
+
+def _owner(output: Path, record: Mapping[str, Any] | None) -> tuple[str, str | None]:
+    """What a directory holds, in words, and the command of kdshrink that wrote it, if one did."""
+    has_model = (output / _CONFIG).exists()
+    command = str(record["command"]) if record and record.get("command") else None
+    if command in _MODELS:
+        return f"it holds what kdshrink {command} wrote", command
+    if command in _RESULTS and not has_model:
+        return f"it holds a result of kdshrink {command}", command
+    if is_run(output) and not has_model:
+        return "it holds the checkpoints of a run that did not end", "distill"
+    if has_model:
+        return "it holds a model that kdshrink did not write", None
+    return "it was not written by kdshrink", None
+
+
+def is_run(output: Path) -> bool:
+    """Whether a directory holds the checkpoints of a run of kdshrink, maybe none yet."""
+    folder = output / CHECKPOINTS
+    if not folder.is_dir():
+        return False
+    # The latter two are the first that versions wrote that kept no account of what decides a run.
+    ours = any((folder / name).exists() for name in (RUN, LOG, "embeddings.safetensors"))
+    return ours or all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def _record_of(output: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(output / RECORD)
+    except ModelError:
+        return None
+
+
+def _own_files(output: Path) -> set[str]:
+    """What of a directory's files kdshrink wrote, as its record tells."""
+    record = _record_of(output)
+    if record is None:
+        return set()
+    present = [path for path in output.rglob("*") if not path.is_dir()]
+    names = {path.relative_to(output).as_posix() for path in present}
+    listed = record.get("files")
+    if isinstance(listed, list):
+        return names & {str(name) for name in listed}
+    return {n for n in names if any(fnmatch.fnmatchcase(n, one) for one in _FORMER_FILES)}
+
+
+@contextmanager
+def final_files(directory: Path) -> Iterator[Path]:
+    """Give an empty directory to fill, and move its files into an open output when that went well.
+
+    What kdshrink wrote there before is replaced, checkpoints included; files of anybody else stay.
+    kdshrink.json and then config.json come last, so that they are there only in a whole result.
+    """
+    output = Path(os.path.realpath(directory))
+    staging = output / _STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with disk_errors(output):
+            staging.mkdir(parents=True)
             yield staging
-        old = None
-        if output_dir.exists():
-            old = staging.with_suffix(".old")
-            output_dir.rename(old)
-        staging.rename(output_dir)
-        if old is not None:
-            shutil.rmtree(old)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    own = _own_files(output)
+    for name in _names(staging):
+        target = output / name
+        if target.is_dir() or (os.path.lexists(target) and name not in own):
+            _set_aside(target)
+    staging.rename(output / _WHOLE)
+    _move_in(output)
 
 
-@contextmanager
-def _locked(directory: Path, flags: int = 0) -> Iterator[None]:
-    """Hold a lock that ends with the process, if not before."""
-    opened = os.open(directory, os.O_RDONLY)
+def _names(folder: Path) -> list[str]:
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def _set_aside(path: Path) -> None:
+    """Rename what somebody else put where a file of the result goes."""
+    kept = path.with_name(f"{path.name}.orig")
+    while os.path.lexists(kept):
+        kept = kept.with_name(f"{kept.name}.orig")
+    path.rename(kept)
+    logger.warning("%s was not written by kdshrink: it is %s now", path, kept.name)
+
+
+def _move_in(output: Path) -> None:
+    """Move the files of a whole result in; after a kill it may be done once more."""
+    whole = output / _WHOLE
+    names = _names(whole)
+    if _CONFIG in names:
+        (output / _CONFIG).unlink(missing_ok=True)
+    if RECORD in names:
+        for name in _own_files(output) - set(names):
+            (output / name).unlink(missing_ok=True)
+    for name in sorted(names, key=lambda name: (name == _CONFIG, name == RECORD, name)):
+        target = output / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (whole / name).replace(target)
+    shutil.rmtree(whole)
+    remove_checkpoints(output)
+
+
+def remove_checkpoints(output_dir: Path) -> None:
+    """Remove the checkpoints of a run that ended."""
+    folder = output_dir / CHECKPOINTS
+    if not is_run(output_dir):
+        return
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | flags)
-        yield
-    finally:
-        os.close(opened)
+        empty_directory(folder)
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            folder.rmdir()
+    except OSError as error:  # the result is whole nevertheless
+        logger.warning("%s could not be removed: %s", folder, error)
 
 
-def _remove_abandoned(parent: Path, name: str) -> None:
-    for staging in parent.glob(f".{glob.escape(name)}.*.part"):
-        try:
-            with _locked(staging, fcntl.LOCK_NB):
-                shutil.rmtree(staging)
-        except OSError as error:  # another process is filling it, or it may not be touched
-            logger.debug("%s stays: %s", staging, error)
+def check_file(path: Path, flag: str, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Make sure, before the work, that a file may be written in the end.
 
+    Args:
+        flag: The option that names it.
+        inputs: Local files and directories that the command reads.
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-@contextmanager
-def final_files(output_dir: Path) -> Iterator[Path]:
-    """Give an empty directory to fill, and move its files into output_dir when that went well.
-
-    For a directory that holds checkpoints already. config.json is moved last, and an old one removed
-    first, so that it is there only in a whole result.
+    Raises:
+        OutputError: It is an input, is there already, is no regular file, or cannot be written.
     """
-    staging = output_dir / CHECKPOINTS / "final"
-    shutil.rmtree(staging, ignore_errors=True)
-    with disk_errors(output_dir):
-        staging.mkdir(parents=True)
-        yield staging
-    (output_dir / "config.json").unlink(missing_ok=True)
-    for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
-        target = output_dir / path.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        path.replace(target)
-    staging.rmdir()
+    if path.is_dir():
+        raise OutputError(f"{flag} {path} is a directory. Give the name of a file.")
+    target = Path(os.path.realpath(path))
+    folder = target.parent
+    if not folder.is_dir():
+        raise OutputError(f"{flag} {path}: there is no directory {folder}. Make it first.")
+    if target.is_symlink():
+        raise OutputError(f"{flag} {path} is a link that leads nowhere. Give another name.")
+    if path.exists():
+        _check_replaced(path, target, flag, overwrite, inputs)
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{flag} {path} cannot be written: no permission in {folder}.")
+
+
+def _check_replaced(
+    path: Path, target: Path, flag: str, overwrite: bool, inputs: Iterable[Path]
+) -> None:
+    """Raise OutputError unless the file that stands there may be replaced."""
+    if not stat.S_ISREG(path.stat().st_mode) or not target.exists():
+        raise OutputError(
+            f"{flag} {path} is no regular file, but a device or a pipe. Give the name of a file."
+        )
+    if any(os.path.samestat(path.stat(), os.fstat(stream)) for stream in _open_streams()):
+        raise OutputError(f"{flag} {path} is this command's own output. Give another name.")
+    if os.path.ismount(target):
+        raise OutputError(f"{flag} {path} is a mount point, and cannot be replaced. Give another.")
+    for one in inputs:
+        if target.samefile(one) or target.is_relative_to(os.path.realpath(one)):
+            raise OutputError(
+                f"{flag} {path} is a file of {one}, which the command reads. Give another name."
+            )
+    if not overwrite:
+        raise OutputError(f"{flag} {path} is there already. Give another name, or --overwrite.")
+
+
+def _open_streams() -> Iterator[int]:
+    for stream in (1, 2):
+        with suppress(OSError):
+            os.fstat(stream)
+            yield stream
+
+
+def name_of(directory: Path) -> str:
+    """A directory's own name, also where it was called `.` or `..`."""
+    return Path(os.path.abspath(directory)).name

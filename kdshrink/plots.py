@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
+from .files import atomic_file
 
 if TYPE_CHECKING:
     from .learning_curves import Point
@@ -34,12 +35,8 @@ def _save(figure: Any, path: Path) -> None:
     """The file appears whole or not at all; its bytes depend on nothing but what is drawn."""
     kind = path.suffix.lstrip(".")
     undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    partial = path.with_name(f".{path.name}.part")
-    try:
+    with atomic_file(path) as partial:
         figure.savefig(partial, format=kind, dpi=120, metadata=undated)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _literal(name: str) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import OutputError
-from .files import disk_errors, write_json
+from .files import disk_errors, to_json, write_json
 
 _KEY = "key.json"
 _DONE = "done.bin"
@@ -100,15 +100,16 @@ class TargetCache:
         self.shape = shape
         self.lengths = lengths
         self.offsets = shape.offsets(lengths)
-        if not _is_of(folder, key):
+        sizes = {name: int(ends[-1]) for name, ends in self.offsets.items()}
+        bytes_of = {f"{name}.bin": size * shape.dtype.itemsize for name, size in sizes.items()}
+        bytes_of[_DONE] = len(lengths)
+        if not _is_of(folder, key, bytes_of):
             shutil.rmtree(folder, ignore_errors=True)
             _require_room(folder, shape.bytes(lengths))
             folder.mkdir(parents=True)
             with disk_errors(folder):
-                sizes = {name: int(ends[-1]) for name, ends in self.offsets.items()}
-                for name, size in sizes.items():
-                    _reserve(folder / f"{name}.bin", size * shape.dtype.itemsize)
-                _reserve(folder / _DONE, len(lengths))
+                for file, size in bytes_of.items():
+                    _reserve(folder / file, size)
                 write_json(folder / _KEY, key)
         self.done = np.memmap(folder / _DONE, dtype=np.uint8, mode="r+")
         self.values = {
@@ -141,9 +142,10 @@ class TargetCache:
         return ExampleTargets(*(parts.get(name) for name in ("states", "attention", "logits")))
 
 
-def _is_of(folder: Path, key: Mapping[str, Any]) -> bool:
+def _is_of(folder: Path, key: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
     try:
-        return json.loads((folder / _KEY).read_text()) == json.loads(json.dumps(key))
+        whole = all((folder / file).stat().st_size == size for file, size in sizes.items())
+        return whole and json.loads((folder / _KEY).read_text()) == json.loads(to_json(key))
     except (OSError, ValueError):
         return False
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import resource
-import shutil
 import signal
 import threading
 import time
@@ -31,18 +30,16 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from .checkpoints import BEST, BEST_SCORE, last_checkpoint
 from .compaction import WholeTable, count_decay
 from .data.batching import Batches
 from .data.encoding import IGNORED
 from .errors import Interrupted, TrainingError
-from .files import disk_errors, write_json
+from .files import atomic_directory, disk_errors, to_json, write_json
 from .losses import task_cross_entropy
 from .output import CHECKPOINTS, LOG
 from .progress import Progress
 from .scoring import EvalResult, Evaluator
-
-BEST_SCORE = "score.json"
-_BEST = "best"
 
 
 class _Signals(TrainerCallback):
@@ -279,9 +276,9 @@ class TermTrainer(Trainer):
         if "loss" in line or "score" in line:
             with (
                 disk_errors(self.result_dir),
-                (self.result_dir / CHECKPOINTS / LOG).open("a") as log,
+                (self.result_dir / CHECKPOINTS / LOG).open("a", encoding="utf-8") as log,
             ):
-                log.write(json.dumps(line) + "\n")
+                log.write(to_json(line) + "\n")
         figures = {str(name): logs[name] for name in ("loss", "score") if name in logs}
         self.progress(self.what, self.state.global_step, self.state.max_steps, figures)
 
@@ -290,6 +287,11 @@ class TermTrainer(Trainer):
         self._check_finite()
         with torch.compiler.set_stance("force_eager"):  # its batches have too many shapes
             result = self.evaluator.score(self.trained_model)
+        if not math.isfinite(result.score):
+            raise TrainingError(
+                f"The development score was not finite at step {self.state.global_step}.\n"
+                "Lower --learning-rate, or add --warmup-steps."
+            )
         former = [entry["score"] for entry in self.state.log_history if "score" in entry]
         self.log(
             {
@@ -314,16 +316,10 @@ class TermTrainer(Trainer):
         return metrics
 
     def _keep_best(self, result: EvalResult) -> None:
-        best = self.result_dir / CHECKPOINTS / _BEST
-        staging = best.with_suffix(".part")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        with disk_errors(staging):
-            self.table.save_whole(self.trained_model, staging)
+        with atomic_directory(self.result_dir / CHECKPOINTS / BEST) as folder:
+            self.table.save_whole(self.trained_model, folder)
             scored = {"step": self.state.global_step, "development": result.to_dict()}
-            write_json(staging / BEST_SCORE, scored)
-        shutil.rmtree(best, ignore_errors=True)
-        staging.rename(best)
+            write_json(folder / BEST_SCORE, scored)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_finite()
@@ -352,18 +348,6 @@ class _Ticker(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self.progress(self.what, state.global_step, state.max_steps, {})
-
-
-def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: trainer_state.json comes last in one."""
-    found = []
-    for path in (output_dir / CHECKPOINTS).glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-            found.append((int(path.name.split("-")[1]), path))
-        except (OSError, ValueError):
-            continue
-    return max(found)[1] if found else None
 
 
 @dataclass(frozen=True)
@@ -409,7 +393,7 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
     if trainer.state.global_step not in scored_steps:
         trainer.evaluate()
     trainer.accelerator.wait_for_everyone()
-    best_dir = trainer.result_dir / CHECKPOINTS / _BEST
+    best_dir = trainer.result_dir / CHECKPOINTS / BEST
     scored = json.loads((best_dir / BEST_SCORE).read_text())
     return Run(
         steps=trainer.state.global_step,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -22,15 +21,16 @@ from transformers import (
 )
 
 from .card import model_card
+from .checkpoints import BEST_SCORE, Identity, Start, check_resume, is_finished, start_run
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .compiling import compile_in_place, length_buckets
-from .config import FinetuneConfig, TrainingOptions
+from .config import FinetuneConfig, TrainingOptions, input_paths
 from .data.batching import Batches, make_batches, steps_per_epoch
 from .data.encoding import Collator, encode, token_counts
 from .data.labels import match_labels
 from .data.load import TaskData, load_data
-from .errors import UsageError
-from .files import write_json
+from .errors import OutputError, UsageError
+from .files import read_json, write_text
 from .hub import PushResult, check_push, pushed
 from .models.devices import describe_device, pick_device, to_device
 from .models.loading import (
@@ -42,15 +42,17 @@ from .models.loading import (
 )
 from .models.source import find_model, require_classes, require_plain
 from .models.whole import check_whole
-from .output import CHECKPOINTS, LOG, RECORD, check_output, final_files
+from .output import CHECKPOINTS, LOG, RECORD, final_files, name_of, open_output, remove_checkpoints
 from .processes import is_first
 from .progress import Progress, silent
-from .publishing.record import make_record
+from .publishing.record import make_record, write_record
 from .scoring import EvalResult, Evaluator
 from .trackers import require_trackers, tracker_names
-from .trainer import BEST_SCORE, Run, TermTrainer, last_checkpoint, run_training
+from .trainer import Run, TermTrainer, run_training
 
 logger = logging.getLogger(__name__)
+_RECORDED = ("steps", "train_seconds", "examples_per_second", "peak_memory_bytes", "best_step")
+"""Figures of a TrainResult that a record holds as they are."""
 
 
 @dataclass(frozen=True)
@@ -190,54 +192,34 @@ def trained_collator(
     return replace(collate, buckets=length_buckets(batches.lengths))
 
 
-def start_run(config: TrainingOptions, output_dir: Path) -> Path | None:
-    """Make the place for checkpoints and find the one to resume from.
+def finished_result(
+    output_dir: Path, config: TrainingOptions, identity: Identity
+) -> TrainResult | None:
+    """The result of a run that ended, for --resume of a finished directory.
 
-    A fresh run clears the checkpoints of an older one.
+    Raises:
+        OutputError: It is of another run, or its record is damaged.
     """
-    checkpoints = output_dir / CHECKPOINTS
-    last = last_checkpoint(output_dir) if config.resume else None
-    if not is_first():
-        return last
-    if last is None:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    _cut_log(checkpoints / LOG, last)
-    return last
-
-
-def _cut_log(log: Path, last: Path | None) -> None:
-    """Drop the lines behind the checkpoint: those steps are done again."""
-    if last is None or not log.exists():
-        return
-    step = int(last.name.split("-")[1])
-    lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
-    log.write_text("".join(line + "\n" for line in lines))
-
-
-def finished_result(output_dir: Path, config: Any) -> TrainResult | None:
-    """The result of a run that ended, for --resume of a finished directory."""
-    record = output_dir / RECORD
-    if not (config.resume and (output_dir / "config.json").exists() and record.exists()):
+    if not config.resume or not is_finished(output_dir):
         return None
-    results = json.loads(record.read_text())["results"]
+    check_resume(output_dir, config, identity)
     logger.info("%s is finished already: there is nothing to resume", output_dir)
-    development = EvalResult.from_dict(results["development"])
-    return TrainResult(
-        output_dir=output_dir,
-        development=development,
-        comparison=results.get("comparison"),
-        **{
-            name: results[name]
-            for name in (
-                "steps",
-                "train_seconds",
-                "examples_per_second",
-                "peak_memory_bytes",
-                "best_step",
-            )
-        },
-    )
+    try:
+        results = (read_json(output_dir / RECORD) or {})["results"]
+        result = TrainResult(
+            output_dir=output_dir,
+            development=EvalResult.from_dict(results["development"]),
+            comparison=results.get("comparison"),
+            **{name: results[name] for name in _RECORDED},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"{output_dir / RECORD} is damaged: it does not tell the results of a training run.\n"
+            "Start again with --overwrite in place of --resume."
+        ) from error
+    if is_first():
+        remove_checkpoints(output_dir)
+    return result
 
 
 def save_result(
@@ -276,13 +258,20 @@ def save_result(
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(folder)
-        write_json(folder / RECORD, record)
-        (folder / "README.md").write_text(
-            model_card(output_dir.absolute().name, record), encoding="utf-8"
-        )
+        write_text(folder / "README.md", model_card(name_of(output_dir), record))
         shutil.copy2(output_dir / CHECKPOINTS / LOG, folder)
-    shutil.rmtree(output_dir / CHECKPOINTS)
+        write_record(folder, record)
     return result
+
+
+def effective(start: Start, arguments: TrainingArguments, max_length: int) -> dict[str, Any]:
+    """What a record says of how a run went, where its options do not tell."""
+    return {
+        "max_length": max_length,
+        "bf16": bool(arguments.bf16),
+        "processes": arguments.world_size,
+        **start.describe(),
+    }
 
 
 def load_best(run: Run, like: PreTrainedModel) -> PreTrainedModel:
@@ -341,19 +330,31 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     output_dir = config.output_dir or Path(
         f"{Path(config.model).name}-{Path(str(config.data)).stem}"
     )
-    if is_first():
-        check_output(output_dir, overwrite=config.overwrite, resume=config.resume)
+    with open_output(
+        output_dir,
+        "finetune",
+        overwrite=config.overwrite,
+        resume=config.resume,
+        inputs=input_paths(config),
+    ):
+        return _finetune(config, output_dir, progress or silent)
+
+
+def _finetune(config: FinetuneConfig, output_dir: Path, progress: Progress) -> TrainResult:
     repo_id = check_push(config, output_dir)
-    if done := finished_result(output_dir, config):
-        return pushed(done, repo_id, config)
     device = pick_device(config.device)
     require_trackers(config.report_to)
     source = find_model(config.model, config)
     require_plain(source)
     require_classes(source)
     tokenizer = load_tokenizer(source, config)
+    identity = Identity.of("finetune", config, {"model": source})
+    check_resume(output_dir, config, identity)
     data = load_data(config, ("train", "validation"), purpose="train", token=config.token)
     assert data.labels is not None
+    identity = identity.with_data(data.source)
+    if done := finished_result(output_dir, config, identity):
+        return pushed(done, repo_id, config)
 
     check_whole(source, config, data.task, data.labels)
     if data.task == "token":
@@ -367,7 +368,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     set_dropout(model, config.dropout, calibrated=source.is_calibrated)
     arguments = training_arguments(config, output_dir, device)
     with arguments.main_process_first(local=False):
-        resume_from = start_run(config, output_dir)
+        start = start_run(config, output_dir, identity)
         table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, source.directory, model, kept)
     collate = Collator(int(tokenizer.pad_token_id), compact_ids(kept, source.vocabulary))
     set_seed(config.seed)
@@ -378,7 +379,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         table=table,
         evaluator=development_evaluator(data, encoded, labels, collate, device),
         output_dir=output_dir,
-        progress=progress or silent,
+        progress=progress,
         what="finetune",
         patience=config.early_stopping_patience,
         model=model,
@@ -387,7 +388,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         eval_dataset=encoded["validation"],
         data_collator=trained_collator(model, collate, batches, config, device),
     )
-    run = run_training(trainer, resume_from)
+    run = run_training(trainer, start.checkpoint)
     record = make_record(
         "finetune",
         config,
@@ -400,5 +401,6 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
         data=data.source,
         task=data.task,
         training_languages=sorted({*source.training_languages, *data.languages}),
+        **effective(start, arguments, length),
     )
     return pushed(save_result(output_dir, run, tokenizer, record), repo_id, config)

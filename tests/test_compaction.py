@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from kdshrink import DistillConfig
+from kdshrink.checkpoints import Identity, start_run
 from kdshrink.compaction import (
     CompactEmbedding,
     WholeTable,
@@ -35,7 +36,6 @@ from kdshrink.training import (
     encode_splits,
     plan_batches,
     run_training,
-    start_run,
     training_arguments,
 )
 
@@ -87,7 +87,7 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
         rows = reachable_ids(tokenizer, list(encoded.values()), ROWS)
     collate = Collator(int(tokenizer.pad_token_id), compact_ids(rows, ROWS))
     arguments = training_arguments(config, out, torch.device("cpu"))
-    start_run(config, out)
+    start_run(config, out, Identity.of("distill", config, {"teacher": source}))
     student, master = (load_weights(source, config, "sequence", rows) for _ in range(2))
     table = WholeTable.keep(out / "checkpoints" / "table", source_dir, student, rows)
     reads: dict[str, Any] = {"hidden": True, "embedding": True, "attention": "scores"}

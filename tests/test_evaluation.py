@@ -514,8 +514,9 @@ def test_predictions_on_a_full_disk_leave_what_was_there(
     path.write_text("of before\n")
     (tmp_path / ".answers.jsonl.part").symlink_to("/dev/full")
     model = save(classifier("sequence", LABELS))
+    options: dict[str, Any] = {"data": str(text_data), "device": "cpu", "overwrite": True}
     with pytest.raises(OutputError, match="disk is full"):
-        evaluate(EvalConfig(model=model, data=str(text_data), device="cpu", predictions=path))
+        evaluate(EvalConfig(model=model, predictions=path, **options))
     assert path.read_text() == "of before\n"
     assert sorted(file.name for file in tmp_path.glob("*answers*")) == ["answers.jsonl"]
 

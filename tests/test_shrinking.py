@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import ElectraConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kdshrink import ShrinkConfig, shrink
 from kdshrink.errors import ModelError, OutputError, ShapeError, UsageError
-from kdshrink.output import whole_directory
+from kdshrink.output import final_files, open_output
 from kdshrink.shrinking.engine import plan_student
 from kdshrink.shrinking.layers import choose_layers
 from kdshrink.shrinking.slices import even_indices
@@ -313,9 +314,16 @@ def test_output_is_not_overwritten_unasked(encoder_dir: Path, tmp_path: Path) ->
     with pytest.raises(OutputError, match="not empty"):
         shrink(ShrinkConfig(**options))
     assert (out / "notes.txt").read_text() == "mine"
+    with pytest.raises(OutputError, match="remove it yourself"):
+        shrink(ShrinkConfig(**options, overwrite=True))
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    (out / "notes.txt").unlink()
+    shrink(ShrinkConfig(**options))
+    (out / "notes.txt").write_text("mine")
     shrink(ShrinkConfig(**options, overwrite=True))
     assert (out / "config.json").exists()
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert (out / "notes.txt").read_text() == "mine"
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_old_names_of_norms_are_read(
@@ -413,13 +421,19 @@ def test_the_record_tells_what_was_done(encoder_dir: Path, tmp_path: Path) -> No
 
 
 def test_a_directory_is_whole_and_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ".out.dead.part").mkdir()
-    (tmp_path / ".out.dead.part" / "model.safetensors").write_bytes(b"half")
-    with whole_directory(tmp_path / "out") as filling:
-        (filling / "config.json").write_text("{}")
-        assert [path.name for path in tmp_path.iterdir()] == [filling.name]
-        with whole_directory(tmp_path / "out") as other:  # as another process would, at once
-            assert filling.exists()
-            assert other != filling
-    assert (tmp_path / "out" / "config.json").read_text() == "{}"
+    out = tmp_path / "out"
+    (out / ".kdshrink.part").mkdir(parents=True)
+    (out / ".kdshrink.part" / "model.safetensors").write_bytes(b"half")
+    (out / ".kdshrink.lock").write_text("process 1")
+    with open_output(out, "shrink", overwrite=False):
+        assert [path.name for path in out.iterdir()] == [".kdshrink.lock"]
+        with final_files(out) as filling:
+            (filling / "config.json").write_text("{}")
+            assert not (out / "config.json").exists()
+        with (
+            pytest.raises(OutputError, match=f"another run .*process {os.getpid()} on"),
+            open_output(out, "shrink", overwrite=True),
+        ):
+            pytest.fail("two runs hold one directory")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["config.json"]

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import command_line
+from ..files import write_json
 from ..models.source import Source
+from ..output import RECORD
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,12 @@ def make_record(
         "licences": licences(sources),
         **facts,
     }
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write kdshrink.json into a folder that is complete but for it: it lists what the command wrote."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    write_json(folder / RECORD, {**record, "files": sorted({*names, RECORD})})
 
 
 def _identity(data: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from .execute import execute, interrupted, visible_gpus
 from .experiments import EXPERIMENTS
 from .grid import Grid, make_grid
 from .plan import Plan
-from .report import REPORT, Report
+from .report import REPORT, Report, check_place
 from .results import Cell, Measured, measure
 from .sizes import report_data
 
@@ -90,6 +90,7 @@ def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceR
     if config.plan:
         shell = f"{plan.as_shell()}{again}\n"
         return ReproduceResult(config.name, output_dir, None, plan=listed, shell=shell)
+    check_place(output_dir / config.name, config.name)
     outcome = execute(plan, config.jobs, visible_gpus(config.device), board or unseen)
     measured = measure(cells, plan.folder, outcome.reasons)
     place = output_dir / config.name

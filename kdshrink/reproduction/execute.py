@@ -6,7 +6,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -155,8 +154,6 @@ class _Executor:
 
     def _spawn(self, run: Run, lock: _Lock, slot: int) -> subprocess.Popen[bytes]:
         folder = self.plan.folder
-        for left in folder.glob(f".{run.name}.*"):
-            shutil.rmtree(left, ignore_errors=True)
         environment = dict(os.environ)
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import UsageError
+from ..errors import ModelError, OutputError, UsageError
+from ..files import read_json, write_json, write_text
 from ..learning_curves import read_curve
 from ..plots import draw_bars, draw_curves, draw_lines, require_matplotlib
 from .experiments import Experiment
@@ -22,6 +23,7 @@ from .results import Measured
 logger = logging.getLogger(__name__)
 
 REPORT = "report.md"
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,18 @@ class Report:
         """Write its files, each whole or not at all. Without matplotlib there are no figures."""
         output_dir.mkdir(parents=True, exist_ok=True)
         figures = self._draw(output_dir)
-        write_whole(output_dir / REPORT, self.as_markdown(figures))
-        write_whole(output_dir / "results.csv", as_csv([row.to_dict() for row in self.rows]))
-        write_whole(output_dir / "results.json", self._as_json())
+        write_text(output_dir / REPORT, self.as_markdown(figures))
+        write_text(output_dir / "results.csv", as_csv([row.to_dict() for row in self.rows]))
+        write_json(output_dir / RESULTS, self._as_json())
 
-    def _as_json(self) -> str:
-        content = {
+    def _as_json(self) -> dict[str, Any]:
+        return {
             "experiment": self.experiment.name,
             "kdshrink_version": __version__,
             "paper_tables": list(self.experiment.tables),
             "set_up": list(self.set_up),
             "rows": [row.to_dict() for row in self.rows],
         }
-        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     def as_markdown(self, figures: Sequence[str] = ()) -> str:
         lines = [f"# {self.title}", "", *(f"- {line}" for line in self.set_up), ""]
@@ -142,11 +143,23 @@ class Report:
         return columns
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def check_place(output_dir: Path, name: str) -> None:
+    """Make sure, before the work, that no report but an older one of this experiment is replaced.
+
+    Raises:
+        OutputError: Somebody else's files have a report's names.
+    """
+    names = (REPORT, "results.csv", RESULTS, f"{name}.png")
+    there = [one for one in names if os.path.lexists(output_dir / one)]
+    try:
+        former = read_json(output_dir / RESULTS) or {}
+    except ModelError:
+        former = {}
+    if there and former.get("experiment") != name:
+        raise OutputError(
+            f"{output_dir} holds {', '.join(there)}, and no report of {name} by kdshrink.\n"
+            "Move it away, or give another directory with -o."
+        )
 
 
 def _legend(experiment: Experiment, rows: Sequence[Measured]) -> str:

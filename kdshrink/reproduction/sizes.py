@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,8 +12,9 @@ from typing import Any
 from ..config import ReproduceConfig
 from ..data.registry import NAMED, NamedData
 from ..errors import DataError, KdshrinkError
+from ..files import write_json, write_text
 from .paper import read_paper
-from .report import REPORT, as_csv, write_whole
+from .report import REPORT, RESULTS, as_csv, check_place
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,7 @@ def report_data(config: ReproduceConfig, place: Path) -> list[dict[str, Any]]:
     Raises:
         KdshrinkError: A data set that the user named is not there.
     """
+    check_place(place, config.name)
     names = config.data or tuple(
         name for name in NAMED if name != "sample" or config.scale == "sample"
     )
@@ -180,7 +181,7 @@ def report_data(config: ReproduceConfig, place: Path) -> list[dict[str, Any]]:
     rows = [asdict(size) for size in sizes]
     languages = [asdict(unit) for unit in units]
     content = {"experiment": "data", "rows": rows, "languages": languages}
-    write_whole(place / REPORT, "\n".join(_markdown(sizes, units)))
-    write_whole(place / "results.csv", as_csv(languages))
-    write_whole(place / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(place / REPORT, "\n".join(_markdown(sizes, units)))
+    write_text(place / "results.csv", as_csv(languages))
+    write_json(place / RESULTS, content)
     return rows

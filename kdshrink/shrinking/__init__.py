@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..card import model_card
-from ..config import ShapeOptions, ShrinkConfig, SourceOptions
-from ..files import write_json
+from ..config import ShapeOptions, ShrinkConfig, SourceOptions, input_paths
+from ..files import write_json, write_text
 from ..hub import PushResult, check_push, pushed
 from ..models.source import Source, find_model, require_plain, tokenizer_files
-from ..output import RECORD, check_output, whole_directory
+from ..output import final_files, name_of, open_output
 from ..progress import Progress, silent
-from ..publishing.record import make_record
+from ..publishing.record import make_record, write_record
 from .engine import CopyReport, StudentPlan, check_weights, copy_weights, plan_student
 from .vocabulary import (
     Text,
@@ -75,20 +75,25 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
     Raises:
         KdshrinkError: As `errors` lists.
     """
-    progress = progress or silent
     source = find_model(config.model, config)
     output_dir = config.output_dir or Path(_default_name(config, source))
-    check_output(output_dir, overwrite=config.overwrite)
+    with open_output(output_dir, "shrink", overwrite=config.overwrite, inputs=input_paths(config)):
+        return _shrink(source, config, output_dir, progress or silent)
+
+
+def _shrink(
+    source: Source, config: ShrinkConfig, output_dir: Path, progress: Progress
+) -> ShrinkResult:
     repo_id = check_push(config, output_dir)
     tokenizer_files(source)
     plan = plan_for(source, config, calibrated=config.init == "calibrated")
     _check_source(source, plan)
     _note_pipeline(source)
     texts = _calibration_texts(source, config) if config.init == "calibrated" else None
-    trimmed, vocabulary, calibration, heads = None, None, None, None
+    trimmed, vocabulary, calibration, heads, device = None, None, None, None, None
     if config.vocab_from is not None:
         trimmed, vocabulary = _trim(source, config, progress)
-    with whole_directory(output_dir) as folder:
+    with final_files(output_dir) as folder:
         plan, report = shrink_source(
             source,
             config,
@@ -99,6 +104,7 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             progress=progress,
         )
         if texts is not None:
+            from ..models.devices import describe_device, pick_device
             from .calibrated import calibrate_student
 
             kept = None if trimmed is None else trimmed.kept
@@ -106,10 +112,11 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             done = calibrate_student(source, folder, plan, texts, config, **options)
             calibration = {**done.to_dict(), "data": texts.source}
             heads = done.heads
+            device = describe_device(pick_device(config.device))
         record = make_record(
             "shrink",
             config,
-            None,
+            device,
             [source],
             None if vocabulary is None else vocabulary["data"],
             source=source.describe(),
@@ -131,10 +138,8 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
             calibration,
         )
         record["results"] = {k: v for k, v in result.to_dict().items() if k != "output_dir"}
-        write_json(folder / RECORD, record)
-        (folder / "README.md").write_text(
-            model_card(output_dir.absolute().name, record), encoding="utf-8"
-        )
+        write_text(folder / "README.md", model_card(name_of(output_dir), record))
+        write_record(folder, record)
     return pushed(result, repo_id, config)
 
 
