@@ -24,7 +24,7 @@ from .comparison import Comparison
 from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions, input_paths
 from .data.batching import steps_per_epoch
 from .data.encoding import IGNORED, Collator, token_counts
-from .data.labels import match_labels
+from .data.labels import match_labels, read_label_map
 from .data.load import TaskData, load_data
 from .data.sampling import language_codes
 from .errors import UnlabelledError, UsageError
@@ -398,7 +398,7 @@ def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> Tra
     repo_id = check_push(config, output_dir)
     device = pick_device(config.device)
     require_trackers(config.report_to)
-    source = find_model(config.teacher, config)
+    source = find_model(config.teacher, config).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
     check_recorded(source.config)

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .config import EvalConfig, ZeroShotConfig, input_paths
+from .data.labels import read_label_map
 from .data.languages import UNDETERMINED, comparable
 from .data.load import TaskData, load_data, split_named
 from .data.registry import NAMED, Task
@@ -56,7 +57,7 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
 
 def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> EvalResult:
     split = split_named(config.split or "test")
-    source = find_model(config.model, config)
+    source = find_model(config.model, config).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
     data = load_data(config, (split,), purpose="evaluate", token=config.token)
@@ -120,12 +121,12 @@ def _load(
         )
     require_task(source, data.task)
     check_labels(data, source)
-    loaded = load_classifier(config.model, config, data.task)
+    loaded = load_classifier(source, config, data.task)
     evaluator = make_evaluator(
         data,
         next(iter(data.splits)),
         loaded.tokenizer,
-        loaded.source,
+        source,
         max_length=config.max_length,
         batch_size=config.batch_size,
         device=device,
@@ -203,7 +204,7 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
 
 
 def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress) -> ZeroShotResult:
-    source = find_model(config.model, config)
+    source = find_model(config.model, config).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
     split = split_named(config.split or "test")

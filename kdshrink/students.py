@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import DistillConfig
+from .data.labels import read_label_map
 from .data.load import TaskData
 from .data.registry import Task
 from .errors import ModelError, ShapeError, UsageError
@@ -91,7 +92,7 @@ def prepare_student(
     """
     depth = teacher.depth
     if config.student is not None:
-        source = find_model(config.student, config)
+        source = find_model(config.student, config).renamed(read_label_map(config.label_map))
         require_classes(source)
         if source.task != teacher.task:
             if teacher.task is None:
@@ -99,7 +100,7 @@ def prepare_student(
                     f"{source.name} has a head, and the teacher {teacher.name} has none."
                 )
             require_task(source, teacher.task)
-        check_whole(source, config, teacher.task, source.labels if teacher.task else None)
+        check_whole(source, config, teacher.task)
         layers, heads = _places_of(source, config, depth)
         own = source.depth
         if own != len(layers):

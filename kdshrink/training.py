@@ -27,7 +27,7 @@ from .compiling import compile_in_place, length_buckets
 from .config import FinetuneConfig, TrainingOptions, input_paths
 from .data.batching import Batches, make_batches, steps_per_epoch
 from .data.encoding import Collator, encode, token_counts
-from .data.labels import match_labels
+from .data.labels import match_labels, read_label_map
 from .data.load import TaskData, load_data
 from .errors import OutputError, UsageError
 from .files import read_json, write_text
@@ -344,7 +344,7 @@ def _finetune(config: FinetuneConfig, output_dir: Path, progress: Progress) -> T
     repo_id = check_push(config, output_dir)
     device = pick_device(config.device)
     require_trackers(config.report_to)
-    source = find_model(config.model, config)
+    source = find_model(config.model, config).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
     tokenizer = load_tokenizer(source, config)

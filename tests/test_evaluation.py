@@ -689,10 +689,12 @@ from kdshrink.config import EvalConfig
 from kdshrink.data.encoding import Collator, encode
 from kdshrink.scoring import predict
 from kdshrink.models.loading import load_classifier
+from kdshrink.models.source import find_model
 
 torch.set_num_threads(1)
 model, data = sys.argv[1:]
-loaded = load_classifier(model, EvalConfig(model=model, data="d"), "token")
+options = EvalConfig(model=model, data="d")
+loaded = load_classifier(find_model(model, options), options, "token")
 encoded = encode(
     Dataset.load_from_disk(data), loaded.tokenizer, task="token", max_length=12, label_ids=None
 )

@@ -24,6 +24,7 @@ from kdshrink.data.batching import Batches
 from kdshrink.config import EvalConfig
 from kdshrink.data.encoding import Collator
 from kdshrink.models.loading import load_classifier
+from kdshrink.models.source import find_model
 from kdshrink.recording import Recorder
 from kdshrink.sharding import shard
 from kdshrink.target_cache import TargetCache, TargetShape
@@ -36,10 +37,11 @@ generator = torch.Generator().manual_seed(0)
 lengths = torch.randint(3, 30, (37,), generator=generator).tolist()
 ids = [torch.randint(3, 300, (n,), generator=generator).tolist() for n in lengths]
 encoded = Dataset.from_dict({"input_ids": ids, "length": lengths})
+OPTIONS = EvalConfig(model=TEACHER, data="d")
 
 
 def source(sharded, cache=None):
-    model = load_classifier(TEACHER, EvalConfig(model=TEACHER, data="d"), "sequence").model.eval()
+    model = load_classifier(find_model(TEACHER, OPTIONS), OPTIONS, "sequence").model.eval()
     whole = sum(p.numel() for p in model.parameters())
     if sharded:
         shard(model, torch.device("cpu"))

@@ -18,7 +18,7 @@ from ..compaction import compact, embedding_name
 from ..config import SourceOptions
 from ..data.registry import Task
 from ..errors import ModelError
-from .source import Source, find_model, tokenizer_files
+from .source import Source, tokenizer_files
 from .tensors import TensorReader
 from .whole import MissingHeadError, check_whole, first_line, is_of_encoder, read_config
 
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    source: Source
 
 
 def model_sizes(model: PreTrainedModel) -> dict[str, int]:
@@ -128,16 +127,15 @@ def require_task(source: Source, task: Task) -> None:
         )
 
 
-def load_classifier(name: str, options: SourceOptions, task: Task) -> Loaded:
+def load_classifier(source: Source, options: SourceOptions, task: Task) -> Loaded:
     """Load a fine-tuned model and its tokenizer, in float32.
 
     Raises:
-        ModelError: It is missing or damaged, or has no head for the task.
+        ModelError: It is damaged, or has no head for the task.
     """
-    source = find_model(name, options)
     require_task(source, task)
     tokenizer = load_tokenizer(source, options, task)
-    return Loaded(load_weights(source, options, task), tokenizer, source)
+    return Loaded(load_weights(source, options, task), tokenizer)
 
 
 def load_weights(

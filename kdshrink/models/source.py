@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ..config import SourceOptions
 from ..data.registry import Task
-from ..errors import ModelError
+from ..errors import ModelError, short
 from ..files import read_json
 from ..output import CHECKPOINTS, RECORD
 from ..pull import fetch_model
@@ -122,6 +122,24 @@ class Source:
         """Whether its weights are as calibrating made them, not trained since."""
         record = self.record or {}
         return record.get("command") == "shrink" and bool(record.get("calibration"))
+
+    def renamed(self, names: Mapping[str, str]) -> Source:
+        """The source with new names of its classes, where `names` has them (--label-map).
+
+        Raises:
+            ModelError: Two classes would have one name.
+        """
+        if self.task is None or not {*names} & {*self.labels}:
+            return self
+        labels = [names.get(label, label) for label in self.labels]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ModelError(
+                f"{self.name}: --label-map names two classes of the model {short(twice)!r}.\n"
+                "Classes of the data may be joined so, those of a model may not."
+            )
+        ids = {name: i for i, name in enumerate(labels)}
+        named = {"id2label": {str(i): name for name, i in ids.items()}, "label2id": ids}
+        return replace(self, config={**self.config, **named})
 
     def describe(self) -> dict[str, Any]:
         """What a record says of it."""

@@ -28,6 +28,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from kdshrink.config import EvalConfig
 from kdshrink.data.encoding import Collator, encode
 from kdshrink.models.loading import load_classifier
+from kdshrink.models.source import find_model
 from kdshrink.scoring import predict
 
 Answer = Callable[[list[str]], list[str]]
@@ -57,7 +58,8 @@ def lines_of_many_lengths(texts: list[str], tokenizer: Any, count: int) -> list[
 
 
 def ours(name: str, device: torch.device) -> Answer:
-    loaded = load_classifier(name, EvalConfig(model=name, data="none"), "sequence")
+    options = EvalConfig(model=name, data="none")
+    loaded = load_classifier(find_model(name, options), options, "sequence")
     model = loaded.model.to(device)  # type: ignore[arg-type]
     collate = Collator(int(loaded.tokenizer.pad_token_id))
 
