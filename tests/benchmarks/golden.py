@@ -331,7 +331,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("data", "runs"))
     parser.add_argument("out", nargs="?", type=Path)
     parser.add_argument("folders", nargs="*", metavar="NAME=DIR")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.compare:
         first, second = (json.loads(path.read_text(encoding="utf-8")) for path in options.compare)
         found = list(differences(first, second))
