@@ -249,7 +249,8 @@ def _language_groups(
     if config.seen_languages is not None:
         seen, seen_from = [name for name in present if name in data.seen], "--seen-languages"
     elif trained:
-        present = _known(config, trained, present)
+        if not named_unseen:
+            present = _known(config, trained, present)
         seen = [name for name in present if comparable(name) in trained]
         seen_from = "kdshrink.json"
         if named_unseen and (both := [name for name in seen if name in data.unseen]):
@@ -263,12 +264,20 @@ def _language_groups(
         seen = [name for name in present if name in data.seen]
         seen_from = "--unseen-languages" if named_unseen else "the data set's list"
         if not named_unseen:
-            note = NAMED[data.name].lists_note if data.name in NAMED else "this data has none"
+            if data.name not in NAMED:
+                raise DataError(
+                    f"{config.model} does not say its training languages, and {data.name} has no lists.\n"
+                    f"{_SAY_SEEN}"
+                )
+            note = NAMED[data.name].lists_note
             logger.info("%s does not say its training languages; seen: %s", config.model, note)
     unseen = [
         name for name in present if name not in seen and (not named_unseen or name in data.unseen)
     ]
     return seen, unseen, seen_from
+
+
+_SAY_SEEN = "Say which languages it was trained on with --seen-languages."
 
 
 def _known(config: ZeroShotConfig, trained: set[str], present: Sequence[str]) -> list[str]:
@@ -277,11 +286,10 @@ def _known(config: ZeroShotConfig, trained: set[str], present: Sequence[str]) ->
     Raises:
         DataError: There is none.
     """
-    advice = "Say which languages count as seen and as unseen with --seen-languages."
     if trained == {UNDETERMINED}:
         raise DataError(
             f"{config.model} was trained on data that does not name its language, so that none is known "
-            f"to be unseen.\n{advice}"
+            f"to be unseen.\n{_SAY_SEEN}"
         )
     if UNDETERMINED in trained:
         logger.warning("%s was also trained on data that does not name its language", config.model)

@@ -94,9 +94,7 @@ def to_rows(
         nothing = pa.nulls(rows, columns.schema.field("label").type)
         label = nothing
         if columns.label:
-            label = _column(batch, columns.label, names, token, place)
-            if not token:
-                label = stripped(label)
+            label = stripped(_column(batch, columns.label, names, token, place))
         language = pa.nulls(rows, pa.string())
         if columns.language:
             language = _column(batch, columns.language, None, False, place)
@@ -126,7 +124,10 @@ def _first(mask: pa.Array) -> int:
 
 
 def stripped(labels: pa.Array) -> pa.Array:
-    """Labels without white space around them; nothing of what is white space alone."""
+    """Labels (or lists of tags) without white space around them; of white space alone none is left."""
+    if pa.types.is_list(labels.type):
+        lengths = pc.fill_null(pc.list_value_length(labels), 0)
+        return _lists(pc.utf8_trim_whitespace(labels.flatten()), lengths, pc.is_null(labels))
     trimmed = pc.utf8_trim_whitespace(labels)
     return pc.if_else(pc.equal(trimmed, ""), None, trimmed)
 
@@ -150,11 +151,13 @@ def _column(
     if texts.null_count:
         row = parents[_first(pc.is_null(texts))].as_py()
         raise place.error(row, name, "one of the values in this list is missing.")
-    counts = pc.fill_null(pc.list_value_length(values), 0)
-    offsets = np.concatenate([[0], np.cumsum(counts.to_numpy(zero_copy_only=False))])
-    return pa.ListArray.from_arrays(
-        pa.array(offsets.astype(np.int32)), texts, mask=pc.is_null(values)
-    )
+    return _lists(texts, pc.fill_null(pc.list_value_length(values), 0), pc.is_null(values))
+
+
+def _lists(values: pa.Array, lengths: pa.Array, missing: pa.Array) -> pa.Array:
+    """Lists of these lengths, out of their values one after another."""
+    offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False))])
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values, mask=missing)
 
 
 def _unread(place: _Place, column: str, kind: pa.DataType) -> DataError:

@@ -21,7 +21,7 @@ WORDS, TAGS = "tokens", "ner_tags"
 _NUMBER = re.compile(r"\d+")
 _OTHER_ID = re.compile(r"\d+[-.]\d+")
 """The number of a multiword token (1-2) or of an empty node (1.1), which are no words."""
-_ENTITY_TAG = re.compile(r"O|[BILUESM][-_].+")
+_ENTITY_TAG = re.compile(r"O|[BILUESM]-.+")
 _START = "-DOCSTART-"
 _SENTENCES = 5000
 """Sentences held at a time."""
@@ -152,12 +152,11 @@ def find_layout(path: Path, encoding: str) -> Layout:
             text = line.rstrip("\r\n")
             if not text.strip(" \t"):
                 census.begins = True
-            elif not _may_be_comment(text, tabs):
+            elif not _may_be_comment(text, tabs) and not text.startswith(_START):
                 fields = _trimmed(_fields(text, tabs), census.width)
-                if fields[0] != _START:
-                    census.add(path, number, fields)
-                    if not tabs:
-                        census.last.add(fields[-1])
+                census.add(path, number, fields)
+                if not tabs:
+                    census.last.add(fields[-1])
     if census.width < 2:
         found = "one column" if census.width else "no example"
         raise DataError(f"{path} has {found}.\nA word and its tag were expected on each line.")
@@ -236,13 +235,11 @@ def _rows(sentences: Sequence[tuple[int, list[str], list[str]]], tagged: bool) -
 
 def _word_line(line: str, layout: Layout) -> list[str] | None:
     """The columns of a word; empty at the end of a sentence; None for what is no word."""
-    if not line.strip(" \t"):
+    if not line.strip(" \t") or line.startswith(_START):
         return []
     fields = _trimmed(_fields(line, layout.tabs), layout.width)
     if _may_be_comment(line, layout.tabs) and not _is_word(fields, layout):
         return None
-    if fields[0] == _START:
-        return []
     if layout.numbered and _OTHER_ID.fullmatch(fields[0]):
         return None
     return fields

@@ -173,6 +173,15 @@ def all_labelled(parts: Iterable[Part]) -> bool:
     )
 
 
+def languages_of(parts: Iterable[Part]) -> set[str]:
+    """The languages that the examples name, und of those that name none."""
+    found: set[str] = set()
+    for part in parts:
+        for batch in batches_of(part.path):
+            found.update(pc.unique(_languages(batch, part.language)).to_pylist())
+    return found
+
+
 def examples(
     parts: Sequence[Part], labelling: Labelling | None, task: Task, column: str | None
 ) -> Dataset:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import DataError, listed, short
 
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 """A number as files write ratings; what begins with a needless zero is a code, such as 01."""
 _MOST_FRACTIONS = 10
 """Labels with fractions beyond so many are measurements rather than classes."""

@@ -18,13 +18,21 @@ from datasets import Dataset
 from ..config import DataOptions
 from ..errors import DataError, UsageError, listed
 from .columns import Labels, columns_of, find_columns, joint_kinds
-from .examples import Labelling, Part, all_labelled, custom_labels, examples, named_labels
+from .examples import (
+    Labelling,
+    Part,
+    all_labelled,
+    custom_labels,
+    examples,
+    languages_of,
+    named_labels,
+)
 from .hub import hub_shards, named_hub_shards
 from .labels import read_label_map
 from .languages import language_of, select_languages
 from .local import Reading, directory_shards, file_shard, is_data_file, separator_of
 from .registry import NAMED, NamedData, Task, Unit
-from .sampling import choose_rows, held_out_rows, language_codes, stratified_rows
+from .sampling import choose_rows, held_out_rows, stratified_rows
 from .shard import SPLIT_OF, SPLITS, Columns, Shard, describe_shards
 from .store import read_table
 from .streams import ENCODING, check_encoding
@@ -281,12 +289,12 @@ def _load_custom(
     elif columns.label is not None:
         logger.info("%s: not all examples have a label; none is used", name)
     wholes = {
-        split: examples(read, labelling, columns.task, columns.label)
-        for split, read in parts.items()
-        if split in splits or labels != "unused"
+        split: examples(parts[split], labelling, columns.task, columns.label)
+        for split in splits
+        if split in parts
     }
-    present = {split: language_codes(whole)[1] for split, whole in wholes.items()}
-    found_names = sorted({language for there in present.values() for language in there})
+    present = {split: languages_of(read) for split, read in parts.items()}
+    found_names = sorted(set().union(*present.values()))
     units = tuple(Unit(language, language_of(language)) for language in found_names)
     seen, unseen = _groups(config, units, (), ())
     spec = config.languages or ("all",)
@@ -295,7 +303,7 @@ def _load_custom(
     for split in splits:
         if split not in wholes:
             continue
-        without = [language for language in languages if language not in {*present[split]}]
+        without = [language for language in languages if language not in present[split]]
         if without and not _are_groups(spec):
             raise DataError(f"{name}: there is no {split} split in {listed(without)}.")
         if without:

@@ -165,8 +165,7 @@ def _batch(rows: Rows, columns: Columns, table: Table) -> pa.RecordBatch:
                     "stands there, which is no text.\nMend or remove the example."
                 ) from error
         raise
-    if columns.task == "sequence":
-        values[1] = arrow.stripped(values[1])
+    values[1] = arrow.stripped(values[1])
     return pa.RecordBatch.from_arrays(values, schema=schema)
 
 

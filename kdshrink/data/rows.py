@@ -10,7 +10,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from types import NoneType
@@ -183,9 +183,11 @@ class _Number(str):
     """A number as it is written."""
 
 
-_DECODER = json.JSONDecoder(
-    parse_int=_Number, parse_float=_Number, parse_constant=lambda name: None
-)
+def _nothing(constant: str) -> None:
+    """What NaN and the infinities are, which JSON does not have."""
+
+
+_DECODER = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_nothing)
 _Objects = tuple[Sequence[int], list[dict[str, Any]]]
 """Objects of a file, and the number of each: of its line, or in the array."""
 
@@ -197,15 +199,21 @@ def json_unit(path: Path, encoding: str) -> str:
     return "object" if first.startswith("[") else "line"
 
 
-def _objects(path: Path, encoding: str, unit: str) -> Iterator[_Objects]:
-    """The objects of a JSON file, many at a time."""
+def _objects(
+    path: Path, encoding: str, unit: str, keys: Collection[str] = ()
+) -> Iterator[_Objects]:
+    """The objects of a JSON file, many at a time.
+
+    Args:
+        keys: What may stand once in each object.
+    """
     with open_text(path, encoding) as lines:
         chunks: Iterable[tuple[Sequence[int], list[Any]]]
         if unit == "object":
-            array = _parse(path, 1, lines.read())
+            array = _parse(path, 1, lines.read(), keys)
             chunks = [(range(1, len(array) + 1), array)]
         else:
-            chunks = (_parse_lines(path, n, chunk) for n, chunk in _line_chunks(lines))
+            chunks = (_parse_lines(path, n, chunk, keys) for n, chunk in _line_chunks(lines))
         for numbers, values in chunks:
             if not {*map(type, values)} <= {dict}:
                 number, value = next(
@@ -218,27 +226,43 @@ def _objects(path: Path, encoding: str, unit: str) -> Iterator[_Objects]:
             yield numbers, values
 
 
-def _parse_lines(path: Path, first: int, lines: Sequence[str]) -> tuple[Sequence[int], list[Any]]:
+def _parse_lines(
+    path: Path, first: int, lines: Sequence[str], keys: Collection[str]
+) -> tuple[Sequence[int], list[Any]]:
     """The JSON of lines, blank ones left out."""
     scan = _DECODER.scan_once  # type: ignore[attr-defined]  # what decode() calls, in C
     numbers, values = [], []
+    quoted = [json.dumps(key, ensure_ascii=False) for key in keys]
     for number, line in enumerate(lines, first):
         try:
             value, end = scan(line, 0)
-            if line[end:] not in ("\n", ""):
-                value = _parse(path, number, line.strip())
+            twice = any(line.count(key) > 1 for key in quoted)
+            if twice or line[end:] not in ("\n", ""):
+                value = _parse(path, number, line.strip(), keys if twice else ())
         except (StopIteration, ValueError, RecursionError):
             if not line.strip():
                 continue
-            value = _parse(path, number, line.strip())
+            value = _parse(path, number, line.strip(), keys)
         numbers.append(number)
         values.append(value)
     return numbers, values
 
 
-def _parse(path: Path, number: int, text: str) -> Any:
+def _parse(path: Path, number: int, text: str, keys: Collection[str]) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs if name in keys]
+        if len(names) > len({*names}):
+            name = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{_at(path, number)}: {name!r} stands there twice.\n{short(text)}")
+        return dict(pairs)
+
+    decoder = _DECODER
+    if keys:
+        decoder = json.JSONDecoder(
+            object_pairs_hook=once, parse_int=_Number, parse_float=_Number, parse_constant=_nothing
+        )
     try:
-        return _DECODER.decode(text)
+        return decoder.decode(text)
     except json.JSONDecodeError as error:
         line = number + error.lineno - 1
         shown = short(text[max(0, error.pos - 30) : error.pos + 30])
@@ -313,7 +337,8 @@ def json_rows(path: Path, columns: Columns, encoding: str) -> Iterator[Rows]:
 
     single: set[type] = {str, _Number}
     label_kinds: set[type] = {list, NoneType} if token else {*single, bool, NoneType}
-    for numbers, objects in _objects(path, encoding, unit):
+    used = {columns.text, columns.label, columns.language} - {None}
+    for numbers, objects in _objects(path, encoding, unit, {str(name) for name in used}):
         texts = values(numbers, objects, columns.text, kinds={list} if token else single)
         labels = languages = None
         if columns.label:

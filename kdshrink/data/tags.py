@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from ..errors import DataError, short
 
 OUTSIDE = "O"
-_TAG = re.compile(r"([BILUESM])[-_](.+)", re.DOTALL)
+_TAG = re.compile(r"([BILUESM])-(.+)", re.DOTALL)
+_UNDERSCORED = re.compile(r"[BILUESM]_.+", re.DOTALL)
 _BEGIN, _END = {"B", "S", "U"}, {"E", "L", "S", "U"}
 _SCHEMES = (("IOB2", "BI"), ("BIOES", "BIES"), ("BILOU", "BILU"), ("BMES", "BMES"))
 
@@ -39,6 +40,11 @@ def find_scheme(
     if not named:
         return "IOB2"
     if not any(parts):
+        if odd := sorted(tag for tag in named if _UNDERSCORED.fullmatch(tag)):
+            raise DataError(
+                f"{place(odd[0])}: {short(odd[0])!r} has an underscore behind its prefix, and a hyphen "
+                "was expected.\nWrite it so, or bring the tags to another form with --label-map."
+            )
         return "IO" if OUTSIDE in tags else None
     if not all(parts):
         odd = sorted(tag for tag in named if _split(tag) is None)

@@ -59,7 +59,8 @@ def lines_of_many_lengths(texts: list[str], tokenizer: Any, count: int) -> list[
 
 def ours(name: str, device: torch.device) -> Answer:
     options = EvalConfig(model=name, data="none")
-    loaded = load_classifier(find_model(name, options), options, "sequence")
+    source = find_model(name, options)
+    loaded = load_classifier(source, options, "sequence")
     model = loaded.model.to(device)  # type: ignore[arg-type]
     collate = Collator(int(loaded.tokenizer.pad_token_id))
 
@@ -69,7 +70,7 @@ def ours(name: str, device: torch.device) -> Answer:
         found = predict(
             model, encoded, task="sequence", collate=collate, batch_size=None, device=device
         )
-        return [loaded.source.labels[i] for i in found.classes]
+        return [source.labels[i] for i in found.classes]
 
     return answer
 
