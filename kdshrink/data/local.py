@@ -78,6 +78,10 @@ class FileTable:
         return f"{sha256_of(self.path)} {self.format} {self.reading}"
 
     def columns(self) -> dict[str, Kind]:
+        return self._kinds
+
+    @cached_property
+    def _kinds(self) -> dict[str, Kind]:
         if self.format == "parquet":
             return {f.name: arrow.kind_of(f.type) for f in self._parquet().schema_arrow}
         if self.format in ("iob2", "conll", "conllu"):
