@@ -307,7 +307,7 @@ class DataOptions:
     )
     encoding: str | None = option("Encoding of text files; UTF-8 if not said.", None)
     task: Literal["sequence", "token"] | None = option(
-        "What own data is for: one label a text, or one tag a word. Told by the data if not said.",
+        "What custom data is for: one label per text, or one tag per word. Inferred from the data if not said.",
         None,
     )
     max_length: int = option(

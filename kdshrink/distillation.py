@@ -419,7 +419,7 @@ def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> Tra
     if source.task is not None:
         require_task(source, data.task)
         if data.labels is not None:
-            match_labels(data.labels, source.labels)
+            match_labels(data.labels, source.labels, data=data.name, model=source.name)
 
     identity = identity.with_data(data.source)
     if done := finished_result(output_dir, config, identity):

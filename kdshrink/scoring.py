@@ -399,9 +399,10 @@ def check_labels(data: TaskData, source: Source) -> None:
     scheme = scheme_of_labels(source.labels)
     if data.task == "token" and are_entities(data.labels) and scheme is not None:
         # Schemes need not agree: what counts is which entities the model can find.
-        match_labels(entity_types(data.labels, "IOB2"), entity_types(source.labels, scheme))
+        labels, known = entity_types(data.labels, "IOB2"), entity_types(source.labels, scheme)
     else:
-        match_labels(data.labels, source.labels)
+        labels, known = list(data.labels), list(source.labels)
+    match_labels(labels, known, data=data.name, model=source.name)
 
 
 def make_evaluator(

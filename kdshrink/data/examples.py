@@ -190,7 +190,7 @@ def examples(
     Sentences without words are left out.
 
     Raises:
-        DataError: A part holds no example, or an example has no label.
+        DataError: There is no word, or an example has no label.
     """
     name = fingerprint("examples", *(f"{p.path.stem} {p.language}" for p in parts), labelling)
     number: pa.DataType = pa.list_(pa.int32()) if task == "token" else pa.int32()
@@ -202,17 +202,13 @@ def examples(
 
     def batches() -> Iterator[pa.RecordBatch]:
         for part in parts:
-            rows = 0
             for batch in batches_of(part.path):
-                rows += batch.num_rows
                 if task == "token":
                     batch = batch.filter(pc.greater(pc.list_value_length(batch.column("text")), 0))
                 columns = [batch.column("text"), _languages(batch, part.language)]
                 if labelling is not None:
                     columns.append(_numbers(batch, labelling, task, part, column))
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
-            if not rows:
-                raise DataError(f"{part.table.origin} holds no example.")
 
     table = as_dataset(stored(name, schema, batches()))
     if len(table) == 0:

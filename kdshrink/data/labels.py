@@ -121,8 +121,17 @@ def read_label_map(path: Path | None) -> dict[str, str]:
     return content
 
 
-def match_labels(labels: Sequence[str], model_labels: Sequence[str]) -> list[int]:
+def match_labels(
+    labels: Sequence[str],
+    model_labels: Sequence[str],
+    *,
+    data: str = "the data",
+    model: str = "the model",
+) -> list[int]:
     """For each label of the data the model's id of the same name, or, where all are numbers, value.
+
+    Args:
+        data, model: What messages call them.
 
     Raises:
         DataError: The model does not know a label of the data.
@@ -135,8 +144,8 @@ def match_labels(labels: Sequence[str], model_labels: Sequence[str]) -> list[int
     unknown = [label for label, name in zip(labels, names, strict=True) if name not in ids]
     if unknown:
         raise DataError(
-            f"The model does not know these labels of the data: {listed(unknown)}.\n"
-            f"The model's: {listed(model_labels)}. The data's: {listed(labels)}.\n"
-            "Labels are matched by name; --label-map FILE gives either side's the other's names."
+            f"These labels of {data} are unknown to {model}: {listed(unknown)}.\n"
+            f"It knows: {listed(model_labels)}. The data has: {listed(labels)}.\n"
+            "Labels are matched by name; --label-map FILE gives either side the other's names."
         )
     return [ids[name] for name in names]

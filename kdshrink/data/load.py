@@ -33,7 +33,7 @@ from .languages import language_of, select_languages
 from .local import Reading, directory_shards, file_shard, is_data_file, separator_of
 from .registry import NAMED, NamedData, Task, Unit
 from .sampling import choose_rows, held_out_rows, stratified_rows
-from .shard import SPLIT_OF, SPLITS, Columns, Shard, describe_shards
+from .shard import SPLIT_OF, SPLITS, Columns, Shard, Table, describe_shards
 from .store import read_table
 from .streams import ENCODING, check_encoding
 
@@ -173,11 +173,10 @@ def _are_groups(spec: Collection[str]) -> bool:
     return set(spec) <= {"all", "seen", "unseen"}
 
 
-def _read(shards: Sequence[Shard], columns: Columns) -> list[Part]:
+def _read(shard: Shard, tables: Sequence[Table], columns: Columns) -> list[Part]:
     return [
         Part(shard.language, table, read_table(table, columns_of(table, columns)))
-        for shard in shards
-        for table in shard.open()
+        for table in tables
     ]
 
 
@@ -208,7 +207,11 @@ def _load_named(
     columns = Columns(named.text_column, column, None, named.task)
     chosen = [shard for shard in shards if shard.split in splits and shard.language in languages]
     shards_of = {split: [s for s in chosen if s.split == split] for split in splits}
-    parts = {split: _read(found, columns) for split, found in shards_of.items() if found}
+    parts = {
+        split: [part for shard in found for part in _read(shard, shard.open(), columns)]
+        for split, found in shards_of.items()
+        if found
+    }
     labelling = None
     if labels != "unused":
         labelling = named_labels([p for read in parts.values() for p in read], named, renamed)
@@ -268,48 +271,33 @@ def _load_custom(
     renamed: Mapping[str, str],
 ) -> TaskData:
     name = str(config.data)
-    whole_file = len(shards) == 1 and shards[0].language is None and len(shards[0].paths) == 1
-    whole_file = whole_file and Path(name).expanduser().is_file()
+    whole_file = Path(name).expanduser().is_file()
     opened = [(shard, shard.open()) for shard in shards]
     tables = [table for _, found in opened for table in found]
     columns = find_columns(config, joint_kinds(tables), labels)
     parts: dict[str, list[Part]] = {}
     for shard, found in opened:
         split = splits[0] if whole_file and purpose == "evaluate" else shard.split
-        parts.setdefault(split, []).extend(
-            Part(shard.language, table, read_table(table, columns_of(table, columns)))
-            for table in found
-        )
-    everything = [part for read in parts.values() for part in read]
-    asked = [part for split in splits for part in parts.get(split, ())]
+        parts.setdefault(split, []).extend(_read(shard, found, columns))
     labelling = None
+    asked = [part for split in splits for part in parts.get(split, ())]
     if columns.label is not None and (labels == "required" or all_labelled(asked)):
         names = next(filter(None, (t.class_names(columns.label) for t in tables)), None)
+        everything = [part for read in parts.values() for part in read]
         labelling = custom_labels(everything, columns.label, columns.task, names, renamed)
     elif columns.label is not None:
         logger.info("%s: not all examples have a label; none is used", name)
-    wholes = {
-        split: examples(parts[split], labelling, columns.task, columns.label)
-        for split in splits
-        if split in parts
-    }
     present = {split: languages_of(read) for split, read in parts.items()}
-    found_names = sorted(set().union(*present.values()))
-    units = tuple(Unit(language, language_of(language)) for language in found_names)
+    units = tuple(
+        Unit(language, language_of(language)) for language in sorted(set().union(*present.values()))
+    )
     seen, unseen = _groups(config, units, (), ())
-    spec = config.languages or ("all",)
-    languages = select_languages(spec, units, seen, unseen)
+    languages = select_languages(config.languages or ("all",), units, seen, unseen)
     loaded = {}
     for split in splits:
-        if split not in wholes:
-            continue
-        without = [language for language in languages if language not in present[split]]
-        if without and not _are_groups(spec):
-            raise DataError(f"{name}: there is no {split} split in {listed(without)}.")
-        if without:
-            logger.info("%s: there is no %s split in %s", name, split, listed(without))
-        if len(without) < len(languages):
-            loaded[split] = _chosen(wholes[split], languages, split, config)
+        if split in parts and _told_missing(config, split, languages, present[split]):
+            table = examples(parts[split], labelling, columns.task, columns.label)
+            loaded[split] = _chosen(table, languages, split, config)
     on_hub = not any(shard.paths for shard in shards)
     data = TaskData(
         name,
@@ -323,6 +311,19 @@ def _load_custom(
         whole_file=whole_file,
     )
     return _finish(config, data, shards, labelling, splits, purpose)
+
+
+def _told_missing(
+    config: DataOptions, split: str, languages: Sequence[str], having: Collection[str]
+) -> bool:
+    """Whether a split has any of the languages; which ones it has not is told."""
+    missing = [language for language in languages if language not in having]
+    told = f"{config.data}: there is no {split} split in {listed(missing)}"
+    if missing and not _are_groups(config.languages or ("all",)):
+        raise DataError(f"{told}.")
+    if missing:
+        logger.info("%s", told)
+    return len(missing) < len(languages)
 
 
 def _finish(

@@ -22,6 +22,10 @@ _FORM = "kdshrink 1"
 """Changes with how values are read, so that what an earlier version stored is not taken for it."""
 
 
+_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""What an Arrow stream ends with."""
+
+
 def _folder() -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "kdshrink"
 
@@ -39,7 +43,7 @@ def stored(name: str, schema: pa.Schema, make: Iterable[pa.RecordBatch]) -> Path
         OutputError: The cache cannot be written.
     """
     path = _folder() / f"{name}.arrow"
-    if path.exists():
+    if _is_whole(path):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +59,16 @@ def stored(name: str, schema: pa.Schema, make: Iterable[pa.RecordBatch]) -> Path
         Path(partial).unlink(missing_ok=True)
         raise
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file was written to its end, which a machine that stopped may have kept from the disk."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_END), os.SEEK_END)
+            return file.read() == _END
+    except OSError:
+        return False
 
 
 def _write(writer: pa.ipc.RecordBatchStreamWriter, batch: pa.RecordBatch, folder: Path) -> None:
@@ -75,13 +89,18 @@ def read_table(table: Table, columns: Columns) -> Path:
     """The Arrow file of a table's examples as they stand there.
 
     Raises:
-        DataError: A value cannot be read, or the file changed while it was read.
+        DataError: A value cannot be read, there is no example, or the file changed while it was read.
     """
     digest = table.digest()
     name = fingerprint("table", digest, columns)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        yield from table.read(columns)
+        rows = 0
+        for batch in table.read(columns):
+            rows += batch.num_rows
+            yield batch
+        if not rows:
+            raise DataError(f"{table.origin} holds no example.")
         if table.digest() != digest:
             raise DataError(f"{table.origin} changed while it was read.\nRun the command again.")
 
