@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -26,7 +27,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from .files import to_json
 from .processes import is_first, rank
 from .progress import RunState
 
@@ -105,7 +105,7 @@ def print_json(result: Mapping[str, Any]) -> None:
     """One JSON object on one line."""
     if not is_first():
         return
-    sys.stdout.write(_masked(to_json(result)) + "\n")
+    sys.stdout.write(_masked(json.dumps(result, ensure_ascii=False, allow_nan=False)) + "\n")
     sys.stdout.flush()
 
 
