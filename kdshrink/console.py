@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import sys
@@ -29,7 +30,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from .files import to_json
 from .processes import is_first, rank
 from .progress import RunState
 
@@ -193,11 +193,11 @@ def print_json(result: Mapping[str, Any]) -> None:
     """One JSON object on one line."""
     if not is_first():
         return
-    text = _masked(to_json(result))
+    text = _masked(json.dumps(result, ensure_ascii=False, allow_nan=False))
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        text = _masked(to_json(result, ascii_only=True))
+        text = _masked(json.dumps(result, allow_nan=False))
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

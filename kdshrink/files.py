@@ -155,11 +155,9 @@ def empty_directory(path: Path) -> None:
             inner.unlink()
 
 
-def to_json(
-    content: Mapping[str, Any], *, indent: int | None = None, ascii_only: bool = False
-) -> str:
+def to_json(content: Mapping[str, Any], *, indent: int | None = None) -> str:
     """JSON that every reader takes: a number that is not finite becomes null, and is told of."""
-    form: dict[str, Any] = {"indent": indent, "ensure_ascii": ascii_only, "default": _plain}
+    form: dict[str, Any] = {"indent": indent, "ensure_ascii": False, "default": _plain}
     try:
         return json.dumps(content, allow_nan=False, **form)
     except ValueError:
