@@ -42,7 +42,7 @@ _FREE = {
     *(item.name for item in fields(HubOptions)),
     *("output_dir", "overwrite", "resume", "device", "report_to", "logging_steps", "save_steps"),
     *("save_total_limit", "cache_teacher", "shard_teacher", "torch_compile", "compare"),
-    *("trust_remote_code", "revision", "data", "data_dir", *_SOURCES),
+    *("trust_remote_code", "revision", "data", "data_dir", "label_map", *_SOURCES),
 }
 """Options that may change when a run goes on; what models and data are, their content tells."""
 _SHOWN = 10
@@ -88,6 +88,8 @@ class Identity:
     def with_data(self, description: Mapping[str, Any]) -> Identity:
         """The same, with what was read."""
         content = description.get("fingerprint") or description.get("revision")
+        if names := description.get("label_map"):
+            content = f"{content}, labels renamed by {to_json(names)}"
         return replace(self, data={"name": description["name"], "content": content})
 
     @classmethod
