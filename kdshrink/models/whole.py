@@ -43,7 +43,7 @@ _LEFTOVERS = re.compile(
     r"(?:.*\.)?position_ids|(?:.*\.)?embeddings\.token_type_ids|(?:\w+\.)?pooler\..*"
     r"|(?:lm_head|cls|predictions|lm_predictions|mask_predictions)\..*"
     r"|(?:discriminator_predictions|generator_predictions|generator_lm_head)\..*"
-    r"|vocab_(?:transform|layer_norm|projector)\..*"
+    r"|(?:vocab_(?:transform|layer_norm|projector)|sop_classifier|pred_layer)\..*"
 )
 """Tensors of pretraining, and buffers, on which no answer of a classifier depends."""
 
