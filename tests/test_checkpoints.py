@@ -534,6 +534,13 @@ def test_a_fault_of_the_tokenizer_is_told_as_one(
     refused_by(teacher, text_data, named, "eval", "distill", "finetune")
 
 
+@pytest.mark.defect("M9")
+def test_a_config_that_asks_for_tuples_is_scored(teacher: Path, text_data: Path) -> None:
+    change_config(teacher, return_dict=False)
+    run = commands(teacher, text_data, teacher.parent)
+    assert run["eval"]().examples == 24
+
+
 @pytest.mark.defect("W22", "T21")
 def test_weights_that_are_not_finite_are_found_before_long_work(
     teacher: Path, text_data: Path, tmp_path: Path
