@@ -511,6 +511,36 @@ def test_a_fault_of_config_json_is_told_as_one(
     refused_by(teacher, text_data, f"(?s){named}|model_type|type 'no-such-type'", *ALL)
 
 
+@pytest.mark.defect("M9")
+@pytest.mark.parametrize(
+    ("file", "place", "value", "named"),
+    [
+        ("tokenizer_config.json", ("model_max_length",), "long", "model_max_length: 'long'"),
+        ("tokenizer_config.json", ("model_max_length",), 1, "model_max_length: 1"),
+        ("tokenizer.json", ("post_processor", "special_tokens"), {}, "tokenizer cannot be loaded"),
+        ("tokenizer.json", ("post_processor", "single", 0, "SpecialToken", "id"), "?", "tokenizer cannot"),
+        ("tokenizer.json", ("model", "vocab"), [], "tokenizer"),
+        ("config.json", ("max_position_embeddings",), 3, "max_position_embeddings 3|belong to config"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_tokenizer_is_told_as_one(
+    teacher: Path, text_data: Path, file: str, place: tuple[Any, ...], value: Any, named: str
+) -> None:
+    content = inner = json.loads((teacher / file).read_text())
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (teacher / file).write_text(json.dumps(content))
+    refused_by(teacher, text_data, named, "eval", "distill", "finetune")
+
+
+@pytest.mark.defect("M9")
+def test_a_config_that_asks_for_tuples_is_scored(teacher: Path, text_data: Path) -> None:
+    change_config(teacher, return_dict=False)
+    run = commands(teacher, text_data, teacher.parent)
+    assert run["eval"]().examples == 24
+
+
 @pytest.mark.defect("W22", "T21")
 def test_weights_that_are_not_finite_are_found_before_long_work(
     teacher: Path, text_data: Path, tmp_path: Path

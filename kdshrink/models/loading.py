@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -23,6 +23,9 @@ from .tensors import TensorReader
 from .whole import MissingHeadError, check_whole, first_line, is_of_encoder, read_config
 
 logger = logging.getLogger(__name__)
+
+_SHORTEST = 3
+"""Tokens of the shortest text that is one: a piece between the two special ones."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,24 @@ def load_tokenizer(
         ModelError: It has none, or a damaged one.
     """
     tokenizer_files(source)
-    config = read_config(
-        source, options
-    )  # else the tokenizer reads it, and its faults are told as its own
-    try:
+    # Else the tokenizer would read it, and its faults would be told as the tokenizer's.
+    config = read_config(source, options)
+    with _tokenizer_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source.directory, config=config, trust_remote_code=options.trust_remote_code
         )
-    except Exception as error:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(
-            f"{source.name}: its tokenizer cannot be loaded.\n{first_line(error)}"
-        ) from error
+            f"{source.name}: tokenizer_config.json names a tokenizer_class that is none: "
+            f"{type(tokenizer).__name__}."
+        )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{source.name}: its tokenizer has no padding token.")
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, (int, float)) or not longest >= _SHORTEST:
+        raise ModelError(
+            f"{source.name}: tokenizer_config.json has no sensible model_max_length: {longest!r:.80}."
+        )
     # No classifier has a use for these, and their names become names of files when it is saved.
     tokenizer.chat_template = None
     if len(tokenizer) > source.config.get("vocab_size", len(tokenizer)):
@@ -79,9 +87,24 @@ def load_tokenizer(
             f"{source.name}: the tokenizer has {len(tokenizer)} pieces, the model only "
             f"{source.config['vocab_size']} embedding rows. They do not belong together."
         )
+    with _tokenizer_errors(source):
+        tokenizer("a b")
     if task == "token":
         prefix_words(tokenizer)
     return tokenizer
+
+
+@contextmanager
+def _tokenizer_errors(source: Source) -> Iterator[None]:
+    """Tell of whatever a damaged tokenizer does, a panic of its Rust code too, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(
+            f"{source.name}: its tokenizer cannot be loaded.\n{first_line(error)[:200]}"
+        ) from error
 
 
 def prefix_words(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -109,11 +132,19 @@ def fitting_length(
 
     Args:
         config: The model's config.json.
+
+    Raises:
+        ModelError: They allow no text.
     """
     positions = config.get("max_position_embeddings", max_length)
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
         positions -= config.get("pad_token_id", 1) + 1  # they count from behind the padding's id
-    return min(max_length, tokenizer.model_max_length, positions)
+    if positions < _SHORTEST:
+        raise ModelError(
+            f"config.json: max_position_embeddings {config['max_position_embeddings']} leaves no room for "
+            f"text, with a pad_token_id of {config.get('pad_token_id', 1)}."
+        )
+    return int(min(max_length, tokenizer.model_max_length, positions))
 
 
 def require_task(source: Source, task: Task) -> None:

@@ -43,7 +43,7 @@ _LEFTOVERS = re.compile(
     r"(?:.*\.)?position_ids|(?:.*\.)?embeddings\.token_type_ids|(?:\w+\.)?pooler\..*"
     r"|(?:lm_head|cls|predictions|lm_predictions|mask_predictions)\..*"
     r"|(?:discriminator_predictions|generator_predictions|generator_lm_head)\..*"
-    r"|vocab_(?:transform|layer_norm|projector)\..*"
+    r"|(?:vocab_(?:transform|layer_norm|projector)|sop_classifier|pred_layer)\..*"
 )
 """Tensors of pretraining, and buffers, on which no answer of a classifier depends."""
 
@@ -66,24 +66,30 @@ def read_config(source: Source, options: SourceOptions) -> PreTrainedConfig:
         ModelError: config.json cannot be read, or is of a type that transformers does not know.
     """
     kind = str(source.config.get("model_type"))
-    try:
-        if options.trust_remote_code and "auto_map" in source.config:
-            return AutoConfig.from_pretrained(source.directory, trust_remote_code=True)
-        if kind not in CONFIG_MAPPING:
-            raise ModelError(
-                f"{source.name}: config.json names the model_type {kind!r:.80}, which this transformers "
-                "does not know.\nFor a model with code of its own give --trust-remote-code."
-            )
-        return CONFIG_MAPPING[kind].from_dict(
-            dict(source.config), name_or_path=str(source.directory)
+    remote = options.trust_remote_code and "auto_map" in source.config
+    if not remote and kind not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{source.name}: config.json names the model_type {kind!r:.80}, which this transformers "
+            "does not know.\nFor a model with code of its own give --trust-remote-code."
         )
-    except ModelError:
-        raise
+    try:
+        if remote:
+            config = AutoConfig.from_pretrained(source.directory, trust_remote_code=True)
+        else:
+            place = str(source.directory)
+            config = CONFIG_MAPPING[kind].from_dict(dict(source.config), name_or_path=place)
     # A config class runs whatever its author wrote, so that any error may come.
     except Exception as error:
         raise ModelError(
             f"{source.name}: config.json cannot be read.\n{' '.join(str(error).split())[:200]}"
         ) from error
+    if not config.return_dict:  # it would put out tuples, whose parts have no names
+        config.return_dict = True
+    if getattr(
+        config, "chunk_size_feed_forward", 0
+    ):  # it saves memory, and bounds what a text may be
+        config.chunk_size_feed_forward = 0
+    return config
 
 
 def make_shell(
