@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -316,9 +317,11 @@ def test_each_of_several_gpus_has_one_run(tmp_path: Path) -> None:
 
     def look(_: object) -> None:
         for child in psutil.Process().children():
-            words = child.cmdline()
-            if "kdshrink" in words:
-                seen[words[words.index("--layers") + 1]] = child.environ()["CUDA_VISIBLE_DEVICES"]
+            with suppress(psutil.NoSuchProcess):  # it may end while it is looked at
+                words = child.cmdline()
+                if "kdshrink" in words:
+                    at = words.index("--layers") + 1
+                    seen[words[at]] = child.environ()["CUDA_VISIBLE_DEVICES"]
         assert len(psutil.Process().children()) <= 2
 
     outcome = execute(Plan.of(wanted, tmp_path / "runs"), None, ("7", "GPU-9"), look)

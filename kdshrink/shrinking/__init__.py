@@ -276,11 +276,8 @@ def shrink_source(
 
 def _check_source(source: Source, plan: StudentPlan) -> None:
     """Raise ModelError unless the weights are those that the architecture has, whole."""
-    from ..models.whole import check_whole
-
     require_plain(source)
-    check_weights(source.directory, plan)
-    check_whole(source, SourceOptions(), "lm" if plan.keeps_language_model else source.task)
+    check_weights(source.directory, source.config, plan)
 
 
 def _note_pipeline(source: Source) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ModelError, ShapeError
+from ..errors import ModelError, ShapeError, listed
+from ..models.labels import class_names
 from ..models.tensors import TensorReader, TensorSpec, write_tensors
 from ..progress import Progress, silent
-from .families import EMBEDDING, FFN, GROUP, HIDDEN, VOCABULARY, Family, Row, family_of
+from .families import CLASSES, EMBEDDING, FFN, GROUP, HIDDEN, VOCABULARY, Family, Row, family_of
 from .layers import choose_layers
 from .slices import even_indices
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("embeddings", "layers", "head")
 _LANGUAGE_MODEL = "ForMaskedLM"
+LAYERS = "layers"
+"""The size that is the number of layers, beside those of axes."""
 _HEAD_CLASSES = ("ForSequenceClassification", "ForTokenClassification", _LANGUAGE_MODEL)
 
 
@@ -47,6 +50,11 @@ class StudentPlan:
     sizes: Mapping[str, int]
     config: dict[str, Any]
     keeps_head: bool
+
+    @property
+    def depth(self) -> int:
+        """The number of the teacher's layers."""
+        return self.sizes[LAYERS]
 
     @property
     def keeps_language_model(self) -> bool:
@@ -114,8 +122,7 @@ def plan_student(
     family = family_of(config)
     sizes = _sizes(config)
     width, inner = sizes[HIDDEN], sizes[FFN]
-    depth = _size(config, "num_hidden_layers")
-    chosen = choose_layers(depth, layers, layer_map, any_count=calibrated)
+    chosen = choose_layers(sizes[LAYERS], layers, layer_map, any_count=calibrated)
     student_width = hidden_size or width
     student_inner = intermediate_size or round(inner * student_width / width)
     _check_width(config, student_width)
@@ -161,11 +168,13 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     """The size of each axis that config.json tells."""
     width = _size(config, "hidden_size")
     return {
+        LAYERS: _size(config, "num_hidden_layers"),
         HIDDEN: width,
         FFN: _size(config, "intermediate_size"),
         VOCABULARY: _size(config, "vocab_size"),
         EMBEDDING: config.get("embedding_size") or width,
         GROUP: width // (config.get("conv_groups") or 1),
+        CLASSES: len(class_names(config)),
     }
 
 
@@ -248,10 +257,23 @@ def copy_weights(
     return CopyReport(before, after)
 
 
-def check_weights(source: Path, plan: StudentPlan) -> None:
-    """Raise ModelError where `copy_weights` would; no tensor is read."""
+def check_weights(source: Path, config: Mapping[str, Any], plan: StudentPlan) -> None:
+    """Raise ModelError where `copy_weights` would, or where a tensor is missing; none is read.
+
+    Args:
+        config: The teacher's config.json.
+    """
     with TensorReader(source) as reader:
+        there = {name.removeprefix(f"{plan.family.prefix}.") for name in reader.specs}
         _match(reader, plan)
+    missing = {name: part for name, part in plan.family.needed(config).items() if name not in there}
+    if not missing:
+        return
+    advice = "Save the whole model with save_pretrained(), or fetch or copy it again."
+    told = "the weights do not belong to config.json, or not all are there."
+    if set(missing.values()) == {"head"}:
+        told = f"the head of {config['architectures'][0]} is not in the weights."
+    raise ModelError(f"{source}: {told}\nMissing: {listed(missing, 3)}.\n{advice}")
 
 
 def _match(
@@ -263,6 +285,7 @@ def _match(
     numbers = {layer - 1: new for new, layer in enumerate(plan.layers)}
     tied = plan.config.get("tie_word_embeddings", True)
     pieces: dict[str, _Piece] = {}
+    stored: dict[str, str] = {}
     sizes = dict.fromkeys(PARTS, Size())
     dropped = set()
     for name, spec in reader.specs.items():
@@ -276,10 +299,21 @@ def _match(
             continue
         row, layer = found
         _check_shape(reader, name, spec, row, plan)
+        inner = name.removeprefix(f"{family.prefix}.")
+        if (other := stored.setdefault(inner, name)) != name:
+            raise ModelError(
+                f"{reader.directory}: {other} and {name} are both there.\n"
+                "Save the whole model with save_pretrained(), or fetch or copy it again."
+            )
+        if layer is not None and layer >= plan.depth:
+            raise ModelError(
+                f"{reader.directory}: config.json has {plan.depth} layers, and the weights another: "
+                f"{name}.\nSave the whole model with save_pretrained(), or fetch or copy it again."
+            )
         sizes[row.part] = sizes[row.part].plus(spec)
         if layer is not None and layer not in numbers:
             continue
-        new_name = name if plan.keeps_head else name.removeprefix(f"{family.prefix}.")
+        new_name = name if plan.keeps_head else inner
         if layer is not None:
             new_name = new_name.replace(f".layer.{layer}.", f".layer.{numbers[layer]}.", 1)
         shape = tuple(
@@ -294,6 +328,11 @@ def _match(
 def _check_shape(
     reader: TensorReader, name: str, spec: TensorSpec, row: Row, plan: StudentPlan
 ) -> None:
+    if not spec.dtype.is_floating_point:
+        raise ModelError(
+            f"{reader.directory}: {name} holds whole numbers, and weights are none.\n"
+            "Give the model before it was quantised."
+        )
     expected = [plan.sizes.get(axis) for axis in row.axes]
     if len(expected) != len(spec.shape) or any(
         size not in (None, found) for size, found in zip(expected, spec.shape, strict=True)

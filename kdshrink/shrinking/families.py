@@ -6,15 +6,16 @@ One engine slices, drops layers and trims rows by these tables. A new family is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from ..errors import ModelError
 
 HIDDEN, FFN, VOCABULARY, WHOLE = "hidden", "ffn", "vocabulary", "whole"
-EMBEDDING, GROUP = "embedding", "group"
-"""What an axis is; axes of positions, token types and classes stay whole.
+EMBEDDING, GROUP, CLASSES = "embedding", "group", "classes"
+"""What an axis is; axes of positions and token types (WHOLE) and of classes stay whole.
 
 EMBEDDING is the width of the embedding tables, which ELECTRA and DeBERTa may have narrower than the
 layers, and GROUP what a group of a convolution reads; both are mostly the hidden width itself.
@@ -23,13 +24,46 @@ layers, and GROUP what a group of a convolution reads; both are mostly the hidde
 Axes = tuple[str, ...]
 
 
+Config = Mapping[str, Any]
+
+
+def _always(config: Config) -> bool:
+    return True
+
+
+def _never(config: Config) -> bool:
+    return False
+
+
+def _head_of(*kinds: str) -> Callable[[Config], bool]:
+    """Whether the first of a config's architectures is of one of these kinds."""
+    return lambda config: (config.get("architectures") or [""])[0].endswith(kinds)
+
+
+_SEQUENCE, _TOKEN = "ForSequenceClassification", "ForTokenClassification"
+_models_language = _head_of("ForMaskedLM")
+
+
 @dataclass(frozen=True)
 class Row:
-    """Tensors of one kind: a pattern of their names behind the prefix, their axes, and their part."""
+    """Tensors of one kind.
+
+    Attributes:
+        pattern: Of their names behind the prefix; but for `#`, a layer's number, it has alternatives alone.
+        axes: What each of their axes is.
+        part: The part of the model that they belong to.
+        needed: Whether a model of this config.json has them.
+    """
 
     pattern: str
     axes: Axes
     part: str
+    needed: Callable[[Config], bool] = _always
+
+    def names(self) -> Iterator[str]:
+        """The names that the pattern stands for."""
+        parts = re.split(r"\(\?:(.*?)\)", self.pattern.replace(r"\.", "."))
+        return map("".join, product(*(part.split("|") for part in parts)))
 
 
 @dataclass(frozen=True)
@@ -56,6 +90,18 @@ class Family:
         """Whether a tensor is a second copy of another, if the embeddings are tied."""
         return any(re.fullmatch(pattern, name) for pattern in self.tied)
 
+    def needed(self, config: Config) -> dict[str, str]:
+        """All tensors that a model of this config.json has: names behind the prefix, and their parts."""
+        depth = config["num_hidden_layers"]
+        return {
+            name.replace("#", str(layer)): row.part
+            for row in (*self.rows, *self.language_model)
+            if row.needed(config)
+            for name in row.names()
+            if not self.is_tied(name)
+            for layer in range(depth if "#" in name else 1)
+        }
+
     def find(self, name: str, *, language_model: bool = False) -> tuple[Row, int | None] | None:
         """The row of a tensor and the number of its layer, or None if it is left out.
 
@@ -77,21 +123,36 @@ class Family:
         )
 
 
-def _linear(name: str, out: str, into: str, part: str) -> tuple[Row, ...]:
-    return Row(rf"{name}\.weight", (out, into), part), Row(rf"{name}\.bias", (out,), part)
+def _linear(
+    name: str, out: str, into: str, part: str, needed: Callable[[Config], bool] = _always
+) -> tuple[Row, ...]:
+    return (
+        Row(rf"{name}\.weight", (out, into), part, needed),
+        Row(rf"{name}\.bias", (out,), part, needed),
+    )
 
 
-def _norm(name: str, part: str, axis: str = HIDDEN) -> Row:
-    return Row(rf"{name}\.(?:weight|bias)", (axis,), part)
+def _norm(
+    name: str, part: str, axis: str = HIDDEN, needed: Callable[[Config], bool] = _always
+) -> Row:
+    return Row(rf"{name}\.(?:weight|bias)", (axis,), part, needed)
 
 
 def _embeddings(width: str) -> tuple[Row, ...]:
+    at = r"embeddings\."
+    positions, kinds = (rf"{at}{name}_embeddings\.weight" for name in ("position", "token_type"))
     return (
-        Row(r"embeddings\.word_embeddings\.weight", (VOCABULARY, width), "embeddings"),
+        Row(rf"{at}word_embeddings\.weight", (VOCABULARY, width), "embeddings"),
         Row(
-            r"embeddings\.(?:position|token_type)_embeddings\.weight", (WHOLE, width), "embeddings"
+            positions, (WHOLE, width), "embeddings", lambda c: c.get("position_biased_input", True)
         ),
+        Row(kinds, (WHOLE, width), "embeddings", _has_kinds),
     )
+
+
+def _has_kinds(config: Config) -> bool:
+    """Whether there are token types; config.json may leave the number to the family's default."""
+    return bool(config.get("type_vocab_size", config.get("model_type") != "deberta-v2"))
 
 
 _EMBEDDINGS = (*_embeddings(HIDDEN), _norm(r"embeddings\.LayerNorm", "embeddings"))
@@ -110,21 +171,30 @@ def _layer(attention: str) -> tuple[Row, ...]:
     )
 
 
-def _bert_language_model(width: str) -> tuple[Row, ...]:
+def _bert_language_model(
+    width: str, needed: Callable[[Config], bool] = _models_language
+) -> tuple[Row, ...]:
     at = r"cls\.predictions\."
     return (
-        *_linear(rf"{at}transform\.dense", width, HIDDEN, "head"),
-        _norm(rf"{at}transform\.LayerNorm", "head", width),
-        *_linear(rf"{at}decoder", VOCABULARY, width, "head"),
-        Row(rf"{at}bias", (VOCABULARY,), "head"),
+        *_linear(rf"{at}transform\.dense", width, HIDDEN, "head", needed),
+        _norm(rf"{at}transform\.LayerNorm", "head", width, needed),
+        *_linear(rf"{at}decoder", VOCABULARY, width, "head", needed),
+        Row(rf"{at}bias", (VOCABULARY,), "head", needed),
     )
 
 
-_POOLER = _linear(r"pooler\.dense", HIDDEN, HIDDEN, "head")
-_CLASSIFIER = _linear("classifier", WHOLE, HIDDEN, "head")
+def _pooler(*heads: str) -> tuple[Row, ...]:
+    """The pooler, which a bare encoder may have and these heads go through."""
+    return _linear(r"pooler\.dense", HIDDEN, HIDDEN, "head", _head_of(*heads) if heads else _never)
+
+
+def _classifier(*heads: str) -> tuple[Row, ...]:
+    return _linear("classifier", CLASSES, HIDDEN, "head", _head_of(*heads))
+
+
 _DEEP_CLASSIFIER = (
-    *_linear(r"classifier\.dense", HIDDEN, HIDDEN, "head"),
-    *_linear(r"classifier\.out_proj", WHOLE, HIDDEN, "head"),
+    *_linear(r"classifier\.dense", HIDDEN, HIDDEN, "head", _head_of(_SEQUENCE)),
+    *_linear(r"classifier\.out_proj", CLASSES, HIDDEN, "head", _head_of(_SEQUENCE)),
 )
 _BERT_LAYER = _layer("query|key|value")
 _BUFFERS = (r"embeddings\.position_ids", r"embeddings\.token_type_ids")
@@ -132,12 +202,12 @@ _BERT_TIED = (r"cls\.predictions\.decoder\.(?:weight|bias)",)
 
 _ROBERTA = Family(
     prefix="roberta",
-    rows=(*_EMBEDDINGS, *_BERT_LAYER, *_POOLER, *_CLASSIFIER, *_DEEP_CLASSIFIER),
+    rows=(*_EMBEDDINGS, *_BERT_LAYER, *_pooler(), *_classifier(_TOKEN), *_DEEP_CLASSIFIER),
     language_model=(
-        *_linear(r"lm_head\.dense", HIDDEN, HIDDEN, "head"),
-        _norm(r"lm_head\.layer_norm", "head"),
-        *_linear(r"lm_head\.decoder", VOCABULARY, HIDDEN, "head"),
-        Row(r"lm_head\.bias", (VOCABULARY,), "head"),
+        *_linear(r"lm_head\.dense", HIDDEN, HIDDEN, "head", _models_language),
+        _norm(r"lm_head\.layer_norm", "head", needed=_models_language),
+        *_linear(r"lm_head\.decoder", VOCABULARY, HIDDEN, "head", _models_language),
+        Row(r"lm_head\.bias", (VOCABULARY,), "head", _models_language),
     ),
     tied=(r"lm_head\.decoder\.(?:weight|bias)",),
     left_out=(*_BUFFERS, r"lm_head\..*"),
@@ -146,53 +216,95 @@ _ROBERTA = Family(
 
 _BERT = Family(
     prefix="bert",
-    rows=(*_EMBEDDINGS, *_BERT_LAYER, *_POOLER, *_CLASSIFIER),
+    rows=(*_EMBEDDINGS, *_BERT_LAYER, *_pooler(_SEQUENCE), *_classifier(_SEQUENCE, _TOKEN)),
     language_model=_bert_language_model(HIDDEN),
     tied=_BERT_TIED,
     left_out=(*_BUFFERS, r"cls\..*"),
     bare="BertModel",
 )
 
+
+def _has_narrow_tables(config: Config) -> bool:
+    width = config["hidden_size"]
+    return (config.get("embedding_size") or width) != width
+
+
 _ELECTRA = Family(
     prefix="electra",
     rows=(
         *_embeddings(EMBEDDING),
         _norm(r"embeddings\.LayerNorm", "embeddings", EMBEDDING),
-        *_linear("embeddings_project", HIDDEN, EMBEDDING, "embeddings"),
+        *_linear("embeddings_project", HIDDEN, EMBEDDING, "embeddings", _has_narrow_tables),
         *_BERT_LAYER,
-        *_CLASSIFIER,
+        *_classifier(_TOKEN),
         *_DEEP_CLASSIFIER,
     ),
     language_model=(
-        *_linear(r"generator_predictions\.dense", EMBEDDING, HIDDEN, "head"),
-        _norm(r"generator_predictions\.LayerNorm", "head", EMBEDDING),
-        *_linear("generator_lm_head", VOCABULARY, EMBEDDING, "head"),
+        *_linear(r"generator_predictions\.dense", EMBEDDING, HIDDEN, "head", _models_language),
+        _norm(r"generator_predictions\.LayerNorm", "head", EMBEDDING, _models_language),
+        *_linear("generator_lm_head", VOCABULARY, EMBEDDING, "head", _models_language),
     ),
     tied=(r"generator_lm_head\.weight",),
     left_out=(*_BUFFERS, r"(?:discriminator_predictions|generator_\w+)\..*"),
     bare="ElectraModel",
 )
 
+
+def _is_relative(config: Config) -> bool:
+    return bool(config.get("relative_attention"))
+
+
+def _has_convolution(config: Config) -> bool:
+    return (config.get("conv_kernel_size") or 0) > 0
+
+
+def _position_projection(name: str, kind: str) -> tuple[Row, ...]:
+    """A layer's own projection of positions, where it does not share the one of the content."""
+    return _linear(
+        rf"encoder\.layer\.#\.attention\.self\.{name}",
+        HIDDEN,
+        HIDDEN,
+        "layers",
+        lambda config: (
+            _is_relative(config)
+            and not config.get("share_att_key")
+            and kind in (config.get("pos_att_type") or ())
+        ),
+    )
+
+
 _DEBERTA_V2 = Family(
     prefix="deberta",
     rows=(
         *_embeddings(EMBEDDING),
         _norm(r"embeddings\.LayerNorm", "embeddings"),
-        Row(r"embeddings\.embed_proj\.weight", (HIDDEN, EMBEDDING), "embeddings"),
-        *_layer("query_proj|key_proj|value_proj|pos_key_proj|pos_query_proj"),
-        Row(r"encoder\.rel_embeddings\.weight", (WHOLE, HIDDEN), "embeddings"),
-        _norm(r"encoder\.LayerNorm", "embeddings"),
-        Row(r"encoder\.conv\.conv\.weight", (HIDDEN, GROUP, WHOLE), "layers"),
-        Row(r"encoder\.conv\.conv\.bias", (HIDDEN,), "layers"),
-        _norm(r"encoder\.conv\.LayerNorm", "layers"),
-        *_POOLER,
-        *_CLASSIFIER,
+        Row(
+            r"embeddings\.embed_proj\.weight",
+            (HIDDEN, EMBEDDING),
+            "embeddings",
+            _has_narrow_tables,
+        ),
+        *_layer("query_proj|key_proj|value_proj"),
+        *_position_projection("pos_key_proj", "c2p"),
+        *_position_projection("pos_query_proj", "p2c"),
+        Row(r"encoder\.rel_embeddings\.weight", (WHOLE, HIDDEN), "embeddings", _is_relative),
+        _norm(
+            r"encoder\.LayerNorm",
+            "embeddings",
+            needed=lambda c: _is_relative(c) and "layer_norm" in str(c.get("norm_rel_ebd", "")),
+        ),
+        Row(r"encoder\.conv\.conv\.weight", (HIDDEN, GROUP, WHOLE), "layers", _has_convolution),
+        Row(r"encoder\.conv\.conv\.bias", (HIDDEN,), "layers", _has_convolution),
+        _norm(r"encoder\.conv\.LayerNorm", "layers", needed=_has_convolution),
+        *_pooler(_SEQUENCE),
+        *_classifier(_SEQUENCE, _TOKEN),
     ),
+    # It has been saved in two forms, of which a model has one.
     language_model=(
-        *_bert_language_model(EMBEDDING),
-        *_linear(r"lm_predictions\.lm_head\.dense", HIDDEN, HIDDEN, "head"),
-        _norm(r"lm_predictions\.lm_head\.LayerNorm", "head"),
-        Row(r"lm_predictions\.lm_head\.bias", (VOCABULARY,), "head"),
+        *_bert_language_model(EMBEDDING, _never),
+        *_linear(r"lm_predictions\.lm_head\.dense", HIDDEN, HIDDEN, "head", _never),
+        _norm(r"lm_predictions\.lm_head\.LayerNorm", "head", needed=_never),
+        Row(r"lm_predictions\.lm_head\.bias", (VOCABULARY,), "head", _never),
     ),
     tied=_BERT_TIED,
     left_out=(*_BUFFERS, r"(?:lm_predictions|mask_predictions|cls)\..*"),
