@@ -138,6 +138,20 @@ def test_a_language_without_the_split_is_named(
         load("massive", data_dir=named, languages=("de", "sw"))
 
 
+def test_a_vocabulary_is_cut_to_all_splits_that_there_are(tmp_path: Path) -> None:
+    """Though some languages have one of them only."""
+    options: dict[str, Any] = {"purpose": "evaluate", "labels": "unused"}
+    sample = load_data(EvalConfig(model="unused", data="sample"), None, **options)
+    assert len(sample.languages) == 7
+    assert sample.source["examples"] == {"train": 160, "validation": 240, "test": 840}
+    folder = tmp_path / "data"
+    write(folder / "de" / "train.jsonl", *texts("a"))
+    write(folder / "sw" / "test.jsonl", *texts("a"))
+    for languages in (None, ("de", "sw")):
+        config = EvalConfig(model="unused", data=str(folder), languages=languages)
+        assert load_data(config, None, **options).source["examples"] == {"train": 1, "test": 1}
+
+
 def test_a_tenth_of_each_language_and_label_is_held_out(tmp_path: Path) -> None:
     rows = [
         {"text": f"{language} {label} {i}", "label": label, "language": language}

@@ -143,11 +143,14 @@ def load_data(
     shards = find_shards(config, token)
     renamed = read_label_map(config.label_map)
     named = NAMED.get(str(config.data))
-    if splits is None:
-        splits = [split for split in SPLITS if any(shard.split == split for shard in shards)]
     if named is not None:
         return _load_named(config, named, shards, splits, purpose, labels, renamed)
     return _load_custom(config, shards, splits, purpose, labels, renamed)
+
+
+def _there(shards: Sequence[Shard]) -> list[str]:
+    """The splits that there are."""
+    return [split for split in SPLITS if any(shard.split == split for shard in shards)]
 
 
 def _groups(
@@ -184,7 +187,7 @@ def _load_named(
     config: DataOptions,
     named: NamedData,
     shards: list[Shard],
-    splits: Sequence[str],
+    splits: Sequence[str] | None,
     purpose: str,
     labels: Labels,
     renamed: Mapping[str, str],
@@ -198,11 +201,12 @@ def _load_named(
     if purpose == "train":
         trained = {shard.language for shard in shards if shard.split == "train"}
         languages = _present(named, languages, trained, spec, "there is no training data in")
-    for split in splits:
+    for split in splits or ():
         having = {shard.language for shard in shards if shard.split == split}
         if having and split != "validation":
             languages = _present(named, languages, having, spec, f"there is no {split} split in")
 
+    splits = _there(shards) if splits is None else splits
     column = named.label_column if labels != "unused" else None
     columns = Columns(named.text_column, column, None, named.task)
     chosen = [shard for shard in shards if shard.split in splits and shard.language in languages]
@@ -265,12 +269,14 @@ def _chosen(table: Dataset, languages: Sequence[str], split: str, config: DataOp
 def _load_custom(
     config: DataOptions,
     shards: list[Shard],
-    splits: Sequence[str],
+    splits: Sequence[str] | None,
     purpose: str,
     labels: Labels,
     renamed: Mapping[str, str],
 ) -> TaskData:
     name = str(config.data)
+    asked_for = splits is not None
+    splits = _there(shards) if splits is None else splits
     whole_file = Path(name).expanduser().is_file()
     opened = [(shard, shard.open()) for shard in shards]
     tables = [table for _, found in opened for table in found]
@@ -295,7 +301,10 @@ def _load_custom(
     languages = select_languages(config.languages or ("all",), units, seen, unseen)
     loaded = {}
     for split in splits:
-        if split in parts and _told_missing(config, split, languages, present[split]):
+        missing = [language for language in languages if language not in present.get(split, ())]
+        if asked_for and missing and split in parts:
+            _tell_missing(config, split, missing)
+        if len(missing) < len(languages):
             table = examples(parts[split], labelling, columns.task, columns.label)
             loaded[split] = _chosen(table, languages, split, config)
     on_hub = not any(shard.paths for shard in shards)
@@ -313,17 +322,16 @@ def _load_custom(
     return _finish(config, data, shards, labelling, splits, purpose)
 
 
-def _told_missing(
-    config: DataOptions, split: str, languages: Sequence[str], having: Collection[str]
-) -> bool:
-    """Whether a split has any of the languages; which ones it has not is told."""
-    missing = [language for language in languages if language not in having]
+def _tell_missing(config: DataOptions, split: str, missing: Sequence[str]) -> None:
+    """Say which languages a split that was asked for has not.
+
+    Raises:
+        DataError: They were asked for by name.
+    """
     told = f"{config.data}: there is no {split} split in {listed(missing)}"
-    if missing and not _are_groups(config.languages or ("all",)):
+    if not _are_groups(config.languages or ("all",)):
         raise DataError(f"{told}.")
-    if missing:
-        logger.info("%s", told)
-    return len(missing) < len(languages)
+    logger.info("%s", told)
 
 
 def _finish(
