@@ -24,7 +24,7 @@ from .comparison import Comparison
 from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions, input_paths
 from .data.batching import steps_per_epoch
 from .data.encoding import IGNORED, Collator, token_counts
-from .data.labels import match_labels, read_label_map
+from .data.labels import read_label_map
 from .data.load import TaskData, load_data
 from .data.sampling import language_codes
 from .errors import UnlabelledError, UsageError
@@ -44,7 +44,7 @@ from .output import CHECKPOINTS, open_output
 from .progress import Progress, silent
 from .publishing.record import make_record
 from .recording import Head, Recorder, check_recorded
-from .scoring import EvalResult, Evaluator, LanguageScore, not_finite
+from .scoring import EvalResult, Evaluator, LanguageScore, check_labels, not_finite
 from .sharding import require_processes, shard
 from .shrinking.families import family_of
 from .students import Student, map_pieces, match_classes, prepare_student
@@ -419,7 +419,7 @@ def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> Tra
     if source.task is not None:
         require_task(source, data.task)
         if data.labels is not None:
-            match_labels(data.labels, source.labels, data=data.name, model=source.name)
+            check_labels(data, source)
 
     identity = identity.with_data(data.source)
     if done := finished_result(output_dir, config, identity):

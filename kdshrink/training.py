@@ -26,7 +26,7 @@ from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .compiling import compile_in_place, length_buckets
 from .config import FinetuneConfig, TrainingOptions, input_paths
 from .data.batching import Batches, make_batches, steps_per_epoch
-from .data.encoding import Collator, encode, token_counts
+from .data.encoding import Collator, encode, in_scheme_of, needs_own_scheme, token_counts
 from .data.labels import match_labels, read_label_map
 from .data.load import TaskData, load_data
 from .errors import OutputError, UsageError
@@ -309,13 +309,19 @@ def encode_splits(
     max_length: int,
     model_labels: Sequence[str],
 ) -> dict[str, Any]:
-    """Tokenise splits, with labels as the model's ids."""
-    ids = None if data.labels is None else match_labels(data.labels, model_labels)
+    """Tokenise splits, with labels as the model's ids, in the scheme of the model's tags."""
+    tables = {split: data.splits[split] for split in splits}
+    ids = None
+    if data.labels is not None and needs_own_scheme(data.labels, model_labels):
+        tables = {
+            split: in_scheme_of(table, data.labels, model_labels) for split, table in tables.items()
+        }
+        ids = list(range(len(model_labels)))
+    elif data.labels is not None:
+        ids = match_labels(data.labels, model_labels)
     return {
-        split: encode(
-            data.splits[split], tokenizer, task=data.task, max_length=max_length, label_ids=ids
-        )
-        for split in splits
+        split: encode(table, tokenizer, task=data.task, max_length=max_length, label_ids=ids)
+        for split, table in tables.items()
     }
 
 

@@ -152,7 +152,7 @@ def _read_tsv(content: bytes, separator: str | None, labelled: bool) -> list[lis
 def _separated(records: list[list[tuple[str, bool]]], labelled: bool) -> list[list[Row]]:
     if not records:
         raise Refused
-    names = [name for name, _ in records[0]]
+    names = [name.strip() for name, _ in records[0]]
     if any(len(record) != len(names) for record in records):
         raise Refused
     tables = [

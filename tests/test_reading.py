@@ -26,16 +26,25 @@ from kdshrink.data.load import TaskData, load_data
 from kdshrink.data.local import FileTable, Reading
 from kdshrink.data.shard import Columns
 from kdshrink.data.store import read_table
+from kdshrink.data.tags import from_iob2, to_iob2
 from kdshrink.errors import DataError, ModelError, OutputError, UsageError
 from kdshrink.evaluation import majority_scores, zero_shot
 from kdshrink.metrics import text_scores
 from kdshrink.models.loading import load_tokenizer
 from kdshrink.models.source import find_model
 from kdshrink.scoring import Predictions, make_evaluator
+from kdshrink.training import encode_splits
 
 from .conftest import LABELS, make_model, make_tokenizer
 
 WORDS = ["Anna", "Weber", "in", "Lisboa"]
+SCHEMES = {
+    "IO": ["PER", "PER", "O", "LOC"],
+    "IOB1": ["I-PER", "I-PER", "O", "I-LOC"],
+    "IOB2": ["B-PER", "I-PER", "O", "B-LOC"],
+    "BIOES": ["B-PER", "E-PER", "O", "S-LOC"],
+    "BILOU": ["B-PER", "L-PER", "O", "U-LOC"],
+}
 NOTHING = "\u200b"
 """A word that BERT's normalizer takes away."""
 
@@ -256,21 +265,14 @@ def test_tags_of_another_kind_are_scored_by_tag(tagger: str, tmp_path: Path) -> 
 @pytest.mark.defect("W10")
 def test_perfect_answers_score_one_in_any_scheme(tagger: str, tmp_path: Path) -> None:
     """A model's tags may be of one scheme, and the data's of another."""
-    schemes = {
-        "IO": ["PER", "PER", "O", "LOC"],
-        "IOB1": ["I-PER", "I-PER", "O", "I-LOC"],
-        "IOB2": ["B-PER", "I-PER", "O", "B-LOC"],
-        "BIOES": ["B-PER", "E-PER", "O", "S-LOC"],
-        "BILOU": ["B-PER", "L-PER", "O", "U-LOC"],
-    }
     options = EvalConfig(model=tagger, data="d")
     found = find_model(tagger, options)
     tokenizer = load_tokenizer(found, options)
-    for scheme, tags in schemes.items():
+    for scheme, tags in SCHEMES.items():
         path = write(tmp_path / f"{scheme}.jsonl", {"tokens": WORDS, "ner_tags": tags})
         data = load(path)
         assert data.tag_scheme == scheme
-        for labels in schemes.values():
+        for labels in SCHEMES.values():
             names = sorted({*labels})
             config = {**found.config, "id2label": {str(i): n for i, n in enumerate(names)}}
             source = replace(found, config=config)
@@ -288,6 +290,58 @@ def test_perfect_answers_score_one_in_any_scheme(tagger: str, tmp_path: Path) ->
             scored = evaluator.score_predictions(right, 1.0)
             assert (scored.metric, scored.score) == ("entity_f1", 1.0), (scheme, names)
             assert scored.tag_scheme == scheme
+
+
+@pytest.mark.defect("W10")
+@pytest.mark.parametrize("scheme", [*SCHEMES, "BMES"])
+def test_a_model_is_trained_on_tags_of_its_own_scheme(
+    scheme: str, tagger: str, tmp_path: Path
+) -> None:
+    known = {*SCHEMES.get(scheme, ["B-PER", "M-PER", "E-PER", "S-PER", "S-LOC", "O"])}
+    if scheme in ("BIOES", "BILOU", "BMES"):
+        inner = {"BIOES": "IBES", "BILOU": "IBLU", "BMES": "MBES"}[scheme]
+        known |= {f"{prefix}-{kind}" for prefix in inner for kind in ("PER", "LOC")}
+    if scheme == "IOB1":
+        known |= {"B-LOC"}
+    sentences = [
+        ["B-PER", "I-PER", "I-PER", "O", "B-LOC"],
+        ["B-LOC", "B-LOC", "O", "B-PER", "B-LOC", "I-LOC"],
+        ["O"],
+    ]
+    if scheme == "IOB2":
+        known |= {"I-LOC"}
+    for tags in sentences:
+        own = from_iob2(tags, known)
+        assert {*own} <= known
+        back = "IOB1" if scheme == "IOB1" else scheme
+        joined = scheme == "IO" and tags[:2] == ["B-LOC", "B-LOC"]  # which IO cannot tell apart
+        assert to_iob2(own, back) == (["B-LOC", "I-LOC", *tags[2:]] if joined else tags)
+    if scheme == "IOB1":
+        assert from_iob2(sentences[1], known)[:2] == ["I-LOC", "B-LOC"]
+
+
+@pytest.mark.defect("W10")
+def test_a_teacher_of_another_scheme_teaches(tagger: str, tmp_path: Path) -> None:
+    names = ["O", "S-PER", "B-PER", "I-PER", "E-PER"]
+    relabel(tagger, names)
+    tags = ["B-PER", "I-PER", "O", "O"]
+    path = write(tmp_path / "a.jsonl", *[{"tokens": WORDS, "ner_tags": tags}] * 8)
+    data = load(path, "train", "validation", purpose="train")
+    tokenizer = make_tokenizer("xlm-roberta")
+    encoded = encode_splits(data, ("train",), tokenizer, 64, names)["train"]
+    labels = [label for label in encoded[0]["labels"] if label >= 0]
+    assert [names[label] for label in labels] == ["B-PER", "E-PER", "O", "O"]
+    result = distill(
+        DistillConfig(
+            teacher=tagger,
+            data=str(path),
+            layers=2,
+            max_steps=1,
+            output_dir=tmp_path / "out",
+            device="cpu",
+        )
+    )
+    assert result.development.metric == "entity_f1"
 
 
 @pytest.mark.defect("W10")

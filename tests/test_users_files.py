@@ -565,6 +565,11 @@ def test_a_damaged_word_number_is_refused(tmp_path: Path, damaged: str) -> None:
     refused(write(tmp_path / "de_pud.iob2", text), "de_pud.iob2")
 
 
+def test_a_damaged_word_number_beside_one_tag_is_refused(tmp_path: Path) -> None:
+    text = "1\tAnna\tB-PER\n2\tda\tO\n\n1\tBonn\tB-LOC\nx\thier\tO\n\n1\tja\tO\n"
+    refused(write(tmp_path / "a.conll", text), "a.conll, line 5")
+
+
 def test_words_numbered_over_a_whole_document(tmp_path: Path) -> None:
     """Whether read or refused, the numbers are no words."""
     text = "1\tAnna\tB-PER\n2\tda\tO\n\n3\tBonn\tB-LOC\n4\thier\tO\n\n5\tja\tO\n6\tso\tO\n"

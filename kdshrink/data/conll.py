@@ -84,7 +84,9 @@ class _Census:
     """What the lines of a file have in common, collected in one pass.
 
     Attributes:
-        numbered: Whether the first column numbers the words of each sentence, or of the file.
+        lines: How many lines were added.
+        numbers: How many of them the first column numbers, within the sentence or the file.
+        odd_line: The first that it does not.
         before: The number of the word before; None if there is none.
         begins: Whether a sentence begins.
         words: The columns, of lines that are words even where the first column numbers them.
@@ -92,7 +94,9 @@ class _Census:
     """
 
     first_line: int = 0
-    numbered: bool = True
+    lines: int = 0
+    numbers: int = 0
+    odd_line: int = 0
     before: int | None = None
     begins: bool = True
     all_lines: list[_Column] = field(default_factory=list)
@@ -102,6 +106,21 @@ class _Census:
     @property
     def width(self) -> int:
         return len(self.words)
+
+    def numbered(self, path: Path) -> bool:
+        """Whether the first column numbers the words.
+
+        Raises:
+            DataError: It does so on most lines, and not on all.
+        """
+        if self.numbers == self.lines:
+            return not (self.width == 2 and self.words[1].entities)
+        if self.width > 2 and 2 * self.numbers > self.lines:
+            raise DataError(
+                f"{path}, line {self.odd_line}: the first column numbers the words on most lines, and "
+                "not on this one.\nMend the number, or take the column out."
+            )
+        return False
 
     def add(self, path: Path, line: int, fields: list[str]) -> None:
         if not self.width:
@@ -118,12 +137,15 @@ class _Census:
         if not _OTHER_ID.fullmatch(fields[0]):
             for column, value in zip(self.words, fields, strict=True):
                 column.add(value)
-            self._count(fields[0])
+            self._count(line, fields[0])
 
-    def _count(self, first: str) -> None:
+    def _count(self, line: int, first: str) -> None:
         number = int(first) if _NUMBER.fullmatch(first) and first.isascii() else -1
         follows = self.before is not None and number == self.before + 1
-        self.numbered = self.numbered and (follows or (self.begins and number in (0, 1)))
+        self.lines += 1
+        if follows or (self.begins and number in (0, 1)):
+            self.numbers += 1
+        self.odd_line = self.odd_line or (line if self.numbers < self.lines else 0)
         self.before, self.begins = number, False
 
 
@@ -160,7 +182,7 @@ def find_layout(path: Path, encoding: str) -> Layout:
     if census.width < 2:
         found = "one column" if census.width else "no example"
         raise DataError(f"{path} has {found}.\nA word and its tag were expected on each line.")
-    numbered = census.numbered and not (census.width == 2 and census.words[1].entities)
+    numbered = census.numbered(path)
     tags = _tag_column(census.words if numbered else census.all_lines, 2 if numbered else 1)
     return Layout(tabs, census.width, numbered, tags, frozenset(census.last))
 

@@ -12,9 +12,31 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from .registry import Task
+from .tags import are_entities, from_iob2, scheme_of_labels
 
 IGNORED = -100
 """The label of a position that has none, as PyTorch's cross-entropy expects it."""
+
+
+def needs_own_scheme(labels: Sequence[str], model_labels: Sequence[str]) -> bool:
+    """Whether the data's tags of entities, in IOB2, must be written in the scheme of the model's."""
+    scheme = scheme_of_labels(model_labels) if are_entities(labels) else None
+    return scheme is not None and (scheme != "IOB2" or not set(labels) <= set(model_labels))
+
+
+def in_scheme_of(table: Dataset, labels: Sequence[str], model_labels: Sequence[str]) -> Dataset:
+    """A table of `TaskData` for token tasks with its tags as the ids of a model's, in their scheme."""
+    ids = {name: i for i, name in enumerate(model_labels)}
+
+    def convert(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {
+            "label": [
+                [ids[tag] for tag in from_iob2([labels[i] for i in tags], model_labels)]
+                for tags in batch["label"]
+            ]
+        }
+
+    return table.map(convert, batched=True, features=table.features)
 
 
 def encode(

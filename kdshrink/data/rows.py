@@ -1,7 +1,7 @@
 """Files of one example after another: CSV, TSV, JSON lines, JSON and plain text.
 
-The standard library reads them, since pyarrow gives numbers of JSON no longer as they stand there, and
-drops quotes of a CSV field that is quoted in part.
+The standard library reads them: pyarrow's reader of JSON does not give numbers as they are written, and its
+reader of CSV drops the quotes of a field that is quoted in part, without a word.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ OUTSIDE = "O"
 _TAG = re.compile(r"([BILUESM])-(.+)", re.DOTALL)
 _UNDERSCORED = re.compile(r"[BILUESM]_.+", re.DOTALL)
 _BEGIN, _END = {"B", "S", "U"}, {"E", "L", "S", "U"}
+_ENDS = {"BIOES": ("S", "E"), "BILOU": ("U", "L"), "BMES": ("S", "E")}
+"""What an entity of one word, and the last word of a longer one, begin with."""
+_INSIDE = {"BIOES": "I", "BILOU": "I", "BMES": "M"}
 _SCHEMES = (("IOB2", "BI"), ("BIOES", "BIES"), ("BILOU", "BILU"), ("BMES", "BMES"))
 
 
@@ -94,6 +97,40 @@ def to_iob2(tags: Sequence[str], scheme: str) -> list[str]:
             result.append(f"{'B' if begins else 'I'}-{part[1]}")
         before = part
     return result
+
+
+def from_iob2(tags: Sequence[str], labels: Collection[str]) -> list[str]:
+    """The tags of a sentence as a model with these labels has them: the inverse of `to_iob2`.
+
+    Where a model has no B- for a type its scheme is IOB1, in which I- begins an entity.
+    """
+    scheme = scheme_of_labels(labels)
+    result = []
+    for place, tag in enumerate(tags):
+        part = _split(tag)
+        if part is None:
+            result.append(OUTSIDE)
+            continue
+        prefix, kind = part
+        goes_on = place + 1 < len(tags) and tags[place + 1] == f"I-{kind}"
+        if scheme == "IO":
+            result.append(kind)
+        elif scheme == "IOB2":
+            before = _split(tags[place - 1]) if place else None
+            touches = before is not None and before[1] == kind
+            marked = f"B-{kind}" in labels and (touches or f"I-{kind}" not in labels)
+            iob1 = not _has_all_begins(labels)
+            result.append(f"{'B' if marked else 'I'}-{kind}" if iob1 and prefix == "B" else tag)
+        else:
+            single, last = _ENDS[str(scheme)]
+            ends = {("B", False): single, ("I", False): last, ("I", True): _INSIDE[str(scheme)]}
+            result.append(f"{ends.get((prefix, goes_on), 'B')}-{kind}")
+    return result
+
+
+def _has_all_begins(labels: Collection[str]) -> bool:
+    """Whether there is a B- for each type of entity, so that the labels are of IOB2."""
+    return all(f"B-{kind}" in labels for kind in entity_types(labels, "IOB2"))
 
 
 def entity_types(tags: Iterable[str], scheme: str) -> list[str]:
