@@ -147,6 +147,17 @@ def test_a_language_without_the_split_is_named(
         load("massive", data_dir=named, languages=("de", "sw"))
 
 
+@pytest.mark.defect("W18")
+def test_a_model_was_trained_on_the_languages_that_have_training_data(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write(folder / "de" / "train.jsonl", *texts(*LABELS * 4))
+    write(folder / "sw" / "test.jsonl", *texts(*LABELS))
+    data = load(folder, "train", "validation", purpose="train")
+    assert data.languages == ("de",)
+    assert data.source["languages"] == ["de"]
+    assert load(folder).languages == ("sw",)
+
+
 def test_a_vocabulary_is_cut_to_all_splits_that_there_are(tmp_path: Path) -> None:
     """Though some languages have one of them only."""
     options: dict[str, Any] = {"purpose": "evaluate", "labels": "unused"}

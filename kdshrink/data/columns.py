@@ -84,15 +84,17 @@ def _not_found(config: DataOptions, kinds: Mapping[str, Kind], what: str, flag: 
     error = UnlabelledError if what == "labels" else DataError
     if what == "labels" and set(kinds) == {"text"}:
         return error(f"{config.data}: it has text alone, and no labels.")
-    hint = ""
-    if len(kinds) == 1:
-        only = next(iter(kinds))
-        if found := next((sign for sign in (";", "\t", "|", ",") if sign in only), None):
-            hint = f"\nIf its fields are separated by {found!r}, say so with --separator."
     return error(
         f"{config.data}: no column has a usual name for {what}.\n"
-        f"It has: {listed(kinds)}. Say which with {flag}.{hint}"
+        f"It has: {listed(kinds)}. Say which with {flag}.{_separator_hint(kinds)}"
     )
+
+
+def _separator_hint(kinds: Mapping[str, Kind]) -> str:
+    """What to do about a header that is one name, with the separator of another program in it."""
+    only = next(iter(kinds)) if len(kinds) == 1 else ""
+    found = next((sign for sign in (";", "\t", "|", ",") if sign in only), None)
+    return f"\nIf its fields are separated by {found!r}, say so with --separator." if found else ""
 
 
 def columns_of(table: Table, columns: Columns) -> Columns:
@@ -105,6 +107,7 @@ def columns_of(table: Table, columns: Columns) -> Columns:
     if columns.text not in kinds:
         raise DataError(
             f"{table.origin}: there is no column {columns.text!r}.\nIt has: {listed(kinds)}."
+            f"{_separator_hint(kinds)}"
         )
     expected: Kind = "list" if columns.task == "token" else "text"
     for name in (columns.text, columns.label):

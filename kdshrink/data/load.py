@@ -307,6 +307,9 @@ def _load_custom(
         if len(missing) < len(languages):
             table = examples(parts[split], labelling, columns.task, columns.label)
             loaded[split] = _chosen(table, languages, split, config)
+    decisive = ["train"] if purpose == "train" and "train" in loaded else list(loaded)
+    read = set().union(*(present[split] for split in decisive))
+    languages = tuple(language for language in languages if language in read)
     on_hub = not any(shard.paths for shard in shards)
     data = TaskData(
         name,
