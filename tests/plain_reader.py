@@ -266,8 +266,11 @@ def _read_parquet(content: bytes, separator: str | None, labelled: bool) -> list
         table = parquet.ParquetFile(io.BytesIO(content)).read()
     except Exception as error:
         raise Refused from error
-    described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = described.get("info", {}).get("features", {})
+    try:
+        described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = described.get("info", {}).get("features", {})
+    except (ValueError, AttributeError) as error:
+        raise Refused from error
     used = [
         name
         for name in table.column_names

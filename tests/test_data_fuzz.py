@@ -690,7 +690,9 @@ def test_a_damaged_file_is_refused_or_read_as_it_stands(
         separator = file.options.get("separator")
         readings = read_plain(path, separator=separator, labelled=file.labelled)
         found = Counter((row.text, row.label) for row in rows)
-        assert found in [Counter((row.text, row.label) for row in one) for one in readings]
+        # What is damaged may be a part that is not read: a second copy, or another program's metadata.
+        possible = [*readings, file.rows]
+        assert found in [Counter((row.text, row.label) for row in one) for one in possible]
     counts["damaged, read"] += 1
 
 
