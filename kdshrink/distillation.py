@@ -38,7 +38,7 @@ from .models.loading import (
     prefix_words,
     require_task,
 )
-from .models.source import Source, find_model, require_classes, require_plain
+from .models.source import Source, find_model, require_classes, require_plain, require_single_texts
 from .models.whole import check_whole
 from .output import CHECKPOINTS, open_output
 from .progress import Progress, silent
@@ -401,6 +401,7 @@ def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> Tra
     source = find_model(config.teacher, config).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
+    require_single_texts(source)
     check_recorded(source.config)
     if config.student is None:
         family_of(source.config)

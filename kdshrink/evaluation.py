@@ -27,7 +27,7 @@ from .files import atomic_file, to_json
 from .metrics import entity_scores, text_scores
 from .models.devices import describe_device, pick_device, to_device
 from .models.loading import load_classifier, require_task
-from .models.source import Source, find_model, require_classes, require_plain
+from .models.source import Source, find_model, require_classes, require_plain, require_single_texts
 from .output import check_file, final_files, open_output
 from .processes import is_first
 from .progress import Progress, silent
@@ -60,6 +60,7 @@ def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> E
     source = find_model(config.model, config).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
+    require_single_texts(source)
     data = load_data(config, (split,), purpose="evaluate", token=config.token)
     model, evaluator = _load(config, source, data, device)
     began = time.perf_counter()
@@ -207,6 +208,7 @@ def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress)
     source = find_model(config.model, config).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
+    require_single_texts(source)
     split = split_named(config.split or "test")
     everything = replace(config, languages=config.languages or ("all",))
     data = load_data(everything, (split,), purpose="evaluate", token=config.token)

@@ -367,6 +367,18 @@ def test_a_head_of_several_labels_or_one_number_is_refused_by_name(
 
 
 @pytest.mark.defect("W20")
+def test_a_teacher_of_pairs_is_refused_by_its_classes(teacher: Path, text_data: Path) -> None:
+    names = ["entailment", "NEUTRAL", "contradiction"]
+    change_config(
+        teacher,
+        id2label={str(i): name for i, name in enumerate(names)},
+        label2id={name: i for i, name in enumerate(names)},
+    )
+    refused_by(teacher, text_data, "pairs of texts", "eval", "zero-shot", "distill")
+    commands(teacher, text_data, teacher.parent / "tried")["finetune"]()
+
+
+@pytest.mark.defect("W20")
 def test_a_student_or_base_of_several_labels_is_refused(
     teacher: Path, classifiers: Path, text_data: Path, tmp_path: Path
 ) -> None:

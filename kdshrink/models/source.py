@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import SourceOptions
 from ..data.registry import Task
-from ..errors import ModelError, short
+from ..errors import ModelError, listed, short
 from ..files import read_json
 from ..output import CHECKPOINTS, RECORD
 from ..pull import fetch_model
@@ -43,6 +43,8 @@ MERGE = (
     "tokenizer, and give that directory."
 )
 """What to do about an adapter."""
+_OF_PAIRS = {"entailment", "neutral", "contradiction", "not_entailment"}
+"""The classes of natural language inference, whose texts are pairs; config.json does not say so."""
 _SIZES = {
     **dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), 1),
     **dict.fromkeys(("intermediate_size", "max_position_embeddings"), 1),
@@ -271,6 +273,15 @@ def require_classes(source: Source) -> None:
         raise ModelError(
             f"{source.name}: its head puts out one number, as that of a regression.\n"
             "Only classifiers of two and more classes are supported yet."
+        )
+
+
+def require_single_texts(source: Source) -> None:
+    """Raise ModelError if its classes are those of pairs of texts, whose answers to one mean nothing."""
+    if source.task == "sequence" and {label.lower() for label in source.labels} <= _OF_PAIRS:
+        raise ModelError(
+            f"{source.name}: it classifies pairs of texts, as its classes say: "
+            f"{listed(source.labels)}.\nOnly classifiers of single texts, or of words, are supported yet."
         )
 
 
