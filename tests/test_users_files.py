@@ -243,6 +243,20 @@ def test_a_quote_in_tsv_is_a_letter(tmp_path: Path) -> None:
 
 
 @pytest.mark.defect("D4")
+def test_quotes_of_csv_in_tsv_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = 'text\tlabel\nfine\tpos\n"He said ""no"""\tneg\n'
+    path = write(tmp_path / "a.tsv", text)
+    assert rows(path) == [("fine", "pos"), ('"He said ""no"""', "neg")]
+    (record,) = caplog.records
+    assert "a.tsv, line 3: a field is quoted as in CSV" in record.getMessage()
+    caplog.clear()
+    assert rows(path, separator="tab") == [("fine", "pos"), ('He said "no"', "neg")]
+    plain = write(tmp_path / "b.tsv", 'text\tlabel\n"quoted"\tpos\n5"" wide\tneg\n')
+    assert rows(plain) == [('"quoted"', "pos"), ('5"" wide', "neg")]
+    assert not caplog.records
+
+
+@pytest.mark.defect("D4")
 def test_a_quote_that_is_not_closed_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'text,label\nfine,pos\n"open,neg\nthird,pos\nfourth,neg\n')
     refused(path, "a.csv", "line 3")

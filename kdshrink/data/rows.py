@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,8 +21,12 @@ from ..errors import DataError, listed, short
 from .shard import Columns, Kind, Rows
 from .streams import open_text
 
+logger = logging.getLogger(__name__)
+
 _HEAD = 1000
-"""Objects of JSON lines whose keys are looked at to find the columns."""
+"""Lines, or objects of JSON, that are looked at to find the columns."""
+_QUOTED = re.compile(r'(?:^|\t)"(?:[^"\t]|"")*""(?:[^"\t]|"")*"(?=\t|\r?\n|$)')
+"""A field of TSV that is quoted as a whole, with a quote in it doubled."""
 _WRITTEN_LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 
 
@@ -120,7 +125,16 @@ def _header(path: Path, separator: str | None, encoding: str) -> list[str]:
 
 
 def delimited_columns(path: Path, separator: str | None, encoding: str) -> dict[str, Kind]:
-    """The columns that a header names."""
+    """The columns that a header names; quotes near the top of a file without quoting are told of."""
+    if separator is None:
+        with open_text(path, encoding) as lines:
+            quoted = (n for n, line in enumerate(islice(lines, _HEAD), 1) if _QUOTED.search(line))
+            if line := next(quoted, None):
+                logger.warning(
+                    "%s: a field is quoted as in CSV, and its quotes are kept as they stand; "
+                    "--separator tab takes them off",
+                    _at(path, line),
+                )
     return dict.fromkeys(_header(path, separator, encoding), "text")
 
 
