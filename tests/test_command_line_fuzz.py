@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -92,14 +91,13 @@ def no_work(target: str) -> Iterator[list[Any]]:
 
     module, function = target.split(":")
     library = SimpleNamespace(**{function: work})
-    known, level = set(console._secrets), logging.getLogger("kdshrink").level
+    known = set(console._secrets)
     try:
         with patch.dict(sys.modules, {f"kdshrink.{module}": library}):  # type: ignore[dict-item]
             yield received
     finally:
         console._secrets.clear()
         console._secrets.update(known)
-        logging.getLogger("kdshrink").setLevel(level)
 
 
 def code_of(call: Callable[[], None]) -> int:
