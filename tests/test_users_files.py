@@ -724,6 +724,25 @@ def test_a_truncated_file_is_refused(tmp_path: Path, frame: pd.DataFrame, kept: 
         refused(tmp_path / name, name)
 
 
+@pytest.mark.defect("T4")
+def test_a_parquet_file_whose_text_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    frame = pd.DataFrame({"text": ["schön" * 9, "fine" * 9], "label": ["a", "b"]})
+    frame.to_parquet(path, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace("schön".encode(), b"sch\xa0\xa0n"))
+    refused(path, "a.parquet is damaged")
+
+
+@pytest.mark.defect("T4", "W5")
+def test_classes_that_are_described_in_two_ways_are_refused(tmp_path: Path) -> None:
+    """The metadata stands in a parquet file twice; damaged once, numbers might be classes or none."""
+    path = tmp_path / "a.parquet"
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    Dataset.from_dict({"text": ["a"], "label": [1]}, features=features).to_parquet(path)
+    path.write_bytes(path.read_bytes().replace(b'"ClassLabel"', b'"ClassMabel"', 1))
+    refused(path, "a.parquet is damaged")
+
+
 @pytest.mark.defect("M4")
 def test_a_wrong_column_is_not_listed_whole(tmp_path: Path) -> None:
     lines = [f"text {i},label {i}\n" for i in range(5_000)]

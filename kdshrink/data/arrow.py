@@ -28,13 +28,18 @@ def class_names_of(feature: Any) -> tuple[str, ...] | None:
     return class_names_of(feature.get("feature"))
 
 
-def schema_features(schema: pa.Schema) -> dict[str, Any]:
+def schema_features(schema: pa.Schema, stored: bytes | None) -> dict[str, Any]:
     """The features that datasets wrote into a table's metadata; empty without them.
+
+    Args:
+        stored: The same as the file holds it beside the schema.
 
     Raises:
         ValueError: They are damaged, so that numbers might be classes whose names are lost.
     """
     described = (schema.metadata or {}).get(b"huggingface")
+    if described != stored:
+        raise ValueError("the file describes its columns in two ways")
     if described is None:
         return {}
     try:
@@ -174,6 +179,10 @@ def _texts(
     place: _Place,
 ) -> pa.Array:
     """Values as text: classes by name, numbers as Arrow writes them, NaN as missing."""
+    try:
+        values.validate(full=True)  # a damaged file may hold text that is no UTF-8
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{place.origin} is damaged: {error}.\nCopy it again.") from error
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if names is not None and pa.types.is_integer(values.type):

@@ -95,8 +95,10 @@ class FileTable:
     def class_names(self, column: str) -> tuple[str, ...] | None:
         if self.format != "parquet":
             return None
+        file = self._parquet()
+        stored = (file.metadata.metadata or {}).get(b"huggingface")
         try:
-            features = arrow.schema_features(self._parquet().schema_arrow)
+            features = arrow.schema_features(file.schema_arrow, stored)
         except ValueError as error:
             raise _damaged(self.path, error) from error
         return arrow.class_names_of(features.get(column))
