@@ -522,6 +522,25 @@ def test_a_fault_of_config_json_is_told_as_one(
     refused_by(teacher, text_data, f"(?s){named}|model_type|type 'no-such-type'", *ALL)
 
 
+@pytest.mark.parametrize("field", ["output_attentions", "output_hidden_states"])
+def test_a_config_that_asks_for_more_outputs_is_served(
+    teacher: Path, text_data: Path, tmp_path: Path, field: str
+) -> None:
+    change_config(teacher, **{field: True})
+    for name in ("eval", "distill", "finetune"):
+        commands(teacher, text_data, tmp_path)[name]()
+
+
+def test_a_tokenizer_that_knows_no_unknown_character_is_refused_before_the_work(
+    teacher: Path, text_data: Path
+) -> None:
+    path = teacher / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"].pop("unk_id")
+    path.write_text(json.dumps(content))
+    refused_by(teacher, text_data, "its tokenizer cannot be loaded", "eval", "distill", "finetune")
+
+
 @pytest.mark.defect("M9")
 @pytest.mark.parametrize(
     ("field", "value"),

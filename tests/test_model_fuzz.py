@@ -322,7 +322,9 @@ def assert_as_stored(state: Tensors, folder: Path, layers: Callable[[str], str])
         plain[name.replace("roberta.", "")] = tensor
     for name, tensor in state.items():
         theirs = plain[layers(name).removeprefix("roberta.")]
-        assert torch.equal(tensor, theirs.to(tensor.dtype)), name
+        torch.testing.assert_close(
+            tensor, theirs.to(tensor.dtype), rtol=0, atol=0, equal_nan=True, msg=name
+        )
 
 
 def compare_with_transformers(model: Any, labels: tuple[str, ...], folder: Path) -> None:
@@ -338,7 +340,8 @@ def compare_with_transformers(model: Any, labels: tuple[str, ...], folder: Path)
         return
     mine = model.state_dict()
     assert mine.keys() == plain.state_dict().keys()
-    assert all(torch.equal(mine[name], tensor) for name, tensor in plain.state_dict().items())
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(mine[name], tensor, rtol=0, atol=0, equal_nan=True)
     assert labels == tuple(str(plain.config.id2label[i]) for i in range(len(labels)))
     with torch.inference_mode():
         ids, mask = IDS, IDS != 1

@@ -88,7 +88,7 @@ def load_tokenizer(
             f"{source.config['vocab_size']} embedding rows. They do not belong together."
         )
     with _tokenizer_errors(source):
-        tokenizer("a b")
+        tokenizer("a b \U0010ffff")  # a character that no vocabulary has
     if task == "token":
         prefix_words(tokenizer)
     return tokenizer

@@ -48,6 +48,13 @@ _LEFTOVERS = re.compile(
 """Tensors of pretraining, and buffers, on which no answer of a classifier depends."""
 
 _SHOWN = 3
+_OF_ONE_CALL = {
+    "return_dict": True,  # tuples have no names for their parts
+    "chunk_size_feed_forward": 0,  # it saves memory, and bounds what a text may be
+    "output_attentions": False,  # transformers refuses to save it beside sdpa
+    "output_hidden_states": False,
+}
+"""Settings of how a model is called, which some have saved in config.json, and what they must be here."""
 
 
 class MissingHeadError(ModelError):
@@ -83,12 +90,9 @@ def read_config(source: Source, options: SourceOptions) -> PreTrainedConfig:
         raise ModelError(
             f"{source.name}: config.json cannot be read.\n{' '.join(str(error).split())[:200]}"
         ) from error
-    if not config.return_dict:  # it would put out tuples, whose parts have no names
-        config.return_dict = True
-    if getattr(
-        config, "chunk_size_feed_forward", 0
-    ):  # it saves memory, and bounds what a text may be
-        config.chunk_size_feed_forward = 0
+    for name, usual in _OF_ONE_CALL.items():
+        if getattr(config, name, usual) != usual:
+            setattr(config, name, usual)
     return config
 
 
