@@ -10,14 +10,13 @@ from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor, distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data.batching import cut_by_tokens
-from .data.encoding import Collator, encode, token_counts
+from .data.encoding import Collator, cut_off, encode, token_counts
 from .data.labels import match_labels
 from .data.load import WHOLE_FILE, TaskData
 from .data.registry import Task
@@ -322,8 +321,8 @@ class Evaluator:
             scores = self._scores([gold[i] for i in rows], [answers[i] for i in rows])
             by_language[language] = LanguageScore(scores.score, len(rows))
         pooled = self._scores(gold, answers)
-        cut_off = self._cut_off()
-        without = int((predictions.classes < 0).sum()) - cut_off
+        cut = int(cut_off(self.encoded).sum())
+        without = int((predictions.classes < 0).sum()) - cut
         token = self.task == "token"
         return EvalResult(
             metric="entity_f1" if self.scores_entities else "macro_f1",
@@ -333,18 +332,13 @@ class Evaluator:
             per_language=by_language,
             examples=len(self.table),
             examples_per_second=len(self.table) / max(seconds, 1e-9),
-            cut_off_words=cut_off if token else None,
-            cut_off_texts=None if token else cut_off,
+            cut_off_words=cut if token else None,
+            cut_off_texts=None if token else cut,
             words_without_tokens=(without or None) if token else None,
             per_class=pooled.per_class if per_class else None,
             split=self.split,
             tag_scheme=self.tag_scheme,
         )
-
-    def _cut_off(self) -> int:
-        """How many words, or texts, are beyond --max-length."""
-        column = self.encoded.select_columns(["cut_off"]).with_format("arrow")[:]["cut_off"]
-        return int(pc.sum(column).as_py() or 0)
 
     def gold(self) -> list[Any]:
         """The right answers by name: a name an example, or a list of them."""

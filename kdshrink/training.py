@@ -26,7 +26,7 @@ from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .compiling import compile_in_place, length_buckets
 from .config import FinetuneConfig, TrainingOptions, input_paths
 from .data.batching import Batches, make_batches, steps_per_epoch
-from .data.encoding import Collator, encode, in_scheme_of, needs_own_scheme, token_counts
+from .data.encoding import Collator, cut_off, encode, in_scheme_of, needs_own_scheme, token_counts
 from .data.labels import match_labels, read_label_map
 from .data.load import TaskData, load_data
 from .errors import OutputError, UsageError
@@ -319,10 +319,17 @@ def encode_splits(
         ids = list(range(len(model_labels)))
     elif data.labels is not None:
         ids = match_labels(data.labels, model_labels)
-    return {
+    encoded = {
         split: encode(table, tokenizer, task=data.task, max_length=max_length, label_ids=ids)
         for split, table in tables.items()
     }
+    for split, table in encoded.items():
+        if cut := int((cut_off(table) > 0).sum()):
+            logger.info(
+                "%s: %d of %d examples are longer than %d tokens and are cut",
+                *(split, cut, len(table), max_length),
+            )
+    return encoded
 
 
 def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainResult:

@@ -531,6 +531,21 @@ def test_what_is_not_used_is_not_read(tmp_path: Path) -> None:
     assert shrink(config).vocabulary is not None
 
 
+@pytest.mark.defect("W15")
+@pytest.mark.parametrize("written", ["['Anna', 'Weber']", '["Anna"]', "['a' 'b']", "[3, 4]"])
+def test_lists_written_as_text_are_no_text_and_no_labels(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "a.csv"
+    quoted = '"' + written.replace('"', '""') + '"'
+    path.write_text(f"tokens,label\n{quoted},a\n{quoted},b\n")
+    with pytest.raises(DataError, match=r"a\.csv, column 'tokens': these are lists"):
+        load_data(EvalConfig(model="m", data=str(path)), None, purpose="evaluate", labels="unused")
+    path.write_text(f"text,label\nx,{quoted}\ny,{quoted}\n")
+    with pytest.raises(DataError, match=r"a\.csv, line 2, column 'label': these are lists"):
+        load(path)
+    path.write_text("text,label\n[laughs],[a]\n[music],[b]\n")
+    assert load(path).labels == ("[a]", "[b]")
+
+
 def test_labels_are_not_needed_where_none_are_used(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write(folder / "train.jsonl", *texts("a", "b", "a", "b"))

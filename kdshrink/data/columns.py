@@ -19,11 +19,7 @@ _KINDS: Mapping[Kind, str] = {"text": "plain text", "list": "lists of words", "o
 
 
 def joint_kinds(tables: Sequence[Table]) -> dict[str, Kind]:
-    """The columns of all tables together.
-
-    Raises:
-        DataError: A column is of one kind here and of another there, and is used.
-    """
+    """The columns of all tables together, each of the kind that it has where it stands first."""
     kinds: dict[str, Kind] = {}
     for table in tables:
         for name, kind in table.columns().items():

@@ -131,8 +131,17 @@ def _trailing(positions: Sequence[int]) -> int:
 
 def token_counts(encoded: Dataset) -> np.ndarray:
     """(n,) tokens of each encoded example, int32."""
-    lengths = encoded.select_columns(["length"]).with_format("arrow")[:]["length"]
-    return lengths.to_numpy().astype(np.int32)
+    return _column(encoded, "length")
+
+
+def cut_off(encoded: Dataset) -> np.ndarray:
+    """(n,) words (for texts: 1 or 0) of each encoded example beyond the maximum length, int32."""
+    return _column(encoded, "cut_off")
+
+
+def _column(encoded: Dataset, name: str) -> np.ndarray:
+    values = encoded.select_columns([name]).with_format("arrow")[:][name]
+    return values.to_numpy().astype(np.int32)
 
 
 def _labels_at(positions: Sequence[int], labels: Sequence[int], length: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from ..errors import DataError, listed, short
 from .labels import class_of_each, in_order
 from .languages import UNDETERMINED
 from .registry import NamedData, Task
-from .rows import check_no_written_lists
 from .shard import Table
 from .store import as_dataset, batches_of, fingerprint, stored
 from .tags import OUTSIDE, find_scheme, iob2_labels, to_iob2
 
 logger = logging.getLogger(__name__)
+
+_WRITTEN_LIST = re.compile(r"""\s*\[\s*(?:['"].*['"]|[0-9]+(?:,?\s+[0-9]+)*|)\s*\]\s*""", re.DOTALL)
+"""A list of strings or numbers in the notation of Python, of NumPy or of JSON."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,25 @@ class Labelling:
     scheme: str | None = None
 
 
+def check_no_written_lists(parts: Sequence[Part], column: str) -> None:
+    """Refuse texts that are lists written as text, as pandas writes them into CSV.
+
+    Raises:
+        DataError: The first texts are such lists.
+    """
+    for part in parts:
+        first = next(batches_of(part.path)).column("text").to_pylist()
+        if all(_WRITTEN_LIST.fullmatch(text) for text in first):
+            raise _written_list(f"{part.table.origin}, column {column!r}", first[0])
+
+
+def _written_list(place: str, value: str) -> DataError:
+    return DataError(
+        f"{place}: these are lists written as text: {short(value)}.\n"
+        "Write the data as JSON lines or parquet, which have lists."
+    )
+
+
 def _found_labels(parts: Iterable[Part]) -> set[str]:
     found: set[str | None] = set()
     for part in parts:
@@ -93,8 +115,9 @@ def custom_labels(
         DataError: They cannot be told apart with certainty.
     """
     found = _found_labels(parts)
-    if task == "sequence":
-        check_no_written_lists(parts[0].table.origin, column, sorted(found))
+    if task == "sequence" and found and all(map(_WRITTEN_LIST.fullmatch, found)):
+        label = min(found)
+        raise _written_list(_place_of(label, parts, column), label)
     named = {label: renamed.get(label, label) for label in sorted(found)}
     standing = {name: label for label, name in named.items()}
 

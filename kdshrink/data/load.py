@@ -22,6 +22,7 @@ from .examples import (
     Labelling,
     Part,
     all_labelled,
+    check_no_written_lists,
     custom_labels,
     examples,
     languages_of,
@@ -285,6 +286,8 @@ def _load_custom(
     for shard, found in opened:
         split = splits[0] if whole_file and purpose == "evaluate" else shard.split
         parts.setdefault(split, []).extend(_read(shard, found, columns))
+    if columns.task == "sequence":
+        check_no_written_lists([part for read in parts.values() for part in read], columns.text)
     labelling = None
     asked = [part for split in splits for part in parts.get(split, ())]
     if columns.label is not None and (labels == "required" or all_labelled(asked)):

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import NoneType
 from typing import IO, Any
 
-from ..errors import DataError, listed, short
+from ..errors import DataError, short
 from .shard import Columns, Kind, Rows
 from .streams import open_text
 
@@ -27,7 +27,6 @@ _HEAD = 1000
 """Lines, or objects of JSON, that are looked at to find the columns."""
 _QUOTED = re.compile(r'(?:^|\t)"(?:[^"\t]|"")*""(?:[^"\t]|"")*"(?=\t|\r?\n|$)')
 """A field of TSV that is quoted as a whole, with a quote in it doubled."""
-_WRITTEN_LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 
 
 def _at(path: Path, line: int, column: str | None = None, unit: str = "line") -> str:
@@ -386,16 +385,3 @@ def text_rows(path: Path, encoding: str) -> Iterator[Rows]:
             kept = [(n, line) for n, line in enumerate(chunk, first) if line.strip()]
             if kept:
                 yield Rows([n for n, _ in kept], [line.rstrip("\r\n") for _, line in kept])
-
-
-def check_no_written_lists(origin: str, column: str, values: list[str]) -> None:
-    """Refuse a column of lists that were written as text, as pandas does into CSV.
-
-    Raises:
-        DataError: Every one of the values is such a list.
-    """
-    if values and all(_WRITTEN_LIST.fullmatch(value) for value in values):
-        raise DataError(
-            f"{origin}, column {column!r}: these are lists written as text: {listed(values, 1)}.\n"
-            "Write the data as JSON lines or parquet, which have lists."
-        )
