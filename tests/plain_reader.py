@@ -357,7 +357,17 @@ def _conll(lines: Sequence[str], trailing_separators: bool, hash_words: bool) ->
     if numbered is not False:
         kept = [[row for row in one if _WORD_ID.fullmatch(row[0])] for one in rows]
         readings += _words_and_tags([one for one in kept if one], 1, 2)
-    return readings if numbered else readings + _words_and_tags(rows, 0, -1)
+    if numbered:
+        return readings
+    cells = [row for sentence in rows for row in sentence]
+    entities = [
+        column
+        for column in range(1, width)
+        if all(row[column] == "O" or _PREFIXED.fullmatch(row[column]) for row in cells)
+    ]
+    for column in {*entities, width - 1}:
+        readings += _words_and_tags(rows, 0, column)
+    return readings
 
 
 def _sentences(
