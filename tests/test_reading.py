@@ -532,7 +532,7 @@ def test_what_is_not_used_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.defect("W15")
-@pytest.mark.parametrize("written", ["['Anna', 'Weber']", '["Anna"]', "['a' 'b']", "[3, 4]"])
+@pytest.mark.parametrize("written", ["['Anna', 'Weber']", '["Anna"]', "['a' 'b']"])
 def test_lists_written_as_text_are_no_text_and_no_labels(tmp_path: Path, written: str) -> None:
     path = tmp_path / "a.csv"
     quoted = '"' + written.replace('"', '""') + '"'

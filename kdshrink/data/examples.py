@@ -23,8 +23,8 @@ from .tags import OUTSIDE, find_scheme, iob2_labels, to_iob2
 
 logger = logging.getLogger(__name__)
 
-_WRITTEN_LIST = re.compile(r"""\s*\[\s*(?:['"].*['"]|[0-9]+(?:,?\s+[0-9]+)*|)\s*\]\s*""", re.DOTALL)
-"""A list of strings or numbers in the notation of Python, of NumPy or of JSON."""
+_WRITTEN_LIST = re.compile(r"""\s*\[\s*(['"]).*\1\s*\]\s*""", re.DOTALL)
+"""A list of strings in the notation of Python, of NumPy or of JSON."""
 
 
 @dataclass(frozen=True)
