@@ -245,11 +245,14 @@ def _parse_lines(
     """The JSON of lines, blank ones left out."""
     scan = _DECODER.scan_once  # type: ignore[attr-defined]  # what decode() calls, in C
     numbers, values = [], []
-    quoted = [json.dumps(key, ensure_ascii=False) for key in keys]
+    # Each key stands in each line once, as a rule: the lines are looked at singly only where not.
+    text = "".join(lines)
+    names = [json.dumps(key, ensure_ascii=False) for key in keys]
+    odd = [name for name in names if text.count(name) != len(lines)]
     for number, line in enumerate(lines, first):
         try:
             value, end = scan(line, 0)
-            twice = any(line.count(key) > 1 for key in quoted)
+            twice = bool(odd) and any(line.count(name) > 1 for name in odd)
             if twice or line[end:] not in ("\n", ""):
                 value = _parse(path, number, line.strip(), keys if twice else ())
         except (StopIteration, ValueError, RecursionError):
