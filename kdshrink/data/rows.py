@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from types import NoneType
@@ -244,11 +245,16 @@ def _parse_lines(
 ) -> tuple[Sequence[int], list[Any]]:
     """The JSON of lines, blank ones left out."""
     scan = _DECODER.scan_once  # type: ignore[attr-defined]  # what decode() calls, in C
-    numbers, values = [], []
     # Each key stands in each line once, as a rule: the lines are looked at singly only where not.
     text = "".join(lines)
     names = [json.dumps(key, ensure_ascii=False) for key in keys]
     odd = [name for name in names if text.count(name) != len(lines)]
+    if not odd and lines[-1].endswith("\n"):
+        with suppress(StopIteration, ValueError, RecursionError):
+            found = [scan(line, 0) for line in lines]
+            if all(end + 1 == len(line) for line, (_, end) in zip(lines, found, strict=True)):
+                return range(first, first + len(lines)), [value for value, _ in found]
+    numbers, values = [], []
     for number, line in enumerate(lines, first):
         try:
             value, end = scan(line, 0)
