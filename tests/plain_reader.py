@@ -27,8 +27,9 @@ LABEL_COLUMNS = ("label", "labels", "intent", "ner_tags", "tags")
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 _PREFIXED = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
-_NEWLINES = ("\r\n|\r|\n", "\r*\n")
-"""What ends a line: as Python's text mode has it, or newlines alone and what stands before them."""
+_NEWLINES = ("\r\n|\r|\n", "\r*\n|\r+\\Z")
+"""What ends a line: as Python's text mode has it, or newlines (the last may be cut off) alone and what stands
+before them."""
 _WORD_ID = re.compile(r"[0-9]+")
 _RANGE_OR_EMPTY_NODE = re.compile(r"[0-9]+[-.][0-9]+")
 

@@ -213,7 +213,7 @@ def _load_named(
     chosen = [shard for shard in shards if shard.split in splits and shard.language in languages]
     shards_of = {split: [s for s in chosen if s.split == split] for split in splits}
     parts = {
-        split: [part for shard in found for part in _read(shard, shard.open(), columns)]
+        split: [part for shard in found for part in _read(shard, shard.tables, columns)]
         for split, found in shards_of.items()
         if found
     }
@@ -279,7 +279,7 @@ def _load_custom(
     asked_for = splits is not None
     splits = _there(shards) if splits is None else splits
     whole_file = Path(name).expanduser().is_file()
-    opened = [(shard, shard.open()) for shard in shards]
+    opened = [(shard, shard.tables) for shard in shards]
     tables = [table for _, found in opened for table in found]
     columns = find_columns(config, joint_kinds(tables), labels)
     parts: dict[str, list[Part]] = {}

@@ -74,8 +74,15 @@ class FileTable:
             return rows.json_unit(self.path, self.reading.encoding)
         return "row" if self.format == "parquet" else "line"
 
+    @cached_property
+    def sha256(self) -> str:
+        return sha256_of(self.path)
+
     def digest(self) -> str:
-        return f"{sha256_of(self.path)} {self.format} {self.reading}"
+        return f"{self.sha256} {self.format} {self.reading}"
+
+    def is_unchanged(self) -> bool:
+        return sha256_of(self.path) == self.sha256
 
     def columns(self) -> dict[str, Kind]:
         return self._kinds

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from ..files import sha256_of
 from .registry import Task
 
 SPLITS = ("train", "validation", "test")
@@ -66,8 +66,15 @@ class Table(Protocol):
     def unit(self) -> str:
         """What `line` counts: line or row."""
 
+    @property
+    def sha256(self) -> str | None:
+        """The SHA-256 of the file's content when it was first asked for; None on the Hub."""
+
     def digest(self) -> str:
-        """What tells its content from any other."""
+        """What tells its content, as it was when first asked for, from any other."""
+
+    def is_unchanged(self) -> bool:
+        """Whether the content is still what `digest` tells."""
 
     def columns(self) -> dict[str, Kind]:
         """Its columns.
@@ -105,6 +112,10 @@ class Shard:
     paths: tuple[Path, ...] = ()
     commit: str | None = None
 
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        return tuple(self.open())
+
 
 def describe_shards(shards: Sequence[Shard]) -> dict[str, Any]:
     """What tells which data was read: a commit, or the SHA-256 of each file and of that list."""
@@ -114,8 +125,8 @@ def describe_shards(shards: Sequence[Shard]) -> dict[str, Any]:
     files = {}
     for shard in shards:
         folder = f"{shard.language}/" if shard.language else ""
-        for path in shard.paths:
-            files[folder + path.name] = sha256_of(path)
+        for path, table in zip(shard.paths, shard.tables if shard.paths else (), strict=True):
+            files[folder + path.name] = table.sha256
     if files:
         listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
         described["fingerprint"] = hashlib.sha256(listing.encode()).hexdigest()

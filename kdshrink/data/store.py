@@ -91,8 +91,7 @@ def read_table(table: Table, columns: Columns) -> Path:
     Raises:
         DataError: A value cannot be read, there is no example, or the file changed while it was read.
     """
-    digest = table.digest()
-    name = fingerprint("table", digest, columns)
+    name = fingerprint("table", table.digest(), columns)
 
     def batches() -> Iterator[pa.RecordBatch]:
         rows = 0
@@ -101,7 +100,7 @@ def read_table(table: Table, columns: Columns) -> Path:
             yield batch
         if not rows:
             raise DataError(f"{table.origin} holds no example.")
-        if table.digest() != digest:
+        if not table.is_unchanged():
             raise DataError(f"{table.origin} changed while it was read.\nRun the command again.")
 
     return stored(name, columns.schema, batches())

@@ -17,6 +17,7 @@ from ..errors import DataError, UsageError, short
 
 ENCODING = "utf-8-sig"
 COMPRESSIONS = ("gz", "zst")
+_BLOCK = 2**20
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -59,13 +60,39 @@ def open_text(path: Path, encoding: str) -> Iterator[IO[str]]:
     Raises:
         DataError: It is not in this encoding, or its compression is damaged.
     """
+    with (
+        _reading(path, encoding) as stream,
+        io.TextIOWrapper(stream, encoding=encoding, newline="\n") as text,
+    ):
+        yield text
+
+
+def text_blocks(path: Path, encoding: str) -> Iterator[str]:
+    """The text of a file as `open_text` has it, in blocks of whole lines: about a MiB, or one line.
+
+    Raises:
+        DataError: As `open_text` does.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)()
+    held: list[str] = []
+    with _reading(path, encoding) as stream:
+        while content := stream.read(_BLOCK):
+            text = decoder.decode(content)
+            if end := text.rfind("\n") + 1:
+                yield "".join([*held, text[:end]])
+                held = []
+            held.append(text[end:])
+        held.append(decoder.decode(b"", final=True))
+    if any(held):
+        yield "".join(held)
+
+
+@contextmanager
+def _reading(path: Path, encoding: str) -> Iterator[Any]:
+    """The bytes of a file, decompressed; what is wrong with them, or with their encoding, is told."""
     try:
-        with (
-            _damage(path),
-            _open_bytes(path) as stream,
-            io.TextIOWrapper(stream, encoding=encoding, newline="\n") as text,
-        ):
-            yield text
+        with _damage(path), _open_bytes(path) as stream:
+            yield stream
     except UnicodeError as error:
         raise _undecodable(path, encoding) from error
 

@@ -75,7 +75,7 @@ def count_examples(named: NamedData, directory: Path | None) -> dict[tuple[str, 
     return {
         (str(shard.language), shard.split): sum(
             batch.num_rows
-            for table in shard.open()
+            for table in shard.tables
             for batch in batches_of(read_table(table, columns))
         )
         for shard in find_shards(DataOptions(data=named.name, data_dir=directory))
