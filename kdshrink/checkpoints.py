@@ -16,7 +16,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .config import HubOptions, TrainingOptions, flag_of
+from .config.fields import flag_of
+from .config.groups import HubOptions, TrainingOptions
 from .errors import OutputError, TrainingError
 from .files import (
     empty_directory,

@@ -18,7 +18,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from . import __version__, config, console
+from . import __version__, console
+from .config import commands as config
+from .config.fields import refuse_empty, shown
 from .connection import cache_fault, chain_of
 from .errors import Interrupted, KdshrinkError, OutputError, Terminated
 
@@ -150,7 +152,7 @@ def _value(item: dataclasses.Field[Any], hints: dict[str, Any], typed: dict[str,
     if value is None:
         return None
     if value != []:
-        config.refuse_empty(item, value)
+        refuse_empty(item, value)
     if parse is not None:
         return parse(value)
     return Path(value) if hints[item.name] in (Path, Path | None) else value
@@ -476,7 +478,7 @@ def _known_fault(error: BaseException) -> str | None:
             return f"The disk is full: {one}.\nMake room and run the command again."
     if isinstance(error, UnicodeEncodeError):
         return (
-            f"A name cannot be written as {error.encoding}: {config.shown(error.object)}.\n"
+            f"A name cannot be written as {error.encoding}: {shown(error.object)}.\n"
             "Rename it: the names of files and directories must be UTF-8."
         )
     return _os_error(error) if isinstance(error, OSError) else None
@@ -489,7 +491,7 @@ def _memory_fault(error: BaseException) -> str | None:
     short = isinstance(error, RuntimeError) and "can't allocate memory" in said
     if not (short or isinstance(error, MemoryError) or kind != "memory"):
         return None
-    found = f": {config.shown(said)}" if said else ""
+    found = f": {shown(said)}" if said else ""
     return (
         f"There is not enough {kind}{found}\n"
         "Lower --batch-size or --tokens-per-batch (and raise --gradient-accumulation-steps), or "
@@ -503,7 +505,7 @@ def _os_error(error: OSError) -> str:
         return told
     if error.errno is None:
         return str(error)
-    what = f"{config.shown(error.filename)}: {error.strerror}" if error.filename else str(error)
+    what = f"{shown(error.filename)}: {error.strerror}" if error.filename else str(error)
     advice = {
         errno.EACCES: "Give another path, or get the permission.",
         errno.EPERM: "Give another path, or get the permission.",

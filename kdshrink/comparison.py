@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .config import DistillConfig
+from .config.commands import DistillConfig
 from .data.languages import comparable
 from .data.load import TaskData, load_data
 from .data.sampling import language_codes

@@ -167,11 +167,7 @@ def reason(error: BaseException, token: str | None) -> str:
         error: What huggingface_hub or datasets raised.
         token: The token that was given, if any, to tell a missing token from a refused one.
     """
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     for one in chain_of(error):
         if isinstance(one, OfflineModeIsEnabled):

@@ -24,9 +24,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import (
-    Progress as RichProgress,
-)
+from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 

@@ -21,7 +21,9 @@ from . import losses
 from .checkpoints import Identity, check_resume, start_run
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .comparison import Comparison
-from .config import LOSS_TERMS, DistillConfig, ObjectiveOptions, input_paths
+from .config.commands import DistillConfig, input_paths
+from .config.fields import LOSS_TERMS
+from .config.groups import ObjectiveOptions
 from .data.batching import steps_per_epoch
 from .data.encoding import IGNORED, Collator, token_counts
 from .data.labels import read_label_map

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .config import EvalConfig, ZeroShotConfig, input_paths
+from .config.commands import EvalConfig, ZeroShotConfig, input_paths
 from .data.labels import read_label_map
 from .data.languages import UNDETERMINED, comparable
 from .data.load import TaskData, load_data, split_named

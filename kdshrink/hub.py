@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .config import HubOptions, HubTarget, PushConfig, SourceOptions
+from .config.commands import PushConfig
+from .config.groups import HubOptions, HubTarget, SourceOptions
 from .connection import chain_of, reason, use_timeouts
 from .errors import HubError, Interrupted, KdshrinkError, ModelError, Terminated, UsageError
 from .models.source import find_model

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import CurvesConfig
+from .config.commands import CurvesConfig
 from .errors import DataError
 from .output import CHECKPOINTS, LOG, check_file
 from .progress import Progress

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .card import hub_base
-from .config import InfoConfig
+from .config.commands import InfoConfig
 from .connection import reason
 from .errors import HubError, ModelError
 from .models.source import Source, find_model

@@ -12,18 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .config import DistillConfig
+from .config.commands import DistillConfig
 from .data.labels import read_label_map
 from .data.load import TaskData
 from .data.registry import Task
 from .errors import ModelError, ShapeError, UsageError
 from .models.loading import load_tokenizer, load_weights, load_with_head, require_task
-from .models.source import (
-    Source,
-    find_model,
-    require_classes,
-    tokenizer_files,
-)
+from .models.source import Source, find_model, require_classes, tokenizer_files
 from .models.whole import check_whole
 from .progress import Progress
 from .recording import Head

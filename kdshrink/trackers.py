@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-from .config import shown
+from .config.fields import shown
 from .errors import UsageError
 
 _PACKAGES = {

@@ -13,18 +13,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from .card import model_card
 from .checkpoints import BEST_SCORE, Identity, Start, check_resume, is_finished, start_run
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .compiling import compile_in_place, length_buckets
-from .config import FinetuneConfig, TrainingOptions, input_paths
+from .config.commands import FinetuneConfig, input_paths
+from .config.groups import TrainingOptions
 from .data.batching import Batches, make_batches, steps_per_epoch
 from .data.encoding import Collator, cut_off, encode, in_scheme_of, needs_own_scheme, token_counts
 from .data.labels import match_labels, read_label_map

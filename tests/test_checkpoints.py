@@ -21,14 +21,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from kdshrink.config import (
+from kdshrink.config.commands import (
     DistillConfig,
     EvalConfig,
     FinetuneConfig,
     ShrinkConfig,
-    SourceOptions,
     ZeroShotConfig,
 )
+from kdshrink.config.groups import SourceOptions
 from kdshrink.data.encoding import encode
 from kdshrink.distillation import distill
 from kdshrink.errors import KdshrinkError, ModelError

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kdshrink import __version__, cli, config, console
+from kdshrink import __version__, cli, console
+from kdshrink.config import commands as config
 from kdshrink.data.registry import MASSIVE
 from kdshrink.errors import UsageError
 
@@ -37,7 +38,8 @@ PLAIN = {"_TYPER_FORCE_DISABLE_TERMINAL": "1", "TERMINAL_WIDTH": "160"}
 # A command of no model, registered as cli.py registers its own.
 TOY = """
 import os, signal, sys, time, types
-from kdshrink import cli, config, errors
+from kdshrink import cli, errors
+from kdshrink.config import commands as config
 toy = types.ModuleType("kdshrink.toy")
 class Result:
     def to_dict(self): return {{"score": 0.5, "name": "größer [b]"}}

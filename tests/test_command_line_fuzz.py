@@ -20,7 +20,8 @@ import typer
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kdshrink import cli, config, console
+from kdshrink import cli, console
+from kdshrink.config import commands as config
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "finetune": (config.FinetuneConfig, "training:finetune"),

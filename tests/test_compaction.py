@@ -21,7 +21,7 @@ from kdshrink.compaction import (
     embedding_name,
     reachable_ids,
 )
-from kdshrink.config import LOSS_TERMS
+from kdshrink.config.fields import LOSS_TERMS
 from kdshrink.data.encoding import Collator
 from kdshrink.data.load import load_data
 from kdshrink.distillation import DistillationModel, DistillationTrainer

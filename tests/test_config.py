@@ -14,17 +14,15 @@ from huggingface_hub.utils import validate_repo_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdshrink.config import (
-    LOSS_TERMS,
+from kdshrink.config.commands import (
     DistillConfig,
     EvalConfig,
     FinetuneConfig,
     PushConfig,
     ShrinkConfig,
     ZeroShotConfig,
-    comma_list,
-    weight_mapping,
 )
+from kdshrink.config.fields import LOSS_TERMS, comma_list, weight_mapping
 from kdshrink.errors import UsageError
 
 REQUIRED: dict[type, dict[str, Any]] = {

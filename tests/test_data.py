@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from kdshrink.config import EvalConfig
+from kdshrink.config.commands import EvalConfig
 from kdshrink.data.encoding import Collator, encode, first_tokens
 from kdshrink.data.labels import match_labels
 from kdshrink.data.languages import find_units, language_of

@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from kdshrink.config import EvalConfig
+from kdshrink.config.commands import EvalConfig
 from kdshrink.data.load import load_data
 from kdshrink.errors import KdshrinkError
 

@@ -25,7 +25,7 @@ from seqeval.scheme import IOB2
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from kdshrink.config import EvalConfig, ZeroShotConfig
+from kdshrink.config.commands import EvalConfig, ZeroShotConfig
 from kdshrink.data.encoding import Collator, encode, first_tokens
 from kdshrink.data.labels import match_labels
 from kdshrink.data.registry import SAMPLE, UNIVERSAL_NER, Task

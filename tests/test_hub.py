@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from kdshrink.card import model_card
-from kdshrink.config import FinetuneConfig
+from kdshrink.config.commands import FinetuneConfig
 from kdshrink.data.load import load_data
 from kdshrink.data.registry import MASSIVE
 

@@ -11,11 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from kdshrink import (
     DistillConfig,
@@ -29,7 +25,7 @@ from kdshrink import (
     shrink,
     zero_shot,
 )
-from kdshrink.config import SourceOptions
+from kdshrink.config.groups import SourceOptions
 from kdshrink.errors import DataError, ModelError, OutputError, TrainingError, UsageError
 from kdshrink.models.source import find_model
 

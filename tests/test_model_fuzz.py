@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from kdshrink.config import DistillConfig, EvalConfig, ShrinkConfig, SourceOptions
+from kdshrink.config.commands import DistillConfig, EvalConfig, ShrinkConfig
+from kdshrink.config.groups import SourceOptions
 from kdshrink.distillation import distill
 from kdshrink.errors import KdshrinkError
 from kdshrink.evaluation import evaluate

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdshrink.config import ShrinkConfig
+from kdshrink.config.commands import ShrinkConfig
 from kdshrink.data.registry import MASSIVE
 
 from . import hub_data

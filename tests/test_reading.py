@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, EvalConfig, ShrinkConfig, distill, evaluate, shrink
-from kdshrink.config import ZeroShotConfig
+from kdshrink.config.commands import ZeroShotConfig
 from kdshrink.data.encoding import encode, first_tokens
 from kdshrink.data.languages import language_of
 from kdshrink.data.load import TaskData, load_data

@@ -24,7 +24,8 @@ import typer.main
 
 from kdshrink import CurvesConfig, EvalConfig, ReproduceConfig, curves, evaluate, reproduce
 from kdshrink.cli import app
-from kdshrink.config import command_line, directory_mapping, number_list
+from kdshrink.config.command_line import command_line
+from kdshrink.config.fields import directory_mapping, number_list
 from kdshrink.data.registry import NAMED
 from kdshrink.errors import DataError, TrainingError, UsageError
 from kdshrink.reproduction.execute import _Lock, execute

@@ -16,7 +16,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from pyarrow import parquet
 
-from kdshrink.config import EvalConfig
+from kdshrink.config.commands import EvalConfig
 from kdshrink.data.load import TaskData, load_data
 from kdshrink.errors import DataError, KdshrinkError
 

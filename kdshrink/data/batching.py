@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from torch.utils.data import Sampler
 
-from ..config import TrainingOptions
+from ..config.groups import TrainingOptions
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from ..config import DataOptions
+from ..config.groups import DataOptions
 from ..errors import DataError, UnlabelledError, listed
 from .registry import Task
 from .shard import Columns, Kind, Table

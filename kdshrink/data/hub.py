@@ -14,16 +14,12 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, get_dataset_config_names, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from ..config import DataOptions
+from ..config.groups import DataOptions
 from ..connection import is_hub_fault, is_network_fault, reason, use_timeouts
+from ..data import arrow
 from ..errors import DataError, HubError, listed
-from . import arrow
 from .local import FileTable, Reading
 from .registry import NAMED, NamedData
 from .shard import SPLIT_NAMES, SPLITS, Columns, Kind, Shard, Table

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
-from ..config import DataOptions
+from ..config.groups import DataOptions
 from ..errors import DataError, UsageError, listed
 from .columns import Labels, columns_of, find_columns, joint_kinds
 from .examples import (

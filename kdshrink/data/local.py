@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..data import arrow, conll, rows
 from ..errors import DataError, listed
 from ..files import sha256_of
-from . import arrow, conll, rows
 from .registry import NamedData
 from .shard import SPLIT_OF, SPLITS, Columns, Kind, Rows, Shard, Table
 from .streams import COMPRESSIONS, ENCODING, endings

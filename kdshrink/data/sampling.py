@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 from datasets import Dataset
 
-from ..config import DataOptions
+from ..config.groups import DataOptions
 
 
 def language_codes(table: Dataset) -> tuple[np.ndarray, list[str]]:

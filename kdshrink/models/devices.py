@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from ..errors import ModelError
 from ..processes import local_rank

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..compaction import compact, embedding_name
-from ..config import SourceOptions
+from ..config.groups import SourceOptions
 from ..data.registry import Task
 from ..errors import ModelError
 from .source import Source, tokenizer_files

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..config import SourceOptions
+from ..config.groups import SourceOptions
 from ..data.registry import Task
 from ..errors import ModelError, listed, short
 from ..files import read_json

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ..config import SourceOptions
+from ..config.groups import SourceOptions
 from ..data.registry import Task
 from ..errors import ModelError
 from .source import Source, require_plain

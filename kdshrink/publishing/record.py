@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..config import command_line
+from ..config.command_line import command_line
 from ..files import write_json
 from ..models.source import Source
 from ..output import RECORD

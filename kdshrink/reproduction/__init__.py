@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import ReproduceConfig, command_line
+from ..config.command_line import command_line
+from ..config.commands import ReproduceConfig
 from ..errors import TrainingError
 from ..progress import Board, unseen
 from .execute import execute, interrupted, visible_gpus

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ..config import ReproduceConfig
+from ..config.commands import ReproduceConfig
 from ..errors import KdshrinkError, UsageError
 from .experiments import Case, Experiment, Lab
 from .paper import read_paper

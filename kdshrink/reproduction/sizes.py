@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..config import ReproduceConfig
+from ..config.commands import ReproduceConfig
 from ..data.registry import NAMED, NamedData
 from ..errors import DataError, KdshrinkError
 from ..files import write_json, write_text
@@ -66,7 +66,7 @@ def count_examples(named: NamedData, directory: Path | None) -> dict[tuple[str, 
     Raises:
         KdshrinkError: The data is not there.
     """
-    from ..config import DataOptions
+    from ..config.groups import DataOptions
     from ..data.load import find_shards
     from ..data.shard import Columns
     from ..data.store import batches_of, read_table

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import DataOptions, SourceOptions
+from ..config.groups import DataOptions, SourceOptions
 from ..data.registry import NAMED
 from ..errors import HubError, ModelError
 from ..files import sha256_of

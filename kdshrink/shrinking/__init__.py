@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..card import model_card
-from ..config import ShapeOptions, ShrinkConfig, SourceOptions, input_paths
+from ..config.commands import ShrinkConfig, input_paths
+from ..config.groups import ShapeOptions, SourceOptions
 from ..files import write_json, write_text
 from ..hub import PushResult, check_push, pushed
 from ..models.source import Source, find_model, require_plain, tokenizer_files

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..config import DistillConfig, ShrinkConfig
+from ..config.commands import DistillConfig, ShrinkConfig
 from ..data.encoding import Collator, encode
 from ..data.load import TaskData
 from ..data.sampling import language_codes

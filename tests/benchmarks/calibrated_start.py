@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from kdshrink.config import ShrinkConfig
+from kdshrink.config.commands import ShrinkConfig
 from kdshrink.data.load import load_data
 from kdshrink.models.devices import pick_device, to_device
 from kdshrink.models.loading import load_tokenizer, load_weights

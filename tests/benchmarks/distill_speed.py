@@ -67,11 +67,7 @@ def rate(device: str, dtype: str) -> float:
 
 def make_teacher(folder: Path, tokenizer: Path) -> None:
     import torch
-    from transformers import (
-        AutoTokenizer,
-        XLMRobertaConfig,
-        XLMRobertaForSequenceClassification,
-    )
+    from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForSequenceClassification
 
     from kdshrink.data.registry import NAMED
 
@@ -121,7 +117,7 @@ def peers_data(options: argparse.Namespace) -> tuple[Any, Any]:
     """The training texts that kdshrink takes, as a tokenised data set, and what pads a batch."""
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
-    from kdshrink.config import DataOptions
+    from kdshrink.config.groups import DataOptions
     from kdshrink.data.load import load_data
 
     tokenizer = AutoTokenizer.from_pretrained(options.work / "teacher")

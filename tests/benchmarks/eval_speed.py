@@ -25,7 +25,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from kdshrink.config import EvalConfig
+from kdshrink.config.commands import EvalConfig
 from kdshrink.data.encoding import Collator, encode
 from kdshrink.models.loading import load_classifier
 from kdshrink.models.source import find_model

@@ -67,7 +67,7 @@ def sha256_of(path: Path) -> str:
 
 def read(purpose: str, splits: Sequence[str], **options: Any) -> dict[str, Any]:
     """What load_data makes of these options; where it refuses, the kind of error."""
-    from kdshrink.config import EvalConfig
+    from kdshrink import EvalConfig
     from kdshrink.data.load import load_data
     from kdshrink.errors import KdshrinkError
 

@@ -86,7 +86,7 @@ class Watch(threading.Thread):
 
 def read(path: Path) -> dict[str, float]:
     """Read a file in this process; what its rows are follows from a sum over them."""
-    from kdshrink.config import EvalConfig
+    from kdshrink import EvalConfig
 
     try:
         from kdshrink.data.load import load_data

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from transformers import Pipeline, pipeline
 
-from kdshrink.config import EvalConfig
+from kdshrink.config.commands import EvalConfig
 from kdshrink.data.load import load_data
 
 BATCH = 32

@@ -1,0 +1,334 @@
+"""Groups of options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from ..errors import UsageError
+from .fields import (
+    LOSS_TERMS,
+    Bounds,
+    check_number,
+    comma_list,
+    kebab,
+    option,
+    require,
+    shown,
+    weight_mapping,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenOptions:
+    token: str | None = option(
+        "Hub token; HF_TOKEN and the saved login serve too.", None, secret=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(TokenOptions):
+    revision: str | None = option("Revision (branch, tag or commit) of the model on the Hub.", None)
+    trust_remote_code: bool = option("Run code that comes with the model. Off unless said.", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    data: str | None = option(
+        "massive, tsm, universal-ner, sample, a Hub id, or a local file or directory.", None
+    )
+    data_dir: Path | None = option(
+        "Read a named data set from DIR/<language>/<split>.{jsonl,csv,parquet,iob2}, not the Hub.",
+        None,
+    )
+    languages: tuple[str, ...] | None = option(
+        "Languages, as a,b, or: seen, unseen, english, all.", None, parse=comma_list
+    )
+    seen_languages: tuple[str, ...] | None = option(
+        "The languages that count as seen, instead of the data set's list.", None, parse=comma_list
+    )
+    unseen_languages: tuple[str, ...] | None = option(
+        "The languages that count as unseen, instead of the data set's list.",
+        None,
+        parse=comma_list,
+    )
+    train_fraction: float = option(
+        "Share of the training data to use, stratified by label within each language.",
+        1.0,
+        bounds=Bounds(above=0, most=1),
+    )
+    max_samples: int | None = option(
+        "At most so many examples of each language and split, the same in every command.",
+        None,
+        bounds=Bounds(least=1),
+    )
+    max_eval_samples: int | None = option(
+        "As --max-samples, for the evaluated splits alone.", None, bounds=Bounds(least=1)
+    )
+    text_column: str | None = option("Column of the text, or of the list of words.", None)
+    label_column: str | None = option("Column of the label, or of the list of tags.", None)
+    language_column: str | None = option("Column that names each example's language.", None)
+    label_map: Path | None = option(
+        'JSON file of new label names, {"old": "new", …}, for the data and for the model.', None
+    )
+    separator: str | None = option(
+        "Between the fields of CSV and TSV: a character, tab, comma or semicolon; a comma, and in .tsv a "
+        "tab with no quoting, if not said.",
+        None,
+        blank=True,
+    )
+    encoding: str | None = option("Encoding of text files; UTF-8 if not said.", None)
+    task: Literal["sequence", "token"] | None = option(
+        "What custom data is for: one label per text, or one tag per word. Inferred from the data if not said.",
+        None,
+    )
+    max_length: int = option(
+        "Cut texts to so many tokens, special ones included.", 512, bounds=Bounds(least=3)
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self.separator is None
+            or self.separator in ("tab", "\\t", "comma", "semicolon")
+            or (len(self.separator) == 1 and self.separator not in '\r\n"'),
+            "--separator",
+            repr(self.separator),
+            "it must be one character, or tab, comma or semicolon",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    output_dir: Path | None = option(
+        "Where the result goes; it follows from the source if not said.",
+        None,
+        flags=("-o", "--output-dir"),
+    )
+    overwrite: bool = option("Replace what kdshrink wrote to OUTPUT_DIR.", False)
+
+
+_HUB_ID = re.compile(r"(?=.{1,96}$)(?!.*(--|\.\.))(\b[\w.-]+\b/)?\b[\w.-]+\b(?<!\.git)", re.ASCII)
+"""As huggingface_hub's validate_repo_id, which is too slow to import here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubTarget:
+    hub_model_id: str | None = option(
+        "ORG/NAME on the Hub; the directory's name in your own account if not said.", None
+    )
+    private: bool = option("Make the repository private, if it is made now.", False)
+    hub_revision: str | None = option("Branch to push to; made if there is none.", None)
+    create_pr: bool = option("Open a pull request instead of pushing to the branch.", False)
+
+    def __post_init__(self) -> None:
+        name = self.hub_model_id
+        if name is not None and not _HUB_ID.fullmatch(name):
+            raise UsageError(
+                f"--hub-model-id {shown(name)}: this cannot be a repository's name on the Hub.\n"
+                "Give ORG/NAME, of letters, digits, '-', '_' and '.'."
+            )
+        if self.create_pr and self.hub_revision is not None:
+            raise UsageError(
+                f"--create-pr and --hub-revision {self.hub_revision} exclude each other: a pull "
+                "request is made against main."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions(HubTarget, TokenOptions):
+    push_to_hub: bool = option("Push the result to the Hub, once it is whole on disk.", False)
+
+    def __post_init__(self) -> None:
+        for item in fields(HubTarget):
+            if getattr(self, item.name) and not self.push_to_hub:
+                raise UsageError(f"--{kebab(item.name)} needs --push-to-hub.")
+
+
+LARGEST_SEED = 2**32 - 1
+"""NumPy takes none beyond."""
+
+
+def check_device(device: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device, re.ASCII):
+        raise UsageError(
+            f"--device {shown(device)}: kdshrink runs on CPU and CUDA alone.\n"
+            "Give auto, cpu, cuda or cuda:N."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    seed: int = option(
+        "Seed of every random choice.", 42, bounds=Bounds(least=0, most=LARGEST_SEED)
+    )
+    device: str = option("auto (CUDA where there is a GPU, else CPU), cpu, cuda or cuda:N.", "auto")
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(DeviceOptions):
+    bf16: bool | None = option("Train in bfloat16; on by itself on CUDA, off on CPU.", None)
+    num_train_epochs: float = option("Passes over the training data.", 30.0, bounds=Bounds(above=0))
+    max_steps: int | None = option(
+        "Optimizer steps, instead of --num-train-epochs.", None, bounds=Bounds(least=1)
+    )
+    learning_rate: float = option("Peak of the linear schedule.", 5e-5, bounds=Bounds(above=0))
+    batch_size: int = option(
+        "Examples a device and step.",
+        32,
+        flags=("--batch-size", "--per-device-train-batch-size"),
+        bounds=Bounds(least=1),
+    )
+    tokens_per_batch: int | None = option(
+        "Fill each batch up to so many tokens, padding included, instead of --batch-size examples.",
+        None,
+        bounds=Bounds(least=1),
+    )
+    batches: Literal["by-length", "random"] = option(
+        "by-length: examples of like length go together, which saves padding; random: any.",
+        "by-length",
+    )
+    torch_compile: bool = option(
+        "Compile the trained model, batches padded to few lengths; whether it pays was not measured.",
+        False,
+    )
+    gradient_accumulation_steps: int = option("Batches a step.", 1, bounds=Bounds(least=1))
+    warmup_steps: int = option(
+        "Steps over which the learning rate rises.", 0, bounds=Bounds(least=0)
+    )
+    weight_decay: float = option("AdamW's weight decay.", 0.0, bounds=Bounds(least=0))
+    dropout: float | None = option(
+        "Rate of dropout in training; if not said the model's own, or 0 for a calibrated start.",
+        None,
+        bounds=Bounds(least=0, below=1),
+    )
+    eval_steps: int | None = option(
+        "Evaluate every so many steps; each epoch if not said.", None, bounds=Bounds(least=1)
+    )
+    save_steps: int | None = option(
+        "Checkpoint every so many steps; each epoch if not said.", None, bounds=Bounds(least=1)
+    )
+    logging_steps: int = option("Log the loss every so many steps.", 50, bounds=Bounds(least=1))
+    save_total_limit: int = option("Checkpoints to keep for --resume.", 1, bounds=Bounds(least=1))
+    early_stopping_patience: int | None = option(
+        "Stop after so many evaluations without a better score.", None, bounds=Bounds(least=1)
+    )
+    report_to: str = option("Trackers, as the transformers Trainer knows them.", "none")
+    resume: bool = option("Go on from OUTPUT_DIR's last checkpoint, or start if none.", False)
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_batch is not None and self.batches == "random":
+            raise UsageError(
+                "--tokens-per-batch and --batches random exclude each other: how many batches an epoch "
+                "has would\ndepend on chance. Give --batch-size with --batches random."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeOptions:
+    layers: int | None = option("Layers of the student.", None, bounds=Bounds(least=1))
+    layer_map: str | None = option(
+        "Which of the teacher's layers to take: uniform (i·N/M, the default), first, last, distilbert, "
+        "or a list such as 2,5,8,12 (1-based).",
+        None,
+    )
+    hidden_size: int | None = option(
+        "Hidden size of the student, cut by even slices unless calibrated.",
+        None,
+        bounds=Bounds(least=1),
+    )
+    intermediate_size: int | None = option(
+        "FFN size of the student; in proportion to the hidden size if not said.",
+        None,
+        bounds=Bounds(least=1),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    calibration_samples: int = option(
+        "Texts of each language that --init calibrated reads, out of the training split.",
+        400,
+        bounds=Bounds(least=1),
+    )
+    calibration_copies: float = option(
+        "Copies of those texts with pieces exchanged at random, as a share of them, for languages that "
+        "they do not have; 0 where they have all that matter.",
+        0.5,
+        bounds=Bounds(least=0, most=10),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions:
+    weights: Mapping[str, float] = option(
+        "TERM=NUMBER, repeatable: weight of a term of the loss (embedding, hidden, attention, "
+        "prediction, task); 1 unless said, 0 switches it off.",
+        dict,
+        flags=("--weight",),
+        parse=weight_mapping,
+        repeatable=True,
+        metavar="TERM=NUMBER",
+    )
+    attention_target: Literal["scores", "probabilities"] = option(
+        "What the attention term matches: scores before the softmax (for DeBERTa, which has none to "
+        "read, scores less their mean over the keys) or probabilities. Where head counts differ, "
+        "groups of neighbouring heads are averaged down to their greatest common divisor.",
+        "scores",
+    )
+    prediction_loss: Literal["soft-ce", "mse"] = option(
+        "What the prediction term is: soft cross-entropy or mean squared error of the logits.",
+        "soft-ce",
+    )
+    temperature: float = option(
+        "Temperature of the soft cross-entropy; other than 1 scales the term by its square.",
+        1.0,
+        bounds=Bounds(above=0),
+    )
+
+    def __post_init__(self) -> None:
+        for term, weight in self.weights.items():
+            require(
+                term in LOSS_TERMS,
+                "--weight",
+                f"{term}={weight}",
+                f"the terms are {', '.join(LOSS_TERMS)}",
+            )
+            check_number(f"--weight {term}", weight, float, Bounds(least=0))
+
+    def weight(self, term: str) -> float:
+        """The weight of a term of the loss."""
+        return self.weights.get(term, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(DeviceOptions):
+    split: str | None = option(
+        "Split to evaluate; test, or all of a single file, if not said.", None
+    )
+    batch_size: int | None = option(
+        "Texts in a batch at most, as many as suit the device if not said; no score depends on it.",
+        None,
+        bounds=Bounds(least=1),
+    )
+    output_dir: Path | None = option(
+        "Keep the result in this directory too, as kdshrink.json.",
+        None,
+        flags=("-o", "--output-dir"),
+    )
+    overwrite: bool = option(
+        "Replace a result in OUTPUT_DIR, and the file of --predictions.", False
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self.split is None or re.fullmatch(r"\w[\w.-]*", self.split) is not None,
+            "--split",
+            self.split,
+            "the name of a split has letters, digits, '_', '-' and '.' alone",
+        )
