@@ -13,7 +13,7 @@ _HOMES = {
     "distill": "distillation",
     "evaluate": "evaluation",
     "zero_shot": "evaluation",
-    "push": "hub",
+    "push": "commands.push",
     "info": "lineage",
     "reproduce": "reproduction",
     "curves": "learning_curves",

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from .config.fields import flag_of
 from .config.groups import HubOptions, TrainingOptions
+from .distributed import is_first, world_size
 from .errors import OutputError, TrainingError
 from .files import (
     empty_directory,
@@ -30,7 +31,6 @@ from .files import (
 )
 from .models.source import Source, tokenizer_files
 from .output import CHECKPOINTS, LOG, RECORD, RUN
-from .processes import is_first, world_size
 from .target_cache import fingerprint
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ import typer
 from . import __version__, console
 from .config import commands as config
 from .config.fields import refuse_empty, shown
-from .connection import cache_fault, chain_of
 from .errors import Interrupted, KdshrinkError, OutputError, Terminated
+from .hub.client import cache_fault, chain_of
 
 app = typer.Typer(
     name="kdshrink",

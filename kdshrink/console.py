@@ -28,7 +28,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from .processes import is_first, rank
+from .distributed import is_first, rank
 from .progress import RunState
 
 _PLAIN_SECONDS = 15.0

@@ -30,7 +30,6 @@ from .data.labels import read_label_map
 from .data.load import TaskData, load_data
 from .data.sampling import language_codes
 from .errors import UnlabelledError, UsageError
-from .hub import check_push, pushed
 from .models.devices import describe_device, pick_device, to_device
 from .models.loading import (
     fitting_length,
@@ -44,6 +43,7 @@ from .models.source import Source, find_model, require_classes, require_plain, r
 from .models.whole import check_whole
 from .output import CHECKPOINTS, open_output
 from .progress import Progress, silent
+from .publishing.push import check_push, pushed
 from .publishing.record import make_record
 from .recording import Head, Recorder, check_recorded
 from .scoring import EvalResult, Evaluator, LanguageScore, check_labels, not_finite

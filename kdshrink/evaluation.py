@@ -22,6 +22,7 @@ from .data.load import TaskData, load_data, split_named
 from .data.registry import NAMED, Task
 from .data.sampling import language_codes
 from .data.tags import OUTSIDE, are_entities
+from .distributed import is_first
 from .errors import DataError
 from .files import atomic_file, to_json
 from .metrics import entity_scores, text_scores
@@ -29,7 +30,6 @@ from .models.devices import describe_device, pick_device, to_device
 from .models.loading import load_classifier, require_task
 from .models.source import Source, find_model, require_classes, require_plain, require_single_texts
 from .output import check_file, final_files, open_output
-from .processes import is_first
 from .progress import Progress, silent
 from .publishing.record import make_record, write_record
 from .scoring import EvalResult, Evaluator, Predictions, check_labels, make_evaluator

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .card import hub_base
 from .config.commands import InfoConfig
-from .connection import reason
 from .errors import HubError, ModelError
+from .hub.client import reason
 from .models.source import Source, find_model
 from .progress import Progress
+from .publishing.card import hub_base
 from .publishing.record import licences
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}

@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from .distributed import is_first
 from .errors import ModelError, OutputError
 from .files import disk_errors, empty_directory, locked, read_json
-from .processes import is_first
 
 logger = logging.getLogger(__name__)
 RECORD = "kdshrink.json"

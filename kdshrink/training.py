@@ -15,7 +15,6 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from .card import model_card
 from .checkpoints import BEST_SCORE, Identity, Start, check_resume, is_finished, start_run
 from .compaction import TABLE, WholeTable, compact_ids, reachable_ids
 from .compiling import compile_in_place, length_buckets
@@ -25,9 +24,9 @@ from .data.batching import Batches, make_batches, steps_per_epoch
 from .data.encoding import Collator, cut_off, encode, in_scheme_of, needs_own_scheme, token_counts
 from .data.labels import match_labels, read_label_map
 from .data.load import TaskData, load_data
+from .distributed import is_first
 from .errors import OutputError, UsageError
 from .files import read_json, write_text
-from .hub import PushResult, check_push, pushed
 from .models.devices import describe_device, pick_device, to_device
 from .models.loading import (
     fitting_length,
@@ -39,8 +38,9 @@ from .models.loading import (
 from .models.source import find_model, require_classes, require_plain
 from .models.whole import check_whole
 from .output import CHECKPOINTS, LOG, RECORD, final_files, name_of, open_output, remove_checkpoints
-from .processes import is_first
 from .progress import Progress, silent
+from .publishing.card import model_card
+from .publishing.push import PushResult, check_push, pushed
 from .publishing.record import make_record, write_record
 from .scoring import EvalResult, Evaluator
 from .trackers import require_trackers, tracker_names

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from kdshrink.card import hub_base, model_card
+from kdshrink.publishing.card import hub_base, model_card
 
 COMMIT = "c" * 40
 SCORES = {"de_pud": {"score": 0.5, "examples": 10}, "da_ddt": {"score": 0.75, "examples": 20}}

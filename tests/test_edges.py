@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from kdshrink import DistillConfig, FinetuneConfig, cli, distill, finetune
-from kdshrink.connection import cache_of
 from kdshrink.errors import DataError, ModelError, UnlabelledError, UsageError
+from kdshrink.hub.client import cache_of
 from kdshrink.models.devices import pick_device
 from kdshrink.trackers import require_trackers, tracker_names
 

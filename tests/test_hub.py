@@ -18,10 +18,10 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from kdshrink.card import model_card
 from kdshrink.config.commands import FinetuneConfig
 from kdshrink.data.load import load_data
 from kdshrink.data.registry import MASSIVE
+from kdshrink.publishing.card import model_card
 
 from . import hub_data
 from .hub import READER, WRITER, Blob, Desk, Fault, Hub, content

@@ -39,8 +39,8 @@ from kdshrink import (
 from kdshrink.checkpoints import last_checkpoint
 from kdshrink.errors import OutputError, TrainingError
 from kdshrink.files import atomic_directory, atomic_file, recover_directory, to_json, write_json
-from kdshrink.hub import model_files
 from kdshrink.output import final_files, open_output
+from kdshrink.publishing.push import model_files
 from kdshrink.publishing.record import write_record
 
 from .conftest import make_model

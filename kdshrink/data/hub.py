@@ -17,9 +17,9 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from ..config.groups import DataOptions
-from ..connection import is_hub_fault, is_network_fault, reason, use_timeouts
 from ..data import arrow
 from ..errors import DataError, HubError, listed
+from ..hub.client import is_hub_fault, is_network_fault, reason, use_timeouts
 from .local import FileTable, Reading
 from .registry import NAMED, NamedData
 from .shard import SPLIT_NAMES, SPLITS, Columns, Kind, Shard, Table

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from ..distributed import local_rank
 from ..errors import ModelError
-from ..processes import local_rank
 
 _CPU_POSITIONS, _GPU_POSITIONS = 1024, 32768
 """What a layer makes of so many stays in a CPU's cache, and fills a GPU."""

@@ -13,8 +13,8 @@ from ..config.groups import SourceOptions
 from ..data.registry import Task
 from ..errors import ModelError, listed, short
 from ..files import read_json
+from ..hub.download import fetch_model
 from ..output import CHECKPOINTS, RECORD
-from ..pull import fetch_model
 from .labels import class_names
 
 logger = logging.getLogger(__name__)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..card import model_card
 from ..config.commands import ShrinkConfig, input_paths
 from ..config.groups import ShapeOptions, SourceOptions
 from ..files import write_json, write_text
-from ..hub import PushResult, check_push, pushed
 from ..models.source import Source, find_model, require_plain, tokenizer_files
 from ..output import final_files, name_of, open_output
 from ..progress import Progress, silent
+from ..publishing.card import model_card
+from ..publishing.push import PushResult, check_push, pushed
 from ..publishing.record import make_record, write_record
 from .engine import CopyReport, StudentPlan, check_weights, copy_weights, plan_student
 from .vocabulary import (

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def read(path: Path) -> dict[str, float]:
     try:
         from kdshrink.data.load import load_data
     except ImportError:  # a checkout from before kdshrink/data/ was a folder
-        from kdshrink.data import load_data  # type: ignore[attr-defined,no-redef]
+        load_data = import_module("kdshrink.data").load_data
 
     before = resource.getrusage(resource.RUSAGE_SELF)
     watch = Watch()

@@ -1,4 +1,4 @@
-"""Which of several processes of a run this is, as torchrun and SLURM's launchers tell."""
+"""The processes of a run that torchrun started: which is this one, and what all of them agree on."""
 
 from __future__ import annotations
 

@@ -10,14 +10,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .config.commands import PushConfig
-from .config.groups import HubOptions, HubTarget, SourceOptions
-from .connection import chain_of, reason, use_timeouts
-from .errors import HubError, Interrupted, KdshrinkError, ModelError, Terminated, UsageError
-from .models.source import find_model
-from .output import CHECKPOINTS, name_of
-from .processes import is_first
-from .progress import Progress
+from ..config.groups import HubOptions, HubTarget, SourceOptions
+from ..distributed import is_first
+from ..errors import HubError, Interrupted, KdshrinkError, Terminated, UsageError
+from ..hub.client import chain_of, reason, use_timeouts
+from ..models.source import find_model
+from ..output import CHECKPOINTS, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,24 +69,6 @@ def pushed(result: Result, repo_id: str | None, config: HubOptions) -> Result:
         return result
     done = push_directory(result.output_dir, repo_id, config, config.token)  # type: ignore[attr-defined]
     return replace(result, pushed=done)  # type: ignore[type-var]
-
-
-def push(config: PushConfig, progress: Progress | None = None) -> PushResult:
-    """Push a directory that is whole on disk.
-
-    Raises:
-        ModelError: It is not a whole model.
-        HubError: The Hub cannot be reached, or refuses.
-    """
-    directory = config.directory
-    if not directory.is_dir():
-        raise ModelError(f"{directory}: there is no such directory.")
-    find_model(str(directory.absolute()), SourceOptions())
-    weights = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
-    if not weights:
-        raise ModelError(f"{directory}: there are no weights beside its config.json.")
-    name = config.hub_model_id or name_of(directory)
-    return push_directory(directory, name, config, config.token)
 
 
 def push_directory(directory: Path, name: str, target: HubTarget, token: str | None) -> PushResult:

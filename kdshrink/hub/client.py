@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .errors import HubError
+from ..errors import HubError
 
 logger = logging.getLogger(__name__)
 

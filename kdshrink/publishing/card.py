@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .data.languages import language_of
-from .data.registry import NAMED
+from ..data.languages import language_of
+from ..data.registry import NAMED
 
 _PIPELINES = {"sequence": "text-classification", "token": "token-classification"}
 _TASK_NAMES = {"sequence": "Text classification", "token": "Token classification"}

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .connection import cache_fault, is_network_fault, reason, use_timeouts
-from .errors import HubError, ModelError
-from .files import sha256_of
+from ..errors import HubError, ModelError
+from ..files import sha256_of
+from .client import cache_fault, is_network_fault, reason, use_timeouts
 
 logger = logging.getLogger(__name__)
 
