@@ -8,15 +8,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "finetune": "training",
-    "shrink": "shrinking",
-    "distill": "distillation",
-    "evaluate": "evaluation",
-    "zero_shot": "evaluation",
+    "finetune": "commands.finetune",
+    "shrink": "commands.shrink",
+    "distill": "commands.distill",
+    "evaluate": "commands.evaluate",
+    "zero_shot": "commands.evaluate",
     "push": "commands.push",
-    "info": "lineage",
+    "info": "commands.info",
     "reproduce": "reproduction",
-    "curves": "learning_curves",
+    "curves": "commands.curves",
     "FinetuneConfig": "config.commands",
     "ShrinkConfig": "config.commands",
     "DistillConfig": "config.commands",

@@ -236,7 +236,7 @@ def _examples(*commands: str) -> str:
 @_command(
     "finetune",
     config.FinetuneConfig,
-    "training:finetune",
+    "commands.finetune:finetune",
     console.show_training,
     _examples(
         "kdshrink finetune xlm-roberta-base --data massive -o teacher",
@@ -251,7 +251,7 @@ def finetune() -> None:
 @_command(
     "shrink",
     config.ShrinkConfig,
-    "shrinking:shrink",
+    "commands.shrink:shrink",
     console.show_shrink,
     _examples(
         "kdshrink shrink xlm-roberta-base --layers 6",
@@ -267,7 +267,7 @@ def shrink() -> None:
 @_command(
     "distill",
     config.DistillConfig,
-    "distillation:distill",
+    "commands.distill:distill",
     console.show_training,
     _examples(
         "kdshrink distill --teacher teacher --data massive --layers 6",
@@ -288,7 +288,7 @@ def distill() -> None:
 @_command(
     "eval",
     config.EvalConfig,
-    "evaluation:evaluate",
+    "commands.evaluate:evaluate",
     console.show_evaluation,
     _examples(
         "kdshrink eval distilled --data massive --languages de,sw",
@@ -303,7 +303,7 @@ def evaluate() -> None:
 @_command(
     "zero-shot",
     config.ZeroShotConfig,
-    "evaluation:zero_shot",
+    "commands.evaluate:zero_shot",
     console.show_zero_shot,
     _examples(
         "kdshrink zero-shot distilled --data massive",
@@ -317,7 +317,7 @@ def zero_shot() -> None:
 @_command(
     "push",
     config.PushConfig,
-    "hub:push",
+    "commands.push:push",
     console.show_push,
     _examples(
         "kdshrink push student --hub-model-id my-org/student",
@@ -332,7 +332,7 @@ def push() -> None:
 @_command(
     "info",
     config.InfoConfig,
-    "lineage:info",
+    "commands.info:info",
     console.show_info,
     _examples(
         "kdshrink info student",
@@ -367,7 +367,7 @@ def reproduce() -> None:
 @_command(
     "curves",
     config.CurvesConfig,
-    "learning_curves:curves",
+    "commands.curves:curves",
     console.show_curves,
     _examples(
         "kdshrink curves student other -o curves.png",

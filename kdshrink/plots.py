@@ -10,7 +10,7 @@ from .errors import UsageError
 from .files import atomic_file
 
 if TYPE_CHECKING:
-    from .learning_curves import Point
+    from .training.log import Point
 
 _PANELS_A_ROW = 3
 

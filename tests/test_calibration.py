@@ -15,20 +15,16 @@ from safetensors.torch import load_file
 from transformers import ElectraConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, FinetuneConfig, ShrinkConfig, distill, finetune, shrink
+from kdshrink.calibration.bases import principal_basis, score_bases, value_basis
+from kdshrink.calibration.batch import attend, make_batches
+from kdshrink.calibration.calibrate import calibrate_student
+from kdshrink.calibration.encoder_view import view
+from kdshrink.calibration.regression import ChannelFit, Regression
+from kdshrink.calibration.store import Spill
 from kdshrink.data.load import load_data
 from kdshrink.errors import ModelError
 from kdshrink.models.source import find_model
-from kdshrink.shrinking import shrink_source
-from kdshrink.shrinking.activations import Spill, attend, make_batches
-from kdshrink.shrinking.calibrated import calibrate_student
-from kdshrink.shrinking.calibration import (
-    ChannelFit,
-    Regression,
-    principal_basis,
-    score_bases,
-    value_basis,
-)
-from kdshrink.shrinking.views import view
+from kdshrink.shrinking.weights import shrink_source
 
 from .conftest import AUTO, make_config, make_model
 

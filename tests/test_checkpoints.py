@@ -21,6 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from kdshrink.commands.distill import distill
+from kdshrink.commands.evaluate import evaluate, zero_shot
+from kdshrink.commands.finetune import finetune
+from kdshrink.commands.shrink import shrink
 from kdshrink.config.commands import (
     DistillConfig,
     EvalConfig,
@@ -30,15 +34,11 @@ from kdshrink.config.commands import (
 )
 from kdshrink.config.groups import SourceOptions
 from kdshrink.data.encoding import encode
-from kdshrink.distillation import distill
 from kdshrink.errors import KdshrinkError, ModelError
-from kdshrink.evaluation import evaluate, zero_shot
 from kdshrink.models.labels import class_names
 from kdshrink.models.loading import load_tokenizer, load_weights, load_with_head
 from kdshrink.models.source import find_model
 from kdshrink.models.whole import check_whole
-from kdshrink.shrinking import shrink
-from kdshrink.training import finetune
 
 from .conftest import AUTO, LABELS, make_model, make_tokenizer
 

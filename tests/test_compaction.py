@@ -13,25 +13,27 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from kdshrink import DistillConfig
-from kdshrink.checkpoints import Identity, start_run
-from kdshrink.compaction import (
+from kdshrink.config.fields import LOSS_TERMS
+from kdshrink.data.encoding import Collator
+from kdshrink.data.load import load_data
+from kdshrink.distillation.model import DistillationModel
+from kdshrink.distillation.targets import TargetSource
+from kdshrink.distillation.teacher import Teacher
+from kdshrink.distillation.trainer import DistillationTrainer
+from kdshrink.errors import TrainingError
+from kdshrink.models.activations import Recorder
+from kdshrink.models.embeddings import (
     CompactEmbedding,
     WholeTable,
     compact_ids,
     embedding_name,
     reachable_ids,
 )
-from kdshrink.config.fields import LOSS_TERMS
-from kdshrink.data.encoding import Collator
-from kdshrink.data.load import load_data
-from kdshrink.distillation import DistillationModel, DistillationTrainer
-from kdshrink.errors import TrainingError
 from kdshrink.models.loading import load_weights, load_with_head
 from kdshrink.models.source import find_model
 from kdshrink.progress import silent
-from kdshrink.recording import Recorder
-from kdshrink.teaching import TargetSource, Teacher
-from kdshrink.training import (
+from kdshrink.training.checkpoints import Identity, start_run
+from kdshrink.training.setup import (
     development_evaluator,
     encode_splits,
     plan_batches,

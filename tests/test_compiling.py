@@ -16,9 +16,9 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
-from kdshrink.compiling import length_buckets
 from kdshrink.data.encoding import Collator
 from kdshrink.errors import UsageError
+from kdshrink.models.compilation import length_buckets
 
 from .conftest import make_model
 

@@ -18,7 +18,7 @@ from kdshrink import DistillConfig, FinetuneConfig, cli, distill, finetune
 from kdshrink.errors import DataError, ModelError, UnlabelledError, UsageError
 from kdshrink.hub.client import cache_of
 from kdshrink.models.devices import pick_device
-from kdshrink.trackers import require_trackers, tracker_names
+from kdshrink.training.trackers import require_trackers, tracker_names
 
 from .hub import Desk
 from .test_cli import TOY, run, run_toy

@@ -25,14 +25,15 @@ from seqeval.scheme import IOB2
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from kdshrink.commands.evaluate import evaluate, zero_shot
 from kdshrink.config.commands import EvalConfig, ZeroShotConfig
 from kdshrink.data.encoding import Collator, encode, first_tokens
 from kdshrink.data.labels import match_labels
 from kdshrink.data.registry import SAMPLE, UNIVERSAL_NER, Task
 from kdshrink.errors import DataError, ModelError, OutputError
-from kdshrink.evaluation import evaluate, majority_scores, zero_shot
-from kdshrink.metrics import entity_scores, text_scores
-from kdshrink.scoring import EvalResult, Evaluator, LanguageScore, predict
+from kdshrink.evaluation.evaluator import Evaluator, predict
+from kdshrink.evaluation.metrics import entity_scores, majority_scores, text_scores
+from kdshrink.evaluation.results import EvalResult, LanguageScore
 
 from .conftest import AUTO, LABELS, TAGS, make_config, sample_texts
 

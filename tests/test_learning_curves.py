@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kdshrink import CurvesConfig, curves
 from kdshrink.errors import DataError
-from kdshrink.learning_curves import Point, last_entry, read_curve
+from kdshrink.training.log import Point, last_entry, read_curve
 
 GOOD = [{"step": 5, "loss": 2.0, "task": 1.5}, {"step": 10, "loss": 1.0, "metric": "macro_f1"}]
 DAMAGED = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdshrink import losses
+from kdshrink.distillation import losses
 
 LENGTHS = (5, 3, 1)
 

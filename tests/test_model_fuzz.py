@@ -23,14 +23,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from kdshrink.commands.distill import distill
+from kdshrink.commands.evaluate import evaluate
+from kdshrink.commands.shrink import shrink
 from kdshrink.config.commands import DistillConfig, EvalConfig, ShrinkConfig
 from kdshrink.config.groups import SourceOptions
-from kdshrink.distillation import distill
 from kdshrink.errors import KdshrinkError
-from kdshrink.evaluation import evaluate
 from kdshrink.models.loading import load_tokenizer, load_weights
 from kdshrink.models.source import find_model
-from kdshrink.shrinking import shrink
 
 from .conftest import LABELS, make_model
 

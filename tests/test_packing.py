@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdshrink.packing import PackedLinears, packed_linears
+from kdshrink.models.onednn import PackedLinears, packed_linears
 
 from .conftest import FAMILIES, make_model
 

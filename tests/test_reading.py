@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, EvalConfig, ShrinkConfig, distill, evaluate, shrink
+from kdshrink.commands.evaluate import zero_shot
 from kdshrink.config.commands import ZeroShotConfig
 from kdshrink.data.encoding import encode, first_tokens
 from kdshrink.data.languages import language_of
@@ -28,12 +29,11 @@ from kdshrink.data.shard import Columns
 from kdshrink.data.store import read_table
 from kdshrink.data.tags import from_iob2, to_iob2
 from kdshrink.errors import DataError, ModelError, OutputError, UsageError
-from kdshrink.evaluation import majority_scores, zero_shot
-from kdshrink.metrics import text_scores
+from kdshrink.evaluation.evaluator import Predictions, make_evaluator
+from kdshrink.evaluation.metrics import majority_scores, text_scores
 from kdshrink.models.loading import load_tokenizer
 from kdshrink.models.source import find_model
-from kdshrink.scoring import Predictions, make_evaluator
-from kdshrink.training import encode_splits
+from kdshrink.training.setup import encode_splits
 
 from .conftest import LABELS, make_model, make_tokenizer
 

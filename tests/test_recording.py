@@ -14,9 +14,10 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from kdshrink.distillation.losses import attention_mse, hidden_mse
 from kdshrink.errors import ModelError
-from kdshrink.losses import attention_mse, centre, hidden_mse
-from kdshrink.recording import Head, Record, Recorder
+from kdshrink.models.activations import Record, Recorder, centre
+from kdshrink.models.architectures import Head
 
 LAYERS = 4
 CHOSEN = (1, 3, 4)

@@ -15,11 +15,10 @@ from transformers import ElectraConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kdshrink import ShrinkConfig, shrink
 from kdshrink.errors import ModelError, OutputError, ShapeError, UsageError
+from kdshrink.models.architectures import family_of
 from kdshrink.output import final_files, open_output
-from kdshrink.shrinking.engine import plan_student
-from kdshrink.shrinking.families import family_of
-from kdshrink.shrinking.layers import choose_layers
-from kdshrink.shrinking.slices import even_indices
+from kdshrink.shrinking.layer_map import choose_layers, even_indices
+from kdshrink.shrinking.plan import plan_student
 
 from .conftest import AUTO, FAMILIES, make_config, make_model
 

@@ -21,10 +21,11 @@ from transformers import PreTrainedTokenizerFast
 from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
 from kdshrink.data.batching import Batches
 from kdshrink.data.encoding import Collator
+from kdshrink.distillation.cache import ExampleTargets, TargetCache, TargetShape
+from kdshrink.distillation.targets import TargetSource, open_cache
+from kdshrink.distillation.teacher import Teacher, join_targets, split_targets
 from kdshrink.errors import OutputError, UsageError
-from kdshrink.recording import Recorder
-from kdshrink.target_cache import ExampleTargets, TargetCache, TargetShape
-from kdshrink.teaching import TargetSource, Teacher, join_targets, open_cache, split_targets
+from kdshrink.models.activations import Recorder
 
 from .conftest import make_model
 

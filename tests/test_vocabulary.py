@@ -23,7 +23,8 @@ from transformers import (
 
 from kdshrink import ShrinkConfig, shrink
 from kdshrink.errors import ModelError, ShapeError
-from kdshrink.shrinking.vocabulary import Text, count_pieces, held_out_cost, script, trim_tokenizer
+from kdshrink.shrinking.vocabulary import Text, count_pieces, script, trim_tokenizer
+from kdshrink.shrinking.vocabulary_cost import held_out_cost
 
 from .conftest import make_model, make_tokenizer, sample_texts
 

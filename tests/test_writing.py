@@ -36,12 +36,12 @@ from kdshrink import (
     shrink,
     zero_shot,
 )
-from kdshrink.checkpoints import last_checkpoint
 from kdshrink.errors import OutputError, TrainingError
 from kdshrink.files import atomic_directory, atomic_file, recover_directory, to_json, write_json
 from kdshrink.output import final_files, open_output
 from kdshrink.publishing.push import model_files
 from kdshrink.publishing.record import write_record
+from kdshrink.training.checkpoints import last_checkpoint
 
 from .conftest import make_model
 
@@ -752,7 +752,7 @@ def test_checkpoints_may_be_a_link_to_another_disk(run: Path) -> None:
 def test_a_development_score_that_is_no_number_ends_the_run(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdshrink.scoring import Evaluator
+    from kdshrink.evaluation.evaluator import Evaluator
 
     score = Evaluator.score
     monkeypatch.setattr(Evaluator, "score", lambda *given: replace(score(*given), score=math.nan))

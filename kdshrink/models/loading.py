@@ -14,10 +14,10 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..compaction import compact, embedding_name
 from ..config.groups import SourceOptions
 from ..data.registry import Task
 from ..errors import ModelError
+from .embeddings import compact, embedding_name
 from .source import Source, tokenizer_files
 from .tensors import TensorReader
 from .whole import MissingHeadError, check_whole, first_line, is_of_encoder, read_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -303,3 +304,14 @@ def tokenizer_files(source: Source) -> list[Path]:
         )
     found += [source.directory / name for name in _TOKENIZER_SETTINGS]
     return [path for path in found if path.is_file()]
+
+
+def fingerprint(path: Path) -> str:
+    """BLAKE2 of the weights in a model directory."""
+    digest = hashlib.blake2b(digest_size=16)
+    files = [file for kind in ("*.safetensors", "*.bin") for file in sorted(path.glob(kind))]
+    for file in files:
+        with file.open("rb") as content:
+            while block := content.read(2**22):
+                digest.update(block)
+    return digest.hexdigest()

@@ -20,9 +20,9 @@ from types import FrameType
 from typing import Any
 
 from ..errors import Interrupted
-from ..learning_curves import last_entry
 from ..output import RECORD
 from ..progress import Board, RunState
+from ..training.log import last_entry
 from .plan import Plan, Run
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from typing import Any
 from .. import __version__
 from ..errors import ModelError, OutputError, UsageError
 from ..files import read_json, write_json, write_text
-from ..learning_curves import read_curve
 from ..plots import draw_bars, draw_curves, draw_lines, require_matplotlib
+from ..training.log import read_curve
 from .experiments import Experiment
 from .paper import contradictions, read_paper
 from .results import Measured

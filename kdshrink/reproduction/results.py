@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..learning_curves import read_curve
 from ..output import RECORD
+from ..training.log import read_curve
 from .experiments import Case, Experiment
 from .paper import paper_figures
 from .plan import Run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +19,9 @@ from ..errors import ModelError, ShapeError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
 
 Text = str | list[str]
 """A text, or its words where the data has them apart."""
-
-_HELD_OUT_EVERY = 10
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -307,46 +303,3 @@ def _renumber_settings(content: dict[str, Any], new_ids: Mapping[int, int]) -> d
             str(new_ids[int(old)]): token for old, token in decoder.items() if int(old) in new_ids
         }
     return {**content, **changed}
-
-
-@dataclass(frozen=True)
-class HeldOutCost:
-    """What trimming costs text that it has not seen: means over a language's held-out texts."""
-
-    texts: int
-    tokens_before: float
-    tokens_after: float
-    unknown_before: float
-    unknown_after: float
-
-
-def held_out_cost(
-    before: Tokenizer, after: Tokenizer, unknown: str | None, texts: Mapping[str, Sequence[Text]]
-) -> dict[str, HeldOutCost]:
-    """Tokens a text, and the share of unknown ones, of two tokenizers by language."""
-
-    def cost(tokenizer: Tokenizer, batch: Sequence[Text]) -> tuple[float, float]:
-        pretokenized = isinstance(batch[0], list)
-        encoded = tokenizer.encode_batch(
-            list(batch), is_pretokenized=pretokenized, add_special_tokens=False
-        )
-        # By id: Unigram shows an unknown piece's own text as its token.
-        ids = [index for one in encoded for index in one.ids]
-        unknown_id = tokenizer.token_to_id(unknown) if unknown else None
-        unknowns = sum(index == unknown_id for index in ids)
-        return len(ids) / len(batch), unknowns / max(1, len(ids))
-
-    costs = {}
-    for language, batch in texts.items():
-        (tokens_before, unknown_before), (tokens_after, unknown_after) = (
-            cost(tokenizer, batch) for tokenizer in (before, after)
-        )
-        costs[language] = HeldOutCost(
-            len(batch), tokens_before, tokens_after, unknown_before, unknown_after
-        )
-    return costs
-
-
-def is_held_out(row: int) -> bool:
-    """Whether a row is of the tenth that the estimate counts on."""
-    return row % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1

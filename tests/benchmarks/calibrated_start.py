@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from kdshrink.calibration.calibrate import calibrate_student
+from kdshrink.calibration.sweep import Settings
 from kdshrink.config.commands import ShrinkConfig
 from kdshrink.data.load import load_data
+from kdshrink.evaluation.evaluator import Evaluator, Predictions, make_evaluator
 from kdshrink.models.devices import pick_device, to_device
 from kdshrink.models.loading import load_tokenizer, load_weights
 from kdshrink.models.source import find_model
-from kdshrink.scoring import Evaluator, Predictions, make_evaluator
-from kdshrink.shrinking import shrink_source
-from kdshrink.shrinking.calibrated import calibrate_student
-from kdshrink.shrinking.layers import spread
-from kdshrink.shrinking.sweep import Settings
+from kdshrink.shrinking.layer_map import spread
+from kdshrink.shrinking.weights import shrink_source
 
 
 @dataclass(frozen=True)

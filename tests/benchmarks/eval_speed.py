@@ -27,9 +27,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from kdshrink.config.commands import EvalConfig
 from kdshrink.data.encoding import Collator, encode
+from kdshrink.evaluation.evaluator import predict
 from kdshrink.models.loading import load_classifier
 from kdshrink.models.source import find_model
-from kdshrink.scoring import predict
 
 Answer = Callable[[list[str]], list[str]]
 _answer: Answer

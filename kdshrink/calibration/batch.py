@@ -1,0 +1,80 @@
+"""What models compute on a text, spilled to disk between layers so that memory stays bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some texts of like length, their real tokens in rows one after another.
+
+    Attributes:
+        texts: Numbers of the texts.
+        lengths: Tokens of each.
+        begin: The row of the first token.
+    """
+
+    texts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    begin: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    def mask(self, device: torch.device) -> Tensor:
+        """(B, T), true at real tokens."""
+        lengths = torch.tensor(self.lengths, device=device)
+        return torch.arange(max(self.lengths), device=device) < lengths[:, None]
+
+    def firsts(self, device: torch.device) -> Tensor:
+        """(B), the row of each text's first token within the batch."""
+        lengths = torch.tensor(self.lengths, device=device)
+        return lengths.cumsum(0) - lengths
+
+
+def make_batches(lengths: Sequence[int], most_tokens: int) -> list[Batch]:
+    """Batches of texts of like length, the longest first, of at most so many tokens with padding.
+
+    Args:
+        lengths: Of each text, in tokens.
+    """
+    groups: list[list[int]] = []
+    for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > most_tokens:
+            groups.append([])
+        groups[-1].append(text)
+    batches, begin = [], 0
+    for group in groups:
+        sizes = tuple(lengths[text] for text in group)
+        batches.append(Batch(tuple(group), sizes, begin))
+        begin += sum(sizes)
+    return batches
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, batch: Batch, heads: int) -> Tensor:
+    """Softmax attention among the tokens of each text.
+
+    Args:
+        query, key, value: (tokens, heads · head size).
+
+    Returns:
+        The heads' contexts side by side, (tokens, heads · head size).
+    """
+    mask = batch.mask(query.device)
+
+    def padded(rows: Tensor) -> Tensor:
+        spread = rows.new_zeros(*mask.shape, rows.shape[-1])
+        spread[mask] = rows
+        return spread.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    context = functional.scaled_dot_product_attention(
+        padded(query), padded(key), padded(value), attn_mask=mask[:, None, None, :]
+    )
+    return context.transpose(1, 2).flatten(2)[mask]

@@ -1,0 +1,222 @@
+"""A student's weights from its teacher's, layer by layer, on unlabelled text and without a gradient.
+
+The sweep goes from the embeddings to the head. At every linear map it solves a ridge regression, from
+what the student really computes there to what the teacher computes at the mapped place, seen in the
+student's basis; so later maps mend what earlier ones lost. No map is fitted to what comes after it, so
+that a second sweep would find the same. It is the layer-wise reconstruction of SparseGPT (Frantar and
+Alistarh 2023) in a basis as SliceGPT's (Ashkboos et al. 2024), for students that are shallower too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..models.architectures import Head
+from ..progress import Progress, silent
+from .bases import principal_basis
+from .batch import Batch
+from .encoder_view import EncoderView, PositionsView, normalise
+from .layer import PASSES, finish, fit_layer, fit_norm, put
+from .regression import Affine, ChannelFit, Regression
+from .stream import MINE, THEIRS, WEIGHT, Ids, Stream
+
+logger = logging.getLogger(__name__)
+
+_RAREST = 1e-4
+"""A class that is rarer than this among the tokens counts as being as rare as this."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the regressions are weighed.
+
+    Attributes:
+        ridge: λ in units of the mean diagonal of the inputs' moments.
+        rare_classes: Where tokens are classified, each weighs as its class, as the teacher sees it,
+            is rare: by its frequency to the power of minus this.
+    """
+
+    ridge: float = 1e-3
+    rare_classes: float = 0.5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a sweep found.
+
+    Attributes:
+        basis: P (teacher's width, student's width), orthonormal columns; None where widths are equal.
+        errors: After the embeddings and after each layer: squared error of the student's hidden states
+            against the teacher's in its basis, over their variance.
+        heads: For each layer, the teacher's head that each of its heads stands for.
+    """
+
+    basis: Tensor | None
+    errors: tuple[float, ...]
+    heads: tuple[tuple[Head, ...], ...]
+
+
+@torch.no_grad()
+def calibrate(
+    teacher: EncoderView,
+    student: EncoderView,
+    batches: Sequence[Batch],
+    ids: Ids,
+    layers: Sequence[int],
+    folder: Path,
+    *,
+    pieces: Tensor | None = None,
+    settings: Settings | None = None,
+    progress: Progress = silent,
+) -> Calibration:
+    """Overwrite a student's weights by those that make it compute what its teacher does on a text.
+
+    Args:
+        teacher, student: Views of two models in eval mode and on one device.
+        layers: Numbers (1-based) of the teacher's layers that the student's stand for, rising.
+        folder: Where activations are spilled, in float32: for each token twice the student's width, and
+            the teacher's once more than the longest block of layers that one of the student's replaces.
+        pieces: The teacher's rows of the student's word embeddings; None for all.
+    """
+    settings = settings or Settings()
+    widths = teacher.norm.weight.numel(), student.norm.weight.numel()
+    below = [0, *layers[:-1]]
+    blocks = [teacher.layers[a:b] for a, b in zip(below, layers, strict=True)]
+    device = student.norm.weight.device
+    stream = Stream(
+        batches,
+        ids,
+        widths,
+        dropped=max(map(len, blocks)) - 1,
+        passes=5 + PASSES * len(layers) + len(teacher.layers) - layers[-1],
+        folder=folder,
+        device=device,
+        progress=progress,
+    )
+    _survey(stream, teacher, widths[1], settings)
+    errors = [_embed(stream, teacher, student, pieces)]
+    heads = []
+    for start, number, block, layer in zip(below, layers, blocks, student.layers, strict=True):
+        fit = fit_layer(stream, block, layer, settings.ridge)
+        errors.append(fit.error)
+        places = (divmod(head, layer.heads) for head in fit.heads)
+        heads.append(tuple(Head(start + above + 1, head + 1) for above, head in places))
+        logger.info("calibrated to layer %d: relative error %.4f", number, fit.error)
+    for above in teacher.layers[layers[-1] :]:
+        for batch in stream.batches():
+            stream.write(THEIRS, batch, above(stream.read(THEIRS, batch), batch))
+    _fit_head(stream, teacher, student, settings.ridge)
+    basis = None if stream.basis is None else stream.basis.cpu()
+    return Calibration(basis, tuple(errors), tuple(heads))
+
+
+def _survey(stream: Stream, teacher: EncoderView, width: int, settings: Settings) -> None:
+    """Weigh the tokens; run the teacher through for the basis of a narrower student.
+
+    The basis is that of the leading eigenvectors of the uncentred second moment of the teacher's hidden
+    states, pooled over tokens and layers.
+    """
+    wide = teacher.norm.weight.numel()
+    moment = torch.zeros(wide, wide, dtype=torch.float64, device=stream.device)
+    counts: Tensor | float = 0.0
+    for batch in stream.batches():
+        stream.write(WEIGHT, batch, torch.ones(batch.tokens, 1))
+        if width == wide and not teacher.classifies_tokens:
+            continue
+        x = teacher.embeddings(stream.ids(batch)[0])[batch.mask(stream.device)]
+        moment += (x.T @ x).double()
+        for layer in teacher.layers:
+            x = layer(x, batch)
+            moment += (x.T @ x).double()
+        if teacher.classifies_tokens:
+            assert teacher.head is not None
+            logits = teacher.head.logits(x)
+            assert logits is not None
+            classes = logits.argmax(-1)
+            counts = counts + torch.bincount(classes, minlength=logits.shape[-1]).double()
+            stream.write(WEIGHT, batch, classes[:, None].float())
+    if width < wide:
+        stream.basis = principal_basis(moment, width).float()
+    if isinstance(counts, Tensor):
+        share = (counts / counts.sum()).clamp_min(_RAREST)
+        weights = share.pow(-settings.rare_classes)
+        weights = (weights / (weights * share).sum()).float()
+        for batch in stream.batches():
+            stream.write(WEIGHT, batch, weights[stream.read(WEIGHT, batch).long()])
+
+
+def _embed(
+    stream: Stream, teacher: EncoderView, student: EncoderView, pieces: Tensor | None
+) -> float:
+    """Put the embedding tables into the basis and fit the norm; the relative error of what comes out."""
+    words, *others = zip(student.tables, teacher.tables, strict=True)
+    for mine, theirs in (words, *others):
+        rows = theirs.weight if pieces is None or mine is not words[0] else theirs.weight[pieces]
+        mine.weight.copy_(stream.project(rows))
+    # With a weight of 1 and no bias the embeddings put out the normalised sum itself.
+    put(student.norm, Affine(torch.ones(()), torch.zeros(())))
+
+    def theirs_of(batch: Batch) -> Tensor:
+        return teacher.embeddings(stream.ids(batch)[0])[batch.mask(stream.device)]
+
+    def mine_of(batch: Batch) -> Tensor:
+        return student.embeddings(stream.ids(batch)[1])[batch.mask(stream.device)]
+
+    fit_norm(stream, student.norm, mine_of, theirs_of)
+    if teacher.positions is not None and student.positions is not None:
+        stream.positions = _fit_positions(stream, teacher.positions, student.positions)
+    return finish(stream, student.norm, theirs_of)
+
+
+def _fit_positions(
+    stream: Stream, theirs: PositionsView, mine: PositionsView
+) -> tuple[Tensor, Tensor]:
+    """Put embeddings of relative positions into the basis; both models', as attention reads them."""
+    mine.table.weight.copy_(stream.project(theirs.table.weight))
+    if mine.norm is not None:
+        fit, rows = ChannelFit(), mine.table.weight
+        target = stream.project(theirs.states())
+        fit.add(normalise(rows, mine.norm), target, torch.ones_like(rows[:, :1]))
+        put(mine.norm, fit.solve())
+    return theirs.states(), mine.states()
+
+
+def _fit_head(stream: Stream, teacher: EncoderView, student: EncoderView, ridge: float) -> None:
+    """Fit the head's dense layer to the teacher's most active units, and its output to the logits."""
+    theirs, mine = teacher.head, student.head
+    if theirs is None or mine is None:
+        return
+
+    def rows(batch: Batch, name: str) -> Tensor:
+        x = stream.read(name, batch)
+        return x[batch.firsts(stream.device)] if teacher.reads_first else x
+
+    units = None
+    if theirs.dense is not None and mine.dense is not None:
+        fit = Regression(stream.project(theirs.dense.weight))
+        energy = torch.zeros(theirs.dense.out_features, dtype=torch.float64, device=stream.device)
+        for batch in stream.batches():
+            before = theirs.dense(rows(batch, THEIRS))
+            fit.add(rows(batch, MINE), before, rows(batch, WEIGHT))
+            energy += theirs.activation(before).double().pow(2).sum(0)
+        if theirs.output is not None:
+            energy *= theirs.output.weight.double().pow(2).sum(0)
+        units = energy.topk(mine.dense.out_features).indices.sort().values
+        solution = fit.solve(ridge)
+        put(mine.dense, Affine(solution.weight[units], solution.bias[units]))
+    if theirs.output is not None and mine.output is not None:
+        weight = theirs.output.weight
+        fit = Regression(stream.project(weight) if units is None else weight[:, units])
+        for batch in stream.batches():
+            x = rows(batch, MINE)
+            x = x if mine.dense is None else mine.activation(mine.dense(x))
+            logits = theirs.logits(rows(batch, THEIRS))
+            assert logits is not None
+            fit.add(x, logits, rows(batch, WEIGHT))
+        put(mine.output, fit.solve(ridge))

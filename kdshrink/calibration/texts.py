@@ -1,0 +1,79 @@
+"""Texts that a student is calibrated on: a sample of each language, some copies of them disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..data.encoding import Collator
+from ..data.sampling import language_codes
+from .batch import Batch
+
+_EXCHANGED = 0.5
+"""The share of a disturbed copy's pieces that are exchanged for any of the vocabulary."""
+
+
+def sample_rows(table: Dataset, per_language: int) -> np.ndarray:
+    """Rows of at most so many examples of each language, ascending, the same whatever the seed."""
+    codes, languages = language_codes(table)
+    chosen = []
+    for code, language in enumerate(languages):
+        rows = np.flatnonzero(codes == code)
+        rng = np.random.default_rng(crc32(f"{language}/calibration".encode()))
+        chosen.append(rng.permutation(rows)[:per_language])
+    return np.sort(np.concatenate(chosen))
+
+
+class Texts:
+    """Encoded texts, and after them disturbed copies of some, in which pieces are exchanged at random.
+
+    A copy's pieces are drawn from the whole vocabulary. So the student is fitted to what the teacher
+    makes of pieces too that the text does not have, as those of languages that are not in it.
+
+    Args:
+        encoded: Texts as `encoding.encode` makes them.
+        pieces: The teacher's ids of the student's; None if they are the same.
+        copies: Disturbed copies, as a share of the texts.
+    """
+
+    def __init__(
+        self,
+        encoded: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        pieces: Tensor | None,
+        device: torch.device,
+        copies: float,
+    ) -> None:
+        self._examples = encoded.select_columns(["input_ids"])
+        self._collate = Collator(int(tokenizer.pad_token_id))
+        self._special = np.asarray(sorted(set(tokenizer.all_special_ids)))
+        self._ordinary = np.setdiff1d(np.arange(len(tokenizer)), self._special)
+        self._pieces, self._device = pieces, device
+        lengths = np.asarray(encoded["length"])
+        order = np.random.default_rng(0).permutation(len(lengths))
+        copied = np.resize(order, round(copies * len(lengths)))
+        self._rows = np.concatenate([np.arange(len(lengths)), copied])
+        self.lengths = lengths[self._rows].tolist()
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch's ids for the teacher and for the student, both (B, T)."""
+        rows = self._rows[list(batch.texts)].tolist()
+        examples = [
+            self._disturbed(example["input_ids"], text) if text >= len(self._examples) else example
+            for text, example in zip(batch.texts, self._examples.__getitems__(rows), strict=True)
+        ]
+        mine = self._collate(examples)["input_ids"].to(self._device)
+        return (mine if self._pieces is None else self._pieces[mine]), mine
+
+    def _disturbed(self, ids: Sequence[int], seed: int) -> dict[str, Any]:
+        rng, changed = np.random.default_rng(seed), np.asarray(ids)
+        chosen = (rng.random(len(changed)) < _EXCHANGED) & ~np.isin(changed, self._special)
+        changed[chosen] = rng.choice(self._ordinary, int(chosen.sum()))
+        return {"input_ids": changed}

@@ -1,0 +1,304 @@
+"""`kdshrink eval` and `kdshrink zero-shot`: a classifier scored by language."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..config.commands import EvalConfig, ZeroShotConfig, input_paths
+from ..data.labels import read_label_map
+from ..data.languages import UNDETERMINED, comparable
+from ..data.load import TaskData, load_data, split_named
+from ..data.registry import NAMED
+from ..data.sampling import language_codes
+from ..distributed import is_first
+from ..errors import DataError
+from ..evaluation.evaluator import Evaluator, Predictions, check_labels, make_evaluator
+from ..evaluation.metrics import majority_scores
+from ..evaluation.results import EvalResult
+from ..files import atomic_file, to_json
+from ..models.devices import describe_device, pick_device, to_device
+from ..models.loading import load_classifier, require_task
+from ..models.source import Source, find_model, require_classes, require_plain, require_single_texts
+from ..output import check_file, final_files, open_output
+from ..progress import Progress, silent
+from ..publishing.record import make_record, write_record
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult:
+    """Score a model on a split of labelled data, pooled over languages and by language.
+
+    Raises:
+        KdshrinkError: As `errors` lists.
+    """
+    device = pick_device(config.device)
+    with _place("eval", config):
+        if config.predictions is not None and is_first():
+            check_file(
+                config.predictions,
+                "--predictions",
+                overwrite=config.overwrite,
+                inputs=input_paths(config),
+            )
+        return _evaluate(config, device, progress or silent)
+
+
+def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> EvalResult:
+    split = split_named(config.split or "test")
+    source = find_model(config.model, config).renamed(read_label_map(config.label_map))
+    require_plain(source)
+    require_classes(source)
+    require_single_texts(source)
+    data = load_data(config, (split,), purpose="evaluate", token=config.token)
+    model, evaluator = _load(config, source, data, device)
+    began = time.perf_counter()
+    predictions = evaluator.predict(model, progress)
+    seconds = time.perf_counter() - began
+    if config.predictions is not None and is_first():
+        _write_predictions(config.predictions, evaluator, predictions)
+    result = evaluator.score_predictions(predictions, seconds, per_class=config.per_class)
+    _keep("eval", config, source, data, device, result.to_dict())
+    return result
+
+
+@contextmanager
+def _place(command: str, config: EvalConfig | ZeroShotConfig) -> Iterator[None]:
+    """Hold the directory for the result, if one is named."""
+    if config.output_dir is None:
+        yield
+        return
+    with open_output(
+        config.output_dir, command, overwrite=config.overwrite, inputs=input_paths(config)
+    ):
+        yield
+
+
+def _keep(
+    command: str,
+    config: EvalConfig | ZeroShotConfig,
+    source: Source,
+    data: TaskData,
+    device: torch.device,
+    results: Mapping[str, Any],
+) -> None:
+    """Write a kdshrink.json of the evaluation, if a directory is named for it."""
+    if config.output_dir is None or not is_first():
+        return
+    record = make_record(
+        command,
+        config,
+        describe_device(device),
+        [source],
+        data.source,
+        source=source.describe(),
+        data=data.source,
+        task=data.task,
+        results=dict(results),
+    )
+    with final_files(config.output_dir) as folder:
+        write_record(folder, record)
+
+
+def _load(
+    config: EvalConfig | ZeroShotConfig, source: Source, data: TaskData, device: torch.device
+) -> tuple[PreTrainedModel, Evaluator]:
+    """The model on its device and what scores it; what its config.json rules out is told first."""
+    if data.whole_file and config.split is not None:
+        raise DataError(
+            f"--split {config.split}: {data.name} is a single file, which has no splits.\n"
+            "Leave --split out to score all of it, or give a directory of train, validation and test."
+        )
+    require_task(source, data.task)
+    check_labels(data, source)
+    loaded = load_classifier(source, config, data.task)
+    evaluator = make_evaluator(
+        data,
+        next(iter(data.splits)),
+        loaded.tokenizer,
+        source,
+        max_length=config.max_length,
+        batch_size=config.batch_size,
+        device=device,
+    )
+    return to_device(loaded.model, device), evaluator
+
+
+def _write_predictions(path: Path, evaluator: Evaluator, predictions: Predictions) -> None:
+    """A JSON line an example; the file appears whole or not at all."""
+    codes, languages = language_codes(evaluator.table)
+    gold, answers = evaluator.gold(), evaluator.answers(predictions)
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for row, (right, answer) in enumerate(zip(gold, answers, strict=True)):
+            if predictions.bounds is None:
+                probability: Any = round(float(predictions.probabilities[row]), 6)
+            else:
+                begin, end = predictions.bounds[row], predictions.bounds[row + 1]
+                values = predictions.probabilities[begin:end]
+                probability = [round(float(value), 6) for value in values]
+            line = {
+                "language": languages[codes[row]],
+                "gold": right,
+                "predicted": answer,
+                "probability": probability,
+            }
+            file.write(to_json(line) + "\n")
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """Scores on the languages that a model was trained on, and on those it was not.
+
+    Attributes:
+        seen: None where none of the seen languages is in the data.
+        gap: Score on the seen languages less score on the unseen ones.
+        random_score: The metric when the majority class of the unseen languages' examples is always
+            answered; for tokens the commonest tag of an entity.
+        majority_accuracy: The accuracy of always answering the majority class (of words: tag).
+        seen_from: Where the list of seen languages comes from.
+    """
+
+    metric: str
+    seen: EvalResult | None
+    unseen: EvalResult
+    gap: float | None
+    random_score: float
+    majority_accuracy: float
+    seen_from: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json."""
+        return {
+            "metric": self.metric,
+            "seen": None if self.seen is None else self.seen.to_dict(),
+            "unseen": self.unseen.to_dict(),
+            "gap": self.gap,
+            "random_score": self.random_score,
+            "majority_accuracy": self.majority_accuracy,
+            "seen_from": self.seen_from,
+        }
+
+
+def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroShotResult:
+    """Score a model on the languages that it was not trained on, beside those it was.
+
+    The model's own kdshrink.json says which these are, unless --seen-languages does; else the data
+    set's list serves.
+
+    Raises:
+        KdshrinkError: As `errors` lists.
+    """
+    device = pick_device(config.device)
+    with _place("zero-shot", config):
+        return _zero_shot(config, device, progress or silent)
+
+
+def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress) -> ZeroShotResult:
+    source = find_model(config.model, config).renamed(read_label_map(config.label_map))
+    require_plain(source)
+    require_classes(source)
+    require_single_texts(source)
+    split = split_named(config.split or "test")
+    everything = replace(config, languages=config.languages or ("all",))
+    data = load_data(everything, (split,), purpose="evaluate", token=config.token)
+    present = language_codes(data.splits[split])[1]
+    seen, unseen, seen_from = _language_groups(config, source, data, present)
+    if not unseen:
+        raise DataError(
+            f"None of these languages is unseen by {seen_from}: {', '.join(present)}.\n"
+            "Name others with --languages, or say which count as unseen with --unseen-languages."
+        )
+    model, evaluator = _load(config, source, data, device)
+    unseen_part = evaluator.part(unseen)
+    on_seen = evaluator.part(seen).score(model, progress) if seen else None
+    on_unseen = unseen_part.score(model, progress)
+    random_score, majority_accuracy = majority_scores(unseen_part.gold(), data.task)
+    result = ZeroShotResult(
+        metric=on_unseen.metric,
+        seen=on_seen,
+        unseen=on_unseen,
+        gap=None if on_seen is None else on_seen.score - on_unseen.score,
+        random_score=random_score,
+        majority_accuracy=majority_accuracy,
+        seen_from=seen_from,
+    )
+    _keep("zero-shot", config, source, data, device, result.to_dict())
+    return result
+
+
+def _language_groups(
+    config: ZeroShotConfig, source: Source, data: TaskData, present: Sequence[str]
+) -> tuple[list[str], list[str], str]:
+    """Which of the present languages are seen and unseen, and what says so.
+
+    What the flags name counts as it stands. A kdshrink.json is compared by language, so that a model
+    trained on `en_ewt` has seen `en_pud`. --unseen-languages takes languages out of any seen list and
+    leaves unseen only what it names.
+    """
+    trained = {comparable(name) for name in source.training_languages}
+    named_unseen = config.unseen_languages is not None
+    if config.seen_languages is not None:
+        seen, seen_from = [name for name in present if name in data.seen], "--seen-languages"
+    elif trained:
+        if not named_unseen:
+            present = _known(config, trained, present)
+        seen = [name for name in present if comparable(name) in trained]
+        seen_from = "kdshrink.json"
+        if named_unseen and (both := [name for name in seen if name in data.unseen]):
+            logger.warning(
+                "%s was trained on %s, which --unseen-languages names",
+                config.model,
+                ", ".join(both),
+            )
+            seen = [name for name in seen if name not in both]
+    else:
+        seen = [name for name in present if name in data.seen]
+        seen_from = "--unseen-languages" if named_unseen else "the data set's list"
+        if not named_unseen:
+            if data.name not in NAMED:
+                raise DataError(
+                    f"{config.model} does not say its training languages, and {data.name} has no lists.\n"
+                    f"{_SAY_SEEN}"
+                )
+            note = NAMED[data.name].lists_note
+            logger.info("%s does not say its training languages; seen: %s", config.model, note)
+    unseen = [
+        name for name in present if name not in seen and (not named_unseen or name in data.unseen)
+    ]
+    return seen, unseen, seen_from
+
+
+_SAY_SEEN = "Say which languages it was trained on with --seen-languages."
+
+
+def _known(config: ZeroShotConfig, trained: set[str], present: Sequence[str]) -> list[str]:
+    """The present languages of which it is known whether the model was trained on them.
+
+    Raises:
+        DataError: There is none.
+    """
+    if trained == {UNDETERMINED}:
+        raise DataError(
+            f"{config.model} was trained on data that does not name its language, so that none is known "
+            f"to be unseen.\n{_SAY_SEEN}"
+        )
+    if UNDETERMINED in trained:
+        logger.warning("%s was also trained on data that does not name its language", config.model)
+    known = [name for name in present if name != UNDETERMINED]
+    if not known:
+        raise DataError(
+            f"{config.data} does not name the language of its texts.\n"
+            "Name it in a column (--language-column), or by a directory for each language."
+        )
+    if len(known) < len(present):
+        logger.warning("%s: texts that do not name their language are left out", config.data)
+    return known

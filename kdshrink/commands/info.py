@@ -1,0 +1,177 @@
+"""What is known of a model without loading it: what it was made from and how, its sizes and scores."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.commands import InfoConfig
+from ..errors import HubError, ModelError
+from ..hub.client import reason
+from ..models.source import Source, find_model
+from ..progress import Progress
+from ..publishing.card import hub_base
+from ..publishing.record import licences
+
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+"""Bytes a number of each type of safetensors; those of its other types take one."""
+_NO_PARAMETER = ("position_ids", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model, by its config, its record and the headers of its weights.
+
+    Attributes:
+        revision: The commit, if it is on the Hub.
+        hub_base: The nearest model on the Hub that it descends from.
+        layer_map, layers_of: Which layers of its teacher or source its own stand for.
+        parameters, bytes: None where only a pickle could tell.
+        score, split: Of the record: pooled, on the development set.
+        chain: The commands that made it, from the first model on.
+    """
+
+    model: str
+    revision: str | None
+    kdshrink_version: str | None
+    command: str | None
+    teacher: str | None
+    source: str | None
+    base: str | None
+    hub_base: str | None
+    architecture: str | None
+    task: str | None
+    labels: list[str]
+    layers: int | None
+    layer_map: list[int]
+    layers_of: int | None
+    hidden_size: int | None
+    heads: int | None
+    vocabulary: int | None
+    parameters: int | None
+    bytes: int | None
+    training_languages: list[str]
+    data: Mapping[str, Any] | None
+    metric: str | None
+    score: float | None
+    split: str | None
+    mean_over_languages: float | None
+    per_language: Mapping[str, Any]
+    licences: list[dict[str, str]]
+    chain: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json."""
+        return asdict(self)
+
+
+def info(config: InfoConfig, progress: Progress | None = None) -> ModelInfo:
+    """Tell of a model; from the Hub only its small files and the headers of its weights are fetched.
+
+    Raises:
+        ModelError: It is missing or damaged.
+        HubError: The Hub cannot be reached, or refuses.
+    """
+    source = find_model(config.model, config, weights=False)
+    shape = source.config
+    record = source.record or {}
+    results = record.get("results") or {}
+    development = results.get("development") or {}
+    headers = _headers(source, config)
+    layers_of = record.get("of_layers")
+    return ModelInfo(
+        model=source.name,
+        revision=source.commit,
+        kdshrink_version=record.get("kdshrink_version"),
+        command=record.get("command"),
+        teacher=(record.get("teacher") or {}).get("model"),
+        source=(record.get("source") or {}).get("model"),
+        base=record.get("base"),
+        hub_base=hub_base(record),
+        architecture=(shape.get("architectures") or [None])[0],
+        task=source.task,
+        labels=list(source.labels) if source.task else [],
+        layers=shape.get("num_hidden_layers"),
+        layer_map=list(record.get("layers") or []) if layers_of else [],
+        layers_of=layers_of,
+        hidden_size=shape.get("hidden_size"),
+        heads=shape.get("num_attention_heads"),
+        vocabulary=shape.get("vocab_size"),
+        parameters=None if headers is None else sum(map(_numbers, headers)),
+        bytes=None if headers is None else sum(_numbers(h) * _width(h) for h in headers),
+        training_languages=source.training_languages,
+        data=record.get("data"),
+        metric=results.get("metric"),
+        score=results.get("score"),
+        split="development" if development else None,
+        mean_over_languages=development.get("mean_over_languages"),
+        per_language=results.get("per_language") or {},
+        licences=licences([source]),
+        chain=list(record.get("chain") or []),
+    )
+
+
+def _numbers(tensor: Mapping[str, Any]) -> int:
+    count = 1
+    for size in tensor["shape"]:
+        count *= size
+    return count
+
+
+def _width(tensor: Mapping[str, Any]) -> int:
+    return _BYTES.get(tensor["dtype"], 1)
+
+
+def _headers(source: Source, config: InfoConfig) -> list[Mapping[str, Any]] | None:
+    """Type and shape of every tensor of its safetensors; None if it has none."""
+    here = sorted(source.directory.glob("*.safetensors"))
+    if here:
+        tensors = [(n, t) for path in here for n, t in _read_header(path).items()]
+    elif source.commit is not None:
+        tensors = _remote_headers(source, config)
+    else:
+        return None
+    kept = [t for name, t in tensors if name != "__metadata__" and not name.endswith(_NO_PARAMETER)]
+    return kept or None
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """The JSON that a safetensors file begins with: its length in 8 bytes, little-endian, then itself."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+            end = max(t["data_offsets"][1] for n, t in header.items() if n != "__metadata__")
+            if path.stat().st_size != 8 + length + end:
+                raise ValueError("it is shorter or longer than its header says")
+            return header
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise ModelError(f"{path} is damaged: {error}.\nFetch or copy it again.") from error
+
+
+def _remote_headers(source: Source, config: InfoConfig) -> list[tuple[str, Mapping[str, Any]]]:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+    if constants.is_offline_mode():
+        return []
+    hub_id = source.name.partition("@")[0]
+    try:
+        found = HfApi(token=config.token).get_safetensors_metadata(hub_id, revision=source.commit)
+    except NotASafetensorsRepoError:
+        return []
+    except SafetensorsParsingError as error:
+        raise ModelError(f"{source.name}: its safetensors are damaged.\n{error}") from error
+    except OSError as error:
+        raise HubError(f"{source.name}: {reason(error, config.token)}.") from error
+    return [
+        (name, {"dtype": str(tensor.dtype), "shape": tensor.shape})
+        for file in found.files_metadata.values()
+        for name, tensor in file.tensors.items()
+    ]

@@ -1,0 +1,87 @@
+"""What a distillation was good for: the teacher, the untrained student and the distilled one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..config.commands import DistillConfig
+from ..data.languages import comparable
+from ..data.load import TaskData, load_data
+from ..data.sampling import language_codes
+from ..errors import DataError
+from ..evaluation.evaluator import Evaluator, make_evaluator
+from ..models.devices import to_device
+from ..models.loading import load_weights
+from ..models.source import Source
+from ..progress import Progress
+from .student import Student
+
+
+class Comparison:
+    """Scores of the models on the test split, languages seen in training and unseen ones apart.
+
+    Making one scores the teacher and the untrained student.
+
+    Args:
+        data: What the student is trained on.
+        teacher: The teacher's files, which are read for this alone.
+        tokenizer: The teacher's.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        data: TaskData,
+        teacher: Source,
+        tokenizer: PreTrainedTokenizerBase,
+        student: Student,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        everything = replace(config, languages=("all",))
+        test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
+        if test.whole_file:
+            raise DataError(
+                f"--compare: {test.name} is a single file, all of which is trained on.\n"
+                "Give a directory with a test split, or compare after the run, with kdshrink zero-shot."
+            )
+        present = language_codes(test.splits["test"])[1]
+        trained = {comparable(name) for name in data.languages}
+        self._groups = {
+            "seen": [name for name in present if comparable(name) in trained],
+            "unseen": [name for name in present if comparable(name) not in trained],
+        }
+        self._models: dict[str, Any] = {}
+        self._progress = progress
+        options: Any = {"max_length": config.max_length, "batch_size": None, "device": device}
+        evaluator = make_evaluator(test, "test", tokenizer, teacher, **options)
+        whole = to_device(load_weights(teacher, config, teacher.task), device)
+        self._add("teacher", whole, evaluator)
+        named = {**student.source.config, "id2label": dict(enumerate(student.labels))}
+        labelled = replace(student.source, config=named)
+        self._evaluator = make_evaluator(test, "test", student.tokenizer, labelled, **options)
+        untrained = to_device(student.load(config, teacher.task), device)
+        self._add("untrained student", untrained, self._evaluator)
+
+    def add_distilled(self, model: PreTrainedModel) -> None:
+        """Score the student after training."""
+        self._add("distilled student", model, self._evaluator)
+
+    @torch.no_grad()
+    def _add(self, name: str, model: PreTrainedModel, evaluator: Evaluator) -> None:
+        scores = {
+            group: evaluator.part(languages).score(model, self._progress).to_dict()
+            if languages
+            else None
+            for group, languages in self._groups.items()
+        }
+        self._models[name] = {"parameters": model.num_parameters(), **scores}
+
+    def to_dict(self) -> dict[str, Any]:
+        scores = next(iter(self._models.values()))
+        metric = (scores["seen"] or scores["unseen"])["metric"]
+        return {"metric": metric, "models": self._models}

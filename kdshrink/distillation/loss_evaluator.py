@@ -1,0 +1,74 @@
+"""A development score without labels: the objective itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from ..data.encoding import Collator, token_counts
+from ..data.sampling import language_codes
+from ..evaluation.evaluator import not_finite
+from ..evaluation.results import EvalResult, LanguageScore
+from .model import DistillationModel
+from .teacher import Teacher
+
+
+@dataclass(frozen=True)
+class LossEvaluator:
+    """Scores a student where there are no labels: by the objective itself, its sign turned.
+
+    Attributes:
+        table, encoded: The development set, and the same tokenised.
+        learner: Holds the student that is scored.
+    """
+
+    table: Dataset
+    encoded: Dataset
+    learner: DistillationModel
+    teacher: Teacher
+    collate: Collator
+    batch_size: int
+    device: torch.device
+
+    @torch.no_grad()
+    def score(self, model: PreTrainedModel) -> EvalResult:
+        assert model is self.learner.student
+        training = self.learner.training
+        self.learner.eval()
+        began = time.perf_counter()
+        codes, languages = language_codes(self.table)
+        lengths = token_counts(self.encoded)
+        scores = {}
+        for code, language in enumerate(languages):
+            rows = np.flatnonzero(codes == code)
+            order = rows[np.argsort(lengths[rows], kind="stable")]
+            total = 0.0
+            for start in range(0, len(order), self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                batch = self.collate(self.encoded.__getitems__(chosen.tolist()))
+                batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+                targets = self.teacher.targets(batch["input_ids"], batch["attention_mask"])
+                terms = self.learner(**batch, targets=targets)
+                objective = self.learner.objective
+                loss = sum(float(value) * objective.weight(name) for name, value in terms.items())
+                if not math.isfinite(loss):
+                    raise not_finite("The student, or its teacher,", self.table, int(chosen[0]))
+                total += loss * len(chosen)
+            scores[language] = LanguageScore(-total / len(rows), len(rows))
+        self.learner.train(training)
+        examples = len(self.table)
+        return EvalResult(
+            metric="negative_loss",
+            score=sum(row.score * row.examples for row in scores.values()) / examples,
+            details={},
+            mean_over_languages=float(np.mean([row.score for row in scores.values()])),
+            per_language=scores,
+            examples=examples,
+            examples_per_second=examples / (time.perf_counter() - began),
+        )

@@ -1,0 +1,81 @@
+"""The terms of the objective, as pure functions of tensors.
+
+TinyBERT (Jiao et al. 2020, arXiv:1909.10351, eq. 7 to 10) with the task's own loss added. Where its
+code averages over padding too, these count real tokens only, so that no term depends on how a batch
+was padded. Every function returns a sum and what it is a mean over, on the tensors' device, so that
+means over several batches can be had without waiting for it.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from ..training.losses import Term
+
+
+def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Term:
+    """Squared error of hidden states or embeddings, over real tokens × width (eq. 8 and 9).
+
+    Args:
+        student, teacher: (B, T, H), the student's projected to the teacher's width.
+        mask: (B, T), true at real tokens.
+    """
+    error = (student.float() - teacher.float()).masked_fill(~mask[..., None], 0.0)
+    return Term(error.pow(2).sum(), mask.sum() * student.shape[-1])
+
+
+def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Term:
+    """Squared error of attention, over real queries × real keys × heads (eq. 7).
+
+    Where the head counts differ, groups of neighbouring heads on either side are averaged down to
+    their greatest common divisor, and these averages are compared.
+
+    Args:
+        student: (B, heads, T, T), scores or probabilities.
+        teacher: (B, other heads, T, T), the same kind.
+        mask: (B, T), true at real tokens.
+    """
+    heads = gcd(student.shape[1], teacher.shape[1])
+    error = group_heads(student.float(), heads) - group_heads(teacher.float(), heads)
+    pairs = mask[:, None, :, None] & mask[:, None, None, :]
+    return Term(error.masked_fill(~pairs, 0.0).pow(2).sum(), pairs.sum() * heads)
+
+
+def group_heads(attention: Tensor, groups: int) -> Tensor:
+    """(B, heads, T, T) → (B, groups, T, T): means over groups of neighbouring heads."""
+    if attention.shape[1] == groups:
+        return attention
+    return attention.unflatten(1, (groups, -1)).mean(2)
+
+
+def soft_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None
+) -> Term:
+    """−Σ_c softmax(z_T/t)_c · log softmax(z_S/t)_c, over examples or labelled tokens (eq. 10).
+
+    Multiplied by t² where t is not 1 (Hinton et al. 2015), so that gradients keep their size.
+
+    Args:
+        student, teacher: Logits, (B, C) or (B, T, C).
+        mask: (B) or (B, T), true where the logits count; None counts all.
+    """
+    target = (teacher.float() / temperature).softmax(-1)
+    each = -(target * (student.float() / temperature).log_softmax(-1)).sum(-1)
+    return _over(each * temperature**2, mask)
+
+
+def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Term:
+    """Squared error of the logits, a mean over classes, over examples or labelled tokens.
+
+    Args: as `soft_cross_entropy`.
+    """
+    return _over((student.float() - teacher.float()).pow(2).mean(-1), mask)
+
+
+def _over(each: Tensor, mask: Tensor | None) -> Term:
+    if mask is None:
+        return Term(each.sum(), torch.full((), each.numel(), device=each.device))
+    return Term(each.masked_fill(~mask, 0.0).sum(), mask.sum())

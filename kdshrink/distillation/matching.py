@@ -1,0 +1,84 @@
+"""What stands for what in teacher and student: tokens of two vocabularies, classes of two heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..data.load import TaskData
+from ..errors import ModelError
+from ..models.source import Source, tokenizer_files
+
+
+def same_tokenizer(source: Source, other: Source) -> bool:
+    """Whether two models have the same tokenizer files: one of 250,000 pieces takes 280 MB."""
+    mine, theirs = (
+        {path.name: path.read_bytes() for path in tokenizer_files(model)}
+        for model in (source, other)
+    )
+    return mine == theirs
+
+
+def map_pieces(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, data: TaskData
+) -> Tensor | None:
+    """The teacher's id for each of the student's pieces; None where the tokenizers are the same.
+
+    A student's vocabulary may be a part of the teacher's if it splits the data's texts alike.
+
+    Raises:
+        ModelError: The tokenizers do not fit.
+    """
+    if (
+        student is teacher
+        or student.backend_tokenizer.to_str() == teacher.backend_tokenizer.to_str()
+    ):
+        return None
+    theirs = teacher.get_vocab()
+    pieces = student.get_vocab()
+    missing = [piece for piece in pieces if piece not in theirs]
+    advice = "Distil with a student made from this teacher, or whose vocabulary was cut from its."
+    if missing:
+        raise ModelError(
+            f"The student has {len(missing)} pieces that the teacher does not have, such as "
+            f"{', '.join(map(repr, missing[:5]))}.\n{advice}"
+        )
+    if student.pad_token_id != teacher.pad_token_id:
+        raise ModelError(
+            f"The padding piece has the id {student.pad_token_id} in the student, and "
+            f"{teacher.pad_token_id} in the teacher.\n"
+            f"It must keep its id when a vocabulary is cut, since models count positions by it.\n{advice}"
+        )
+    table = torch.zeros(max(pieces.values()) + 1, dtype=torch.int64)
+    for piece, index in pieces.items():
+        table[index] = theirs[piece]
+    options: Any = {"is_split_into_words": data.task == "token"}
+    for split in data.splits.values():
+        for batch in split.select_columns(["text"]).iter(1000):
+            own = student(batch["text"], **options)["input_ids"]
+            other = teacher(batch["text"], **options)["input_ids"]
+            for text, ids, expected in zip(batch["text"], own, other, strict=True):
+                if table[torch.tensor(ids)].tolist() != expected:
+                    raise ModelError(
+                        f"Teacher and student split this text differently: {str(text)[:80]!r}.\n{advice}"
+                    )
+    return table
+
+
+def match_classes(student: Sequence[str], teacher: Sequence[str]) -> Tensor:
+    """For each class of the student the teacher's id of the same name.
+
+    Raises:
+        ModelError: They have different classes.
+    """
+    theirs = {name: i for i, name in enumerate(teacher)}
+    if set(student) != set(theirs):
+        raise ModelError(
+            "Teacher and student have different classes.\n"
+            f"The student's: {', '.join(student)}.\nThe teacher's: {', '.join(teacher)}."
+        )
+    return torch.tensor([theirs[name] for name in student])

@@ -1,0 +1,112 @@
+"""A student with what its loss needs: recorded layers, and projections where widths differ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..config.fields import LOSS_TERMS
+from ..config.groups import ObjectiveOptions
+from ..data.encoding import IGNORED
+from ..distillation import losses
+from ..models.activations import Recorder, centre
+from ..training.losses import task_cross_entropy
+from .teacher import Targets
+
+
+class DistillationModel(nn.Module):
+    """A student with what its loss needs: recorded layers, and projections where widths differ.
+
+    The objective is TinyBERT's (Jiao et al. 2020, eq. 7–11) with the task loss added:
+
+        L = L_emb + L_hid + L_attn + L_pred + L_task
+
+    each term weighted by `objective`. Hidden states of all layers share one projection W_h, the
+    embedding output has its own W_e; both are trained and are no part of the student.
+
+    Args:
+        student: The model to train.
+        recorder: Records the student's own layers.
+        objective: Weights, temperature and kinds of the terms.
+        teacher_width: Hidden size of the teacher.
+        task: What the student's head is for; None for a bare encoder, which has neither prediction
+            nor task term.
+        basis: Where the projections start, (teacher's width, student's width), if the student's hidden
+            states began as the teacher's in a basis; without one they are drawn.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        recorder: Recorder,
+        objective: ObjectiveOptions,
+        teacher_width: int,
+        task: str | None,
+        basis: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.recorder = recorder
+        self.objective = objective
+        self.task = task
+        width = student.config.hidden_size
+        same = width == teacher_width
+        self.embedding_projection: nn.Module = (
+            nn.Identity() if same else nn.Linear(width, teacher_width, bias=False)
+        )
+        self.hidden_projection: nn.Module = (
+            nn.Identity() if same else nn.Linear(width, teacher_width, bias=False)
+        )
+        if basis is not None:
+            for projection in (self.embedding_projection, self.hidden_projection):
+                if isinstance(projection, nn.Linear):
+                    projection.weight.data.copy_(basis)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        targets: Targets,
+        labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms of a batch's loss, unweighted scalars; a term of weight 0 is 0 and costs nothing.
+
+        Args:
+            input_ids, attention_mask: (B, T).
+            labels: (B), or (B, T) with -100 where there is none.
+        """
+        output, mine = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
+        theirs = targets.record
+        mask = attention_mask.bool()
+        zero = mask.new_zeros((), dtype=torch.float32)
+        terms = dict.fromkeys(LOSS_TERMS, zero)
+        if mine.embedding is not None and theirs.embedding is not None:
+            projected = self.embedding_projection(mine.embedding)
+            terms["embedding"] = losses.hidden_mse(projected, theirs.embedding, mask).mean
+        for own, other in zip(mine.hidden, theirs.hidden, strict=True):
+            projected = self.hidden_projection(own)
+            terms["hidden"] = terms["hidden"] + losses.hidden_mse(projected, other, mask).mean
+        for own, other in zip(mine.attention, theirs.attention, strict=True):
+            if targets.centred and not self.recorder.centred:
+                own = centre(own, mask)
+            elif self.recorder.centred and not targets.centred:
+                other = centre(other, mask)
+            terms["attention"] = terms["attention"] + losses.attention_mse(own, other, mask).mean
+        if targets.logits is not None and self.objective.weight("prediction"):
+            examples = None if self.task == "sequence" else self._scored(mask, labels)
+            if self.objective.prediction_loss == "mse":
+                term = losses.logits_mse(output.logits, targets.logits, examples)
+            else:
+                term = losses.soft_cross_entropy(
+                    output.logits, targets.logits, self.objective.temperature, examples
+                )
+            terms["prediction"] = term.mean
+        if labels is not None and self.objective.weight("task"):
+            terms["task"] = task_cross_entropy(output.logits, labels).mean
+        return terms
+
+    @staticmethod
+    def _scored(mask: Tensor, labels: Tensor | None) -> Tensor:
+        """The positions whose logits count: the labelled tokens, or all real ones without labels."""
+        return mask if labels is None else labels != IGNORED

@@ -1,0 +1,138 @@
+"""A teacher, and its targets: what a batch is to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..models.activations import Record, Recorder
+from .cache import ExampleTargets
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the teacher says of a batch.
+
+    Attributes:
+        record: Its embedding output, and hidden states and attention of the mapped layers.
+        logits: (B, C), or (B, T, C) for token tasks, in the student's order of classes; None for a
+            bare encoder.
+        centred: Whether the attention is scores less their mean over the keys.
+    """
+
+    record: Record
+    logits: Tensor | None
+    centred: bool
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher in eval mode, and how its answers map onto the student's.
+
+    Attributes:
+        recorder: Records the layers that the student's layers are matched with.
+        classes: For each class of the student the teacher's; None for a bare encoder.
+    """
+
+    recorder: Recorder
+    classes: Tensor | None
+
+    @torch.inference_mode()
+    def targets(self, input_ids: Tensor, attention_mask: Tensor) -> Targets:
+        """What the teacher says of a batch."""
+        output, record = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
+        logits = None if self.classes is None else output.logits[..., self.classes]
+        return Targets(record, logits, self.recorder.centred)
+
+
+@torch.inference_mode()
+def split_targets(
+    targets: Targets, lengths: Sequence[int], dtype: torch.dtype
+) -> list[ExampleTargets]:
+    """The targets of each example of a batch, without padding.
+
+    Args:
+        lengths: Tokens of each example; the rest of its row is padding.
+        dtype: What to turn the values into.
+    """
+    record = targets.record
+    embedding = [] if record.embedding is None else [record.embedding]
+    states = [state.to(dtype) for state in (*embedding, *record.hidden)]
+    attention = [scores.to(dtype) for scores in record.attention]
+    logits = None if targets.logits is None else targets.logits.to(dtype)
+    return [
+        ExampleTargets(
+            torch.stack([state[i, :length] for state in states]) if states else None,
+            torch.stack([a[i, :, :length, :length] for a in attention]) if attention else None,
+            None if logits is None else logits[i] if logits.dim() == 2 else logits[i, :length],
+        )
+        for i, length in enumerate(lengths)
+    ]
+
+
+def join_targets(
+    examples: Sequence[ExampleTargets],
+    *,
+    embedding: bool,
+    centred: bool,
+    device: torch.device,
+    width: int = 0,
+) -> Targets:
+    """Undo `split_targets`: the targets of a batch, padded with zeros to its longest example.
+
+    Args:
+        embedding: Whether the first of the states is the embedding output.
+        width: Positions to pad to if that is more.
+    """
+
+    def joined(name: str, lengths_at: Sequence[int]) -> Tensor | None:
+        parts = [getattr(example, name) for example in examples]
+        if parts[0] is None:
+            return None
+        shape = list(parts[0].shape)
+        for axis in lengths_at:
+            shape[axis] = max(width, *(part.shape[axis] for part in parts))
+        if all(list(part.shape) == shape for part in parts):
+            return torch.stack(parts, dim=1).to(device, non_blocking=True)
+        whole = parts[0].new_zeros((shape[0], len(parts), *shape[1:]))
+        for i, part in enumerate(parts):
+            whole[:, i][tuple(slice(size) for size in part.shape)] = part
+        return whole.to(device, non_blocking=True)
+
+    states, attention = joined("states", [1]), joined("attention", [2, 3])
+    each = () if states is None else states.unbind()
+    record = Record(
+        each[0] if embedding and each else None,
+        each[1:] if embedding else each,
+        () if attention is None else attention.unbind(),
+    )
+    return Targets(record, _joined_logits(examples, device, width), centred)
+
+
+def _joined_logits(
+    examples: Sequence[ExampleTargets], device: torch.device, width: int
+) -> Tensor | None:
+    parts = [example.logits for example in examples if example.logits is not None]
+    if not parts:
+        return None
+    if parts[0].dim() == 1:
+        return torch.stack(parts).to(device, non_blocking=True)
+    whole = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    whole = functional.pad(whole, (0, 0, 0, max(0, width - whole.shape[1])))
+    return whole.to(device, non_blocking=True)
+
+
+def finite(targets: Targets, attention_mask: Tensor) -> Tensor:
+    """(B,) whether what the teacher puts out last for an example is finite."""
+    record, mask = targets.record, attention_mask.bool()
+    last = targets.logits
+    if last is None:
+        last = record.hidden[-1] if record.hidden else record.embedding
+    if last is None:
+        return mask.any(1)
+    finite = last.isfinite().all(-1)
+    return finite if finite.dim() == 1 else (finite | ~mask).all(1)

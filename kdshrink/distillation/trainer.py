@@ -1,0 +1,75 @@
+"""The Trainer of a distillation: its terms, and the teacher's targets of each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..data.batching import steps_per_epoch
+from ..data.encoding import IGNORED
+from ..evaluation.evaluator import not_finite
+from ..training.trainer import TermTrainer
+from .targets import TargetSource
+
+
+class DistillationTrainer(TermTrainer):
+    """Trains a DistillationModel on its teacher's targets.
+
+    Args:
+        texts: What the teacher's targets are made of, to name one that it has no finite answer to.
+    """
+
+    def __init__(self, *, targets: TargetSource, texts: Dataset, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.targets = targets
+        self.texts = texts
+        self._next: tuple[int, int] | None = None
+
+    @property
+    def trained_model(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model).student
+
+    def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return model(**inputs)
+
+    def _check_finite(self) -> None:
+        if (row := self.targets.first_bad) is not None:
+            raise not_finite("The teacher", self.texts, row)
+        super()._check_finite()
+
+    def term_units(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        mask = inputs["attention_mask"]
+        tokens, pairs = mask.sum(), mask.sum(1).pow(2).sum()
+        examples = torch.full_like(tokens, len(mask))
+        labels = (inputs["labels"] != IGNORED).sum() if "labels" in inputs else examples
+        sequence = self.accelerator.unwrap_model(self.model).task == "sequence"
+        answers = examples if sequence else labels if "labels" in inputs else tokens
+        return {
+            "embedding": tokens,
+            "hidden": tokens,
+            "attention": pairs,
+            "prediction": answers,
+            "task": labels,
+        }
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        accumulation = self.args.gradient_accumulation_steps
+        if self._next is None:
+            steps = steps_per_epoch(self.batches, accumulation)
+            epoch, step = divmod(self.state.global_step, steps)
+            self._next = epoch, step * accumulation
+        epoch, index = self._next
+        for batch in samples:
+            width = batch["input_ids"].shape[1]
+            batch["targets"] = self.targets.of_batch(epoch, index, width)
+            index += 1
+        self._next = (epoch, index) if index < len(self.batches) else (epoch + 1, 0)
+        return samples, items

@@ -1,0 +1,45 @@
+"""torch.compile for the model that is trained, with few shapes to compile for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import UsageError
+
+_BUCKETS = 4
+_MULTIPLE = 8
+_SHAPES = 64
+"""Shapes to compile at most: the buckets', whole batches and what is left over; more run as they are."""
+
+
+def length_buckets(lengths: np.ndarray) -> tuple[int, ...]:
+    """Lengths to pad batches to: the ends of equal parts of the examples, as multiples of 8.
+
+    Args:
+        lengths: (n,) tokens of each example.
+    """
+    longest = int(lengths.max())
+    ends = np.quantile(lengths, np.arange(1, _BUCKETS + 1) / _BUCKETS, method="higher")
+    rounded = {min(longest, -(-int(end) // _MULTIPLE) * _MULTIPLE) for end in ends}
+    return tuple(sorted(rounded))
+
+
+def compile_in_place(model: nn.Module, device: torch.device) -> None:
+    """Let a model compile itself, forward and backward, at the first batch of each shape.
+
+    Raises:
+        UsageError: There is no C++ compiler, which torch.compile needs on a CPU.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise UsageError(
+            f"--torch-compile needs a C++ compiler on a CPU, and there is no {compiler}.\n"
+            "Install one, name it in CXX, or leave --torch-compile out."
+        )
+    torch._dynamo.config.recompile_limit = _SHAPES
+    model.compile(dynamic=False)

@@ -1,0 +1,187 @@
+"""The student's shape and layers, planned from a config.json before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ModelError, ShapeError
+from ..models.architectures import (
+    CLASSES,
+    EMBEDDING,
+    FFN,
+    GROUP,
+    HIDDEN,
+    VOCABULARY,
+    Family,
+    family_of,
+)
+from ..models.labels import class_names
+from .layer_map import choose_layers, even_indices
+
+_LANGUAGE_MODEL = "ForMaskedLM"
+LAYERS = "layers"
+"""The size that is the number of layers, beside those of axes."""
+_HEAD_CLASSES = ("ForSequenceClassification", "ForTokenClassification", _LANGUAGE_MODEL)
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """What a student takes of its teacher.
+
+    Attributes:
+        family: The teacher's architecture.
+        layers: Numbers (1-based) of the teacher's layers, one for each of the student's.
+        indices: For an axis (hidden, ffn, vocabulary) the teacher's units that are kept, in the
+            student's order; an axis that is not there stays whole.
+        sizes: The teacher's size of each axis, as its config.json has it.
+        config: The student's config.json.
+        keeps_head: Whether the teacher has a head for classification or masked language modelling,
+            which is kept; others are left out.
+    """
+
+    family: Family
+    layers: tuple[int, ...]
+    indices: Mapping[str, Sequence[int]]
+    sizes: Mapping[str, int]
+    config: dict[str, Any]
+    keeps_head: bool
+
+    @property
+    def depth(self) -> int:
+        """The number of the teacher's layers."""
+        return self.sizes[LAYERS]
+
+    @property
+    def keeps_language_model(self) -> bool:
+        return self.keeps_head and self.config["architectures"][0].endswith(_LANGUAGE_MODEL)
+
+
+def plan_student(
+    config: Mapping[str, Any],
+    layers: int | None = None,
+    layer_map: str | None = None,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    vocabulary: Sequence[int] | None = None,
+    *,
+    calibrated: bool = False,
+) -> StudentPlan:
+    """Plan a student of this shape; None leaves a size as it is.
+
+    The number of heads stays, so that heads become narrower; where the sizes divide, a student's head
+    draws on the teacher's head of the same number alone. One set of indices serves every axis of
+    hidden width, another the inner axis of the FFN, in proportion unless `intermediate_size` says.
+
+    Args:
+        config: The teacher's config.json.
+        vocabulary: Ids of the pieces to keep, in the student's order.
+        calibrated: Whether the weights will be calibrated: then any number of layers will do, and a
+            head for masked language modelling is left out.
+
+    Raises:
+        ShapeError: No such student can be cut.
+        ModelError: The architecture is not supported.
+    """
+    family = family_of(config)
+    sizes = _sizes(config)
+    width, inner = sizes[HIDDEN], sizes[FFN]
+    chosen = choose_layers(sizes[LAYERS], layers, layer_map, any_count=calibrated)
+    student_width = hidden_size or width
+    student_inner = intermediate_size or round(inner * student_width / width)
+    _check_width(config, student_width)
+    if student_inner > inner:
+        raise ShapeError(
+            f"--intermediate-size {student_inner}: the teacher's FFN has only {inner} units."
+        )
+    student: dict[str, Any] = {**config, "num_hidden_layers": len(chosen)}
+    indices: dict[str, Sequence[int]] = {}
+    if student_width != width:
+        units = even_indices(width, student_width)
+        indices |= {axis: units for axis in (HIDDEN, EMBEDDING, GROUP) if sizes[axis] == width}
+        for key in ("hidden_size", "pooler_hidden_size", "embedding_size"):
+            if config.get(key) == width:
+                student[key] = student_width
+        if config.get("attention_head_size"):
+            student["attention_head_size"] = student_width // config["num_attention_heads"]
+    if student_inner != inner:
+        indices[FFN] = even_indices(inner, student_inner)
+        student["intermediate_size"] = student_inner
+    if vocabulary is not None:
+        indices[VOCABULARY] = vocabulary
+        student |= {"vocab_size": len(vocabulary), **_token_ids(config, vocabulary)}
+    architecture = (config.get("architectures") or [""])[0]
+    keeps_head = architecture.endswith(_HEAD_CLASSES)
+    if calibrated and architecture.endswith(_LANGUAGE_MODEL):
+        keeps_head = False
+    if not keeps_head:
+        student["architectures"] = [family.bare]
+    # A name or path of the teacher's would send transformers to the wrong place.
+    student.pop("_name_or_path", None)
+    return StudentPlan(family, tuple(chosen), indices, sizes, student, keeps_head)
+
+
+def _size(config: Mapping[str, Any], key: str) -> int:
+    size = config.get(key)
+    if not isinstance(size, int) or size < 1:
+        raise ModelError(f"config.json has no {key}, or no sensible one: {size!r}.")
+    return size
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """The size of each axis that config.json tells."""
+    width = _size(config, "hidden_size")
+    return {
+        LAYERS: _size(config, "num_hidden_layers"),
+        HIDDEN: width,
+        FFN: _size(config, "intermediate_size"),
+        VOCABULARY: _size(config, "vocab_size"),
+        EMBEDDING: config.get("embedding_size") or width,
+        GROUP: width // (config.get("conv_groups") or 1),
+        CLASSES: len(class_names(config)),
+    }
+
+
+def _token_ids(config: Mapping[str, Any], vocabulary: Sequence[int]) -> dict[str, Any]:
+    """The `*_token_id` of a config for the new ids; None where the piece has gone."""
+    new_ids = {old: new for new, old in enumerate(vocabulary)}
+    ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
+    return {
+        key: [new_ids.get(old) for old in value] if isinstance(value, list) else new_ids.get(value)
+        for key, value in ids.items()
+    }
+
+
+def _check_width(config: Mapping[str, Any], width: int) -> None:
+    heads, teacher = _size(config, "num_attention_heads"), config["hidden_size"]
+    if width > teacher:
+        raise ShapeError(f"--hidden-size {width}: the teacher is only {teacher} wide.")
+    if teacher % heads and width == teacher and not config.get("attention_head_size"):
+        raise ModelError(
+            f"config.json: the num_attention_heads {heads} do not divide the hidden_size {teacher}."
+        )
+    if width % heads:
+        below = width - width % heads
+        near = [size for size in (below, below + heads) if 0 < size <= teacher]
+        raise ShapeError(
+            f"--hidden-size {width}: the {heads} attention heads do not divide it.\n"
+            f"Near it, {' and '.join(map(str, near))} would do."
+        )
+    if width == teacher:
+        return
+    head_size = config.get("attention_head_size")
+    if head_size and head_size * heads != teacher:
+        raise ShapeError(
+            f"--hidden-size {width}: heads of size {head_size} beside a width of {teacher} cannot be "
+            "sliced by rule."
+        )
+    if width == config.get("embedding_size"):
+        raise ShapeError(
+            f"--hidden-size {width}: it is the width of the embedding tables, and a model of equal "
+            "widths has\nno projection between them, which this one needs. Take another size."
+        )
+    if config.get("conv_kernel_size") and (groups := config.get("conv_groups") or 1) > 1:
+        raise ShapeError(
+            f"--hidden-size {width}: a convolution in {groups} groups cannot be sliced by rule."
+        )

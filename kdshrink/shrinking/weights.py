@@ -1,0 +1,292 @@
+"""A teacher's weights copied into a smaller student, file to file, a tensor at a time."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.groups import ShapeOptions, SourceOptions
+from ..files import write_json
+from ..models.source import Source, require_plain, tokenizer_files
+from ..progress import Progress, silent
+from .plan import StudentPlan, plan_student
+from .vocabulary import TrimmedTokenizer
+
+if TYPE_CHECKING:
+    pass
+
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError, listed
+from ..models.architectures import Row
+from ..models.tensors import TensorReader, TensorSpec, write_tensors
+
+logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
+
+def plan_for(
+    source: Source,
+    shape: ShapeOptions,
+    vocabulary: list[int] | None = None,
+    *,
+    calibrated: bool = False,
+) -> StudentPlan:
+    """The plan of a student of this shape.
+
+    Raises:
+        ShapeError: No such student can be cut from this model.
+        ModelError: The model's family is not supported.
+    """
+    return plan_student(
+        dict(source.config),
+        shape.layers,
+        shape.layer_map,
+        shape.hidden_size,
+        shape.intermediate_size,
+        vocabulary,
+        calibrated=calibrated,
+    )
+
+
+def shrink_source(
+    source: Source,
+    shape: ShapeOptions,
+    folder: Path,
+    *,
+    init: str = "copy",
+    seed: int = 42,
+    trimmed: TrimmedTokenizer | None = None,
+    progress: Progress = silent,
+) -> tuple[StudentPlan, CopyReport]:
+    """Write the student's weights, config and tokenizer into an empty folder."""
+    kept = None if trimmed is None else trimmed.kept
+    plan = plan_for(source, shape, kept, calibrated=init == "calibrated")
+    report = copy_weights(source.directory, folder / "model.safetensors", plan, progress)
+    write_json(folder / "config.json", plan.config)
+    if init == "scratch":
+        _draw_weights(folder, seed)
+    if trimmed is not None:
+        trimmed.save(folder)
+    elif (source.directory / "tokenizer.json").exists():
+        for path in tokenizer_files(source):
+            shutil.copy2(path, folder)
+    else:
+        from ..models.loading import load_tokenizer
+
+        load_tokenizer(source, SourceOptions()).save_pretrained(folder)
+    return plan, report
+
+
+def check_source(source: Source, plan: StudentPlan) -> None:
+    """Raise ModelError unless the weights are those that the architecture has, whole."""
+    require_plain(source)
+    check_weights(source.directory, source.config, plan)
+
+
+def note_pipeline(source: Source) -> None:
+    """Tell what of a sentence-transformers model is not copied."""
+    if (source.directory / "modules.json").is_file():
+        logger.warning(
+            "%s is a sentence-transformers model, and only its transformer is copied: modules.json and the "
+            "folders that it names are left out, so name the pooling anew where the student is used",
+            source.name,
+        )
+
+
+def _draw_weights(folder: Path, seed: int) -> None:
+    """Replace the weights in a folder by random ones of the same shapes, any head included."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    architecture = getattr(transformers, config.architectures[0])
+    transformers.set_seed(seed)
+    architecture(config).save_pretrained(folder)
+
+
+PARTS = ("embeddings", "layers", "head")
+
+
+@dataclass(frozen=True)
+class Size:
+    parameters: int = 0
+    bytes: int = 0
+
+    def plus(self, spec: TensorSpec) -> Size:
+        return Size(self.parameters + spec.parameters, self.bytes + spec.bytes)
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """Sizes by part (embeddings, layers, head), of the teacher's file and of the student's."""
+
+    before: Mapping[str, Size]
+    after: Mapping[str, Size]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json: totals, and the same by part."""
+
+        def sizes(before: Sequence[Size], after: Sequence[Size]) -> dict[str, int]:
+            return {
+                "parameters_before": sum(size.parameters for size in before),
+                "parameters_after": sum(size.parameters for size in after),
+                "bytes_before": sum(size.bytes for size in before),
+                "bytes_after": sum(size.bytes for size in after),
+            }
+
+        totals = sizes(list(self.before.values()), list(self.after.values()))
+        parts = {part: sizes([self.before[part]], [self.after[part]]) for part in PARTS}
+        return {**totals, "parts": parts}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A tensor of the student: where it comes from, and what its axes are."""
+
+    source: str
+    row: Row
+    spec: TensorSpec
+
+
+def copy_weights(
+    source: Path, target: Path, plan: StudentPlan, progress: Progress = silent
+) -> CopyReport:
+    """Write the student's weights, reading and writing one tensor at a time.
+
+    Args:
+        source: The teacher's directory.
+        target: The safetensors file to write.
+
+    Raises:
+        ModelError: The teacher's weights are damaged, incomplete, or not as its family has them.
+    """
+    with TensorReader(source) as reader:
+        pieces, before, dropped = _match(reader, plan)
+        indices = {axis: torch.tensor(kept) for axis, kept in plan.indices.items()}
+        specs = {name: piece.spec for name, piece in pieces.items()}
+        produce = lambda name: _cut(reader.read(pieces[name].source), pieces[name].row, indices)  # noqa: E731
+        write_tensors(target, specs, produce, progress)
+    if dropped:
+        logger.info("left out, since only pretraining needs it: %s", ", ".join(sorted(dropped)))
+    after = dict.fromkeys(PARTS, Size())
+    for piece in pieces.values():
+        after[piece.row.part] = after[piece.row.part].plus(piece.spec)
+    return CopyReport(before, after)
+
+
+def check_weights(source: Path, config: Mapping[str, Any], plan: StudentPlan) -> None:
+    """Raise ModelError where `copy_weights` would, or where a tensor is missing; none is read.
+
+    Args:
+        config: The teacher's config.json.
+    """
+    with TensorReader(source) as reader:
+        there = {name.removeprefix(f"{plan.family.prefix}.") for name in reader.specs}
+        _match(reader, plan)
+    missing = {name: part for name, part in plan.family.needed(config).items() if name not in there}
+    if not missing:
+        return
+    advice = "Save the whole model with save_pretrained(), or fetch or copy it again."
+    told = "the weights do not belong to config.json, or not all are there."
+    if set(missing.values()) == {"head"}:
+        told = f"the head of {config['architectures'][0]} is not in the weights."
+    raise ModelError(f"{source}: {told}\nMissing: {listed(missing, 3)}.\n{advice}")
+
+
+def _match(
+    reader: TensorReader, plan: StudentPlan
+) -> tuple[dict[str, _Piece], dict[str, Size], set[str]]:
+    """The student's tensors by name, in the order of the teacher's file; the teacher's sizes; and the
+    modules that are left out."""
+    family = plan.family
+    numbers = {layer - 1: new for new, layer in enumerate(plan.layers)}
+    tied = plan.config.get("tie_word_embeddings", True)
+    pieces: dict[str, _Piece] = {}
+    stored: dict[str, str] = {}
+    sizes = dict.fromkeys(PARTS, Size())
+    dropped = set()
+    for name, spec in reader.specs.items():
+        if tied and family.is_tied(name):
+            continue
+        found = family.find(name, language_model=plan.keeps_language_model)
+        if found is None:
+            if spec.dtype.is_floating_point:
+                sizes["head"] = sizes["head"].plus(spec)
+                dropped.add(name.split(".")[0])
+            continue
+        row, layer = found
+        _check_shape(reader, name, spec, row, plan)
+        inner = name.removeprefix(f"{family.prefix}.")
+        if (other := stored.setdefault(inner, name)) != name:
+            raise ModelError(
+                f"{reader.directory}: {other} and {name} are both there.\n"
+                "Save the whole model with save_pretrained(), or fetch or copy it again."
+            )
+        if layer is not None and layer >= plan.depth:
+            raise ModelError(
+                f"{reader.directory}: config.json has {plan.depth} layers, and the weights another: "
+                f"{name}.\nSave the whole model with save_pretrained(), or fetch or copy it again."
+            )
+        sizes[row.part] = sizes[row.part].plus(spec)
+        if layer is not None and layer not in numbers:
+            continue
+        new_name = name if plan.keeps_head else inner
+        if layer is not None:
+            new_name = new_name.replace(f".layer.{layer}.", f".layer.{numbers[layer]}.", 1)
+        shape = tuple(
+            len(plan.indices[axis]) if axis in plan.indices else size
+            for axis, size in zip(row.axes, spec.shape, strict=True)
+        )
+        pieces[new_name] = _Piece(name, row, TensorSpec(shape, spec.dtype))
+    _check_layers(reader, pieces, plan)
+    return pieces, sizes, dropped
+
+
+def _check_shape(
+    reader: TensorReader, name: str, spec: TensorSpec, row: Row, plan: StudentPlan
+) -> None:
+    if not spec.dtype.is_floating_point:
+        raise ModelError(
+            f"{reader.directory}: {name} holds whole numbers, and weights are none.\n"
+            "Give the model before it was quantised."
+        )
+    expected = [plan.sizes.get(axis) for axis in row.axes]
+    if len(expected) != len(spec.shape) or any(
+        size not in (None, found) for size, found in zip(expected, spec.shape, strict=True)
+    ):
+        told = " × ".join("?" if size is None else str(size) for size in expected)
+        raise ModelError(
+            f"{reader.directory}: the weights do not belong to config.json.\n"
+            f"{name} is {' × '.join(map(str, spec.shape))}, and should be {told}."
+        )
+
+
+def _check_layers(reader: TensorReader, pieces: Mapping[str, _Piece], plan: StudentPlan) -> None:
+    """Raise ModelError unless every layer that is taken has all the tensors that any has."""
+    number = re.compile(r"\.layer\.\d+\.")
+    kinds = sorted({number.sub(".layer.#.", name) for name in pieces if number.search(name)})
+    for new, old in enumerate(plan.layers):
+        missing = [kind for kind in kinds if kind.replace("#", str(new)) not in pieces]
+        if missing or not kinds:
+            missed = f" {missing[0].replace('#', str(old - 1))} is missing." if missing else ""
+            raise ModelError(
+                f"{reader.directory}: the weights do not belong to config.json, or not all are there.\n"
+                f"There is no whole layer {old}.{missed}"
+            )
+
+
+def _cut(tensor: Tensor, row: Row, indices: Mapping[str, Tensor]) -> Tensor:
+    """The units of a tensor that the student keeps."""
+    for dimension, axis in enumerate(row.axes):
+        if axis in indices:
+            tensor = tensor.index_select(dimension, indices[axis])
+    return tensor

@@ -1,0 +1,397 @@
+"""The checkpoints of a run: where one begins or goes on, and whether it is the same run still."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..config.fields import flag_of
+from ..config.groups import HubOptions, TrainingOptions
+from ..distributed import is_first, world_size
+from ..errors import OutputError, TrainingError
+from ..files import (
+    empty_directory,
+    read_json,
+    recover_directory,
+    sha256_of,
+    to_json,
+    write_json,
+    write_text,
+)
+from ..models.source import Source, fingerprint, tokenizer_files
+from ..output import CHECKPOINTS, LOG, RECORD, RUN
+
+logger = logging.getLogger(__name__)
+
+BEST = "best"
+BEST_SCORE = "score.json"
+
+_SOURCES = ("model", "teacher", "student", "base")
+_FREE = {
+    *(item.name for item in fields(HubOptions)),
+    *("output_dir", "overwrite", "resume", "device", "report_to", "logging_steps", "save_steps"),
+    *("save_total_limit", "cache_teacher", "shard_teacher", "torch_compile", "compare"),
+    *("trust_remote_code", "revision", "data", "data_dir", "label_map", *_SOURCES),
+}
+"""Options that may change when a run goes on; what models and data are, their content tells."""
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides the result of a run: kept with its checkpoints, compared when it goes on.
+
+    Attributes:
+        options: Those that decide it, by the names of the config's fields.
+        models: By the option that names one: its name, and what tells its content.
+        data: The same of the data; empty where it is not read yet.
+        processes: How many share a batch's work; None if it was not recorded.
+        began: When the run did, which tells it from another of the same options.
+    """
+
+    command: str
+    options: Mapping[str, Any]
+    models: Mapping[str, Mapping[str, Any]]
+    data: Mapping[str, Any]
+    processes: int | None
+    kdshrink_version: str
+    began: str
+
+    @classmethod
+    def of(cls, command: str, config: TrainingOptions, models: Mapping[str, Source]) -> Identity:
+        """What decides the run of a config; `with_data` adds the data."""
+        options = {item.name: getattr(config, item.name) for item in _decisive(config)}
+        return cls(
+            command,
+            json.loads(to_json(options)),
+            {
+                role: {"name": source.name, "content": _content(source)}
+                for role, source in models.items()
+            },
+            {},
+            world_size(),
+            metadata.version("kdshrink"),
+            time.strftime("%Y-%m-%dT%H:%M:%S") + f".{time.time_ns() % 10**9:09d}",
+        )
+
+    def with_data(self, description: Mapping[str, Any]) -> Identity:
+        """The same, with what was read."""
+        content = description.get("fingerprint") or description.get("revision")
+        if names := description.get("label_map"):
+            content = f"{content}, labels renamed by {to_json(names)}"
+        return replace(self, data={"name": description["name"], "content": content})
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Identity:
+        """Undo `asdict`."""
+        return cls(**{item.name: content[item.name] for item in fields(cls)})
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Identity:
+        """What a finished run's kdshrink.json tells of it."""
+        if "run" in record:
+            return cls.from_dict(record["run"])
+        config = record.get("config", {})
+        return cls(
+            str(record.get("command")),
+            {name: value for name, value in config.items() if name not in _FREE},
+            {role: {"name": config[role]} for role in _SOURCES if config.get(role)},
+            {},
+            None,
+            str(record.get("kdshrink_version")),
+            "",
+        )
+
+    def changes(self, recorded: Identity, config: TrainingOptions) -> list[str]:
+        """What would decide another result than the recorded run's, as an option or in words."""
+        if self.command != recorded.command:
+            return [f"{recorded.command} → {self.command}"]
+        found = []
+        for item in _decisive(config):
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            usual = json.loads(to_json({"": default}))[""]
+            before, now = recorded.options.get(item.name, usual), self.options[item.name]
+            if before != now:
+                found.append(f"{flag_of(item)} {_told(before)} → {_told(now)}")
+        for role in sorted({*self.models, *recorded.models}):
+            pair = (recorded.models.get(role), self.models.get(role))
+            found += _change("MODEL" if role == "model" else f"--{role}", *pair)
+        if self.data and recorded.data:
+            found += _change("--data", recorded.data, self.data)
+        if recorded.processes not in (None, self.processes):
+            found.append(f"processes {recorded.processes} → {self.processes}")
+        return found
+
+
+def _decisive(config: TrainingOptions) -> list[Field[Any]]:
+    return [item for item in fields(config) if item.name not in _FREE]
+
+
+def _told(value: Any, *, end: bool = False) -> str:
+    """A value, cut to its beginning or its end."""
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    elif isinstance(value, dict):
+        value = ",".join(f"{key}={one}" for key, one in value.items()) or None
+    text = "not given" if value is None else str(value)
+    if len(text) <= 60:
+        return text
+    return f"…{text[-59:]}" if end else f"{text[:59]}…"
+
+
+def _change(
+    flag: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """What became of a model or the data, if it is another now: content counts, where it is known."""
+    names = [None if one is None else one["name"] for one in (before, now)]
+    contents = [None if one is None else one.get("content") for one in (before, now)]
+    known = None not in contents
+    if (contents[0] == contents[1]) if known else (names[0] == names[1]):
+        return
+    if names[0] == names[1]:
+        yield f"{flag} {_told(names[0], end=True)}: its content is another"
+    else:
+        yield f"{flag} {_told(names[0], end=True)} → {_told(names[1], end=True)}"
+
+
+def _content(source: Source) -> str:
+    """What tells a model's content: its commit, or a hash of its files."""
+    if source.commit is not None:
+        return source.commit
+    small = [source.directory / "config.json", *tokenizer_files(source)]
+    return " ".join([fingerprint(source.directory), *(sha256_of(path)[:16] for path in small)])
+
+
+def _recorded(output_dir: Path) -> Identity | None:
+    """What is known of the run whose checkpoints or result a directory holds; None without either.
+
+    Raises:
+        OutputError: The account of it is damaged.
+    """
+    path = output_dir / CHECKPOINTS / RUN
+    try:
+        if not is_finished(output_dir):
+            begun = any(one.is_complete for one in _checkpoints(output_dir))
+            kept = read_json(path) if begun else None
+            return None if kept is None else Identity.from_dict(kept)
+        path = output_dir / RECORD
+        return Identity.of_record(read_json(path) or {})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"{path} is damaged: it does not tell the run that it is of.\n"
+            "Start again with --overwrite, or give another directory with -o."
+        ) from error
+
+
+def check_resume(output_dir: Path, config: TrainingOptions, identity: Identity) -> None:
+    """Make sure that --resume goes on with the same run.
+
+    Raises:
+        OutputError: What decides the result is not what was recorded.
+    """
+    recorded = _recorded(output_dir) if config.resume else None
+    if recorded is None:
+        return
+    changes = identity.changes(recorded, config)
+    if changes:
+        more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+        raise OutputError(
+            f"--resume: {output_dir} holds another run than this: "
+            f"{'; '.join(changes[:_SHOWN])}{more}.\n"
+            "Go on with what was recorded (left of →), or start anew with --overwrite in place of "
+            "--resume."
+        )
+    if recorded.kdshrink_version != identity.kdshrink_version and is_first():
+        logger.warning(
+            "%s was begun with kdshrink %s, and this is %s",
+            output_dir,
+            recorded.kdshrink_version,
+            identity.kdshrink_version,
+        )
+
+
+def is_finished(output_dir: Path) -> bool:
+    """Whether a directory holds a whole result, and no run that was begun after it."""
+    if not (output_dir / "config.json").exists():
+        return False
+    record = read_json(output_dir / RECORD)
+    kept = read_json(output_dir / CHECKPOINTS / RUN)
+    if record is None:
+        return False
+    return kept is None or kept.get("began") == (record.get("run") or {}).get("began")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that transformers' Trainer wrote; trainer_state.json comes last in one."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        return int(self.path.name.split("-")[1])
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.path / "trainer_state.json").is_file()
+
+    @cached_property
+    def fault(self) -> str | None:
+        """Why it cannot be gone on from, if so."""
+        try:
+            state = json.loads((self.path / "trainer_state.json").read_text(encoding="utf-8"))
+            if state["global_step"] != self.step:
+                return "trainer_state.json is of another step"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "trainer_state.json is damaged"
+        weights = sorted(self.path.glob("*.safetensors"))
+        states = [self.path / name for name in ("optimizer.pt", "scheduler.pt")]
+        random = sorted(self.path.glob("rng_state*.pth"))
+        if not (weights and random):
+            return "files are missing"
+        return next((f"{p.name} is damaged" for p in (*weights, *states, *random) if _cut(p)), None)
+
+
+def _cut(path: Path) -> bool:
+    """Whether a file of tensors is missing, shorter than it says, or none."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return False
+        with zipfile.ZipFile(path) as archive:
+            return not archive.namelist()
+    except (OSError, SafetensorError, zipfile.BadZipFile):
+        return True
+
+
+def _checkpoints(output_dir: Path) -> list[Checkpoint]:
+    """Those there are, the newest first."""
+    found = [
+        Checkpoint(path)
+        for path in (output_dir / CHECKPOINTS).glob("checkpoint-*")
+        if path.name.split("-")[1].isdigit()
+    ]
+    return sorted(found, key=lambda one: one.step, reverse=True)
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint that can be gone on from."""
+    return next((one.path for one in _checkpoints(output_dir) if one.fault is None), None)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        checkpoint: What it goes on from; None at the beginning.
+        identity: What decides its result, as it was recorded when it began.
+    """
+
+    checkpoint: Path | None
+    identity: Identity
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of it."""
+        step = None if self.checkpoint is None else Checkpoint(self.checkpoint).step
+        return {"run": asdict(self.identity), **({} if step is None else {"resumed_from": step})}
+
+
+def start_run(config: TrainingOptions, output_dir: Path, identity: Identity) -> Start:
+    """Make the place for checkpoints and find the one to resume from.
+
+    A fresh run clears the checkpoints of an older one.
+
+    Raises:
+        OutputError: --resume of another run, or of one whose checkpoints are all damaged.
+    """
+    check_resume(output_dir, config, identity)
+    folder = output_dir / CHECKPOINTS
+    last = last_checkpoint(output_dir) if config.resume else None
+    kept = read_json(folder / RUN) if config.resume else None
+    if kept is not None and last is not None:
+        identity = Identity.from_dict(kept)
+    if not is_first():
+        return Start(last, identity)
+    if config.resume:
+        _drop_damaged(output_dir, last)
+    if last is None:
+        empty_directory(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if last is not None:
+        logger.info("going on from %s", last)
+        if kept is None:
+            logger.warning(
+                "%s does not tell the options of its run: nothing checks that they are the same",
+                folder,
+            )
+        _check_best(folder, last)
+        _cut_log(folder / LOG, Checkpoint(last).step)
+    if last is None or kept is None:
+        write_json(folder / RUN, asdict(identity))
+    return Start(last, identity)
+
+
+def _drop_damaged(output_dir: Path, last: Path | None) -> None:
+    """Remove the checkpoints that cannot be gone on from, so that a new one is not taken for older."""
+    damaged = [one for one in _checkpoints(output_dir) if one.fault is not None]
+    told = [f"{one.path.name} ({one.fault})" for one in damaged if one.is_complete]
+    if told and last is None:
+        raise OutputError(
+            f"{output_dir / CHECKPOINTS}: no checkpoint can be read: {', '.join(told[:_SHOWN])}.\n"
+            "Start again with --overwrite in place of --resume."
+        )
+    for one in damaged:
+        if one.is_complete:
+            logger.warning("%s cannot be gone on from: %s", one.path, one.fault)
+        shutil.rmtree(one.path)
+
+
+def _check_best(folder: Path, last: Path) -> None:
+    """Make sure that the best model so far is there, if a score was."""
+    best = folder / BEST
+    recover_directory(best)
+    history = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    if not any("score" in entry for entry in history):
+        return
+    try:
+        whole = "development" in json.loads((best / BEST_SCORE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        whole = False
+    if not whole or any(_cut(path) for path in best.glob("*.safetensors")):
+        raise TrainingError(
+            f"{best}: the best model of the run so far is damaged, so it cannot go on.\n"
+            "Start again with --overwrite in place of --resume."
+        )
+
+
+def _cut_log(log: Path, step: int) -> None:
+    """Drop the lines behind the checkpoint, since those steps are done again, and what is no line."""
+    if not log.exists():
+        return
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    entries = [_entry(line) for line in lines]
+    if damaged := entries.count(None):
+        logger.warning("%s: %d damaged lines are left out", log, damaged)
+    good = [line for line, at in zip(lines, entries, strict=True) if at is not None and at <= step]
+    write_text(log, "".join(line + "\n" for line in good))
+
+
+def _entry(line: str) -> int | None:
+    """The step of a logged line; None if it is damaged."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None

@@ -1,0 +1,152 @@
+"""The result of a training run, and how it is saved."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from ..config.groups import TrainingOptions
+from ..distributed import is_first
+from ..errors import OutputError
+from ..evaluation.results import EvalResult
+from ..files import read_json, write_text
+from ..models.devices import to_device
+from ..output import CHECKPOINTS, LOG, RECORD, final_files, name_of, remove_checkpoints
+from ..publishing.card import model_card
+from ..publishing.push import PushResult
+from ..publishing.record import write_record
+from .checkpoints import BEST_SCORE, Identity, Start, check_resume, is_finished
+from .run import Run
+
+logger = logging.getLogger(__name__)
+_RECORDED = ("steps", "train_seconds", "examples_per_second", "peak_memory_bytes", "best_step")
+"""Figures of a TrainResult that a record holds as they are."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run gave; the score is the best checkpoint's on the development set."""
+
+    output_dir: Path
+    steps: int
+    train_seconds: float
+    examples_per_second: float
+    peak_memory_bytes: int
+    best_step: int
+    development: EvalResult
+    comparison: Mapping[str, Any] | None = None
+    pushed: PushResult | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json."""
+        result = {
+            "output_dir": str(self.output_dir),
+            "steps": self.steps,
+            "train_seconds": round(self.train_seconds, 3),
+            "examples_per_second": round(self.examples_per_second, 3),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "metric": self.development.metric,
+            "score": self.development.score,
+            "best_step": self.best_step,
+            "per_language": self.development.to_dict()["per_language"],
+        }
+        if self.comparison is not None:
+            result["comparison"] = self.comparison
+        if self.pushed is not None:
+            result["hub"] = self.pushed.to_dict()
+        return result
+
+
+def finished_result(
+    output_dir: Path, config: TrainingOptions, identity: Identity
+) -> TrainResult | None:
+    """The result of a run that ended, for --resume of a finished directory.
+
+    Raises:
+        OutputError: It is of another run, or its record is damaged.
+    """
+    if not config.resume or not is_finished(output_dir):
+        return None
+    check_resume(output_dir, config, identity)
+    logger.info("%s is finished already: there is nothing to resume", output_dir)
+    try:
+        results = (read_json(output_dir / RECORD) or {})["results"]
+        result = TrainResult(
+            output_dir=output_dir,
+            development=EvalResult.from_dict(results["development"]),
+            comparison=results.get("comparison"),
+            **{name: results[name] for name in _RECORDED},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"{output_dir / RECORD} is damaged: it does not tell the results of a training run.\n"
+            "Start again with --overwrite in place of --resume."
+        ) from error
+    if is_first():
+        remove_checkpoints(output_dir)
+    return result
+
+
+def save_result(
+    output_dir: Path,
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict[str, Any],
+    comparison: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Move the best model, its tokenizer, card, record and log into output_dir.
+
+    Of several processes the first does so.
+    """
+    result = TrainResult(
+        output_dir=output_dir,
+        steps=run.steps,
+        train_seconds=run.seconds,
+        examples_per_second=run.examples_per_second,
+        peak_memory_bytes=run.peak_memory_bytes,
+        best_step=run.best_step,
+        development=run.development,
+        comparison=comparison,
+    )
+    if not is_first():
+        return result
+    results = result.to_dict()
+    record["results"] = {
+        **{name: value for name, value in results.items() if name != "output_dir"},
+        "development": run.development.to_dict(),
+    }
+    with final_files(output_dir) as folder:
+        for path in run.best_dir.iterdir():
+            if path.name != BEST_SCORE:
+                shutil.copy2(path, folder)
+        # As it was loaded: whether it was called since is for the cache of encoded texts to decide.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.save_pretrained(folder)
+        write_text(folder / "README.md", model_card(name_of(output_dir), record))
+        shutil.copy2(output_dir / CHECKPOINTS / LOG, folder)
+        write_record(folder, record)
+    return result
+
+
+def effective(start: Start, arguments: TrainingArguments, max_length: int) -> dict[str, Any]:
+    """What a record says of how a run went, where its options do not tell."""
+    return {
+        "max_length": max_length,
+        "bf16": bool(arguments.bf16),
+        "processes": arguments.world_size,
+        **start.describe(),
+    }
+
+
+def load_best(run: Run, like: PreTrainedModel) -> PreTrainedModel:
+    """The model of the best score, on the device of the one that was trained."""
+    best = type(like).from_pretrained(run.best_dir, dtype=torch.float32)
+    return to_device(best, like.device)

@@ -1,0 +1,238 @@
+"""transformers' Trainer with a loss of named terms, and its loop from start to end or signal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_callback import PrinterCallback
+
+from ..data.batching import Batches
+from ..data.encoding import IGNORED
+from ..errors import TrainingError
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.results import EvalResult
+from ..files import atomic_directory, disk_errors, to_json, write_json
+from ..models.embeddings import WholeTable
+from ..output import CHECKPOINTS, LOG
+from ..progress import Progress
+from .callbacks import Signals
+from .checkpoints import BEST, BEST_SCORE, last_checkpoint
+from .losses import task_cross_entropy
+
+
+class TermTrainer(Trainer):
+    """A Trainer whose loss is a weighted sum of named terms.
+
+    Subclasses override `loss_terms`. The terms' means over the logged steps go to the log; the first
+    step at which a term was not finite is noted on the device and read where the run reads the loss
+    anyway and before anything is saved. Evaluation is kdshrink's own; the model of the best score is
+    kept apart from the checkpoints that a run resumes from, with its whole embedding table.
+
+    A step over several batches, accumulated or on several devices, has the loss of one batch of all
+    their examples: each term is a mean over what `term_units` says, and a batch counts by its share.
+
+    Args:
+        table: The trained model's embedding table, which it holds a part of.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Mapping[str, float],
+        evaluator: Evaluator,
+        batches: Batches,
+        table: WholeTable,
+        output_dir: Path,
+        progress: Progress,
+        what: str,
+        patience: int | None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = True
+        self.term_weights = dict(weights)
+        self.evaluator = evaluator
+        self.batches = batches
+        self.table = table
+        self.result_dir = output_dir
+        self.progress = progress
+        self.what = what
+        self.patience = patience
+        self.signals = Signals(self.args.world_size)
+        terms = len(self.term_weights)
+        self._sums = torch.zeros(terms, device=self.args.device)
+        self._scale = torch.tensor(list(self.term_weights.values()), device=self.args.device)
+        self._steps = 0
+        self._first_bad = torch.full((terms,), -1, dtype=torch.int64, device=self.args.device)
+        self.seen_examples = 0
+
+    @property
+    def trained_model(self) -> PreTrainedModel:
+        """The model that evaluation scores and the result holds."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of the loss of a batch, scalars, one for each of the weights."""
+        labels = inputs.pop("labels")
+        return {"task": task_cross_entropy(model(**inputs).logits, labels).mean}
+
+    def term_units(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How many things each term of a batch is a mean over, scalars."""
+        return {"task": (inputs["labels"] != IGNORED).sum()}
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        # The batches are this process's own already.
+        return prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            non_blocking=True,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of a step, each with its terms' shares in the step's loss."""
+        samples = list(islice(epoch_iterator, num_batches))
+        self._steps += 1
+        if len(samples) > 1 or self.args.world_size > 1:
+            counts = torch.stack([self._unit_counts(batch) for batch in samples])
+            own = torch.cat([counts.sum(0), self.signals.words(counts.device)])
+            total, words = self.accelerator.reduce(own, "sum").tensor_split([-2])
+            self.signals.read(words)
+            # Gradients of several processes are averaged.
+            shares = counts * (self.args.world_size / total.clamp_min(1))
+            for batch, share in zip(samples, shares, strict=True):
+                batch["shares"] = share
+        return samples, None
+
+    def _unit_counts(self, batch: dict[str, Tensor]) -> Tensor:
+        units = self.term_units(batch)
+        return torch.stack([units[name] for name in self.term_weights]).float()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        self.seen_examples += len(inputs["input_ids"])
+        shares = inputs.pop("shares", None)
+        terms = self.loss_terms(model, inputs)
+        values = torch.stack([terms[name].float() for name in self.term_weights])
+        if shares is not None:
+            values = values * shares
+        with torch.no_grad():
+            self._sums += values
+            step = self.state.global_step + 1
+            newly_bad = ~torch.isfinite(values) & (self._first_bad < 0)
+            self._first_bad.masked_fill_(newly_bad, step)
+        return (values * self._scale).sum()
+
+    def _check_finite(self) -> None:
+        first_bad = self._first_bad.tolist()
+        if max(first_bad) < 0:
+            return
+        step, term = min(
+            (s, t) for s, t in zip(first_bad, self.term_weights, strict=True) if s >= 0
+        )
+        last = last_checkpoint(self.result_dir)
+        kept = (
+            f"The last good checkpoint is {last}." if last else "There is no checkpoint before it."
+        )
+        advice = "Lower --learning-rate, add --warmup-steps" + (
+            ", or train without --bf16." if self.args.bf16 else "."
+        )
+        raise TrainingError(
+            f"The {term} term of the loss was not finite at step {step}.\n{kept}\n{advice}"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._check_finite()
+        if "loss" in logs and self._steps:
+            sums = self.accelerator.reduce(self._sums.clone(), "mean")
+            means = (sums / self._steps).tolist()
+            logs = {**logs, **dict(zip(self.term_weights, means, strict=True))}
+            self._sums.zero_()
+            self._steps = 0
+        if self.state.epoch is not None:
+            logs["epoch"] = self.state.epoch
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+        if not self.is_world_process_zero():
+            return
+        kept = ("loss", "grad_norm", "learning_rate", "metric", "score", "mean_over_languages")
+        names = [*kept, *self.term_weights]
+        line = {"step": self.state.global_step, "epoch": self.state.epoch}
+        line |= {name: logs[name] for name in names if name in logs}
+        if "loss" in line or "score" in line:
+            with (
+                disk_errors(self.result_dir),
+                (self.result_dir / CHECKPOINTS / LOG).open("a", encoding="utf-8") as log,
+            ):
+                log.write(to_json(line) + "\n")
+        figures = {str(name): logs[name] for name in ("loss", "score") if name in logs}
+        self.progress(self.what, self.state.global_step, self.state.max_steps, figures)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Score the model on the development set, and keep it if it is the best so far."""
+        self._check_finite()
+        with torch.compiler.set_stance("force_eager"):  # its batches have too many shapes
+            result = self.evaluator.score(self.trained_model)
+        if not math.isfinite(result.score):
+            raise TrainingError(
+                f"The development score was not finite at step {self.state.global_step}.\n"
+                "Lower --learning-rate, or add --warmup-steps."
+            )
+        former = [entry["score"] for entry in self.state.log_history if "score" in entry]
+        self.log(
+            {
+                "metric": result.metric,  # type: ignore[dict-item]
+                "score": result.score,
+                "mean_over_languages": result.mean_over_languages,
+            }
+        )
+        if result.score > max(former, default=-math.inf) and self.is_world_process_zero():
+            self._keep_best(result)
+        scores = [*former, result.score]
+        if (
+            self.patience is not None
+            and len(scores) - 1 - scores.index(max(scores)) >= self.patience
+        ):
+            self.control.should_training_stop = True
+        metrics = {"eval_score": result.score}
+        # Without this the control flags go on asking, and an epoch's end evaluates once more.
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _keep_best(self, result: EvalResult) -> None:
+        with atomic_directory(self.result_dir / CHECKPOINTS / BEST) as folder:
+            self.table.save_whole(self.trained_model, folder)
+            scored = {"step": self.state.global_step, "development": result.to_dict()}
+            write_json(folder / BEST_SCORE, scored)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_finite()
+        with disk_errors(self.result_dir):
+            super()._save_checkpoint(model, trial)
