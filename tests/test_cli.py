@@ -21,16 +21,26 @@ from kdshrink.data.registry import MASSIVE
 from kdshrink.errors import UsageError
 
 COMMANDS = {
-    "finetune": (config.FinetuneConfig, "commands.finetune", "finetune", ["m", "--data", "massive"]),
+    "finetune": (
+        config.FinetuneConfig,
+        "commands.finetune",
+        "finetune",
+        ["m", "--data", "massive"],
+    ),
     "shrink": (config.ShrinkConfig, "commands.shrink", "shrink", ["m"]),
     "distill": (
         config.DistillConfig,
-        "distillation",
+        "commands.distill",
         "distill",
         ["--teacher", "t", "--data", "massive"],
     ),
     "eval": (config.EvalConfig, "commands.evaluate", "evaluate", ["m", "--data", "massive"]),
-    "zero-shot": (config.ZeroShotConfig, "commands.evaluate", "zero_shot", ["m", "--data", "massive"]),
+    "zero-shot": (
+        config.ZeroShotConfig,
+        "commands.evaluate",
+        "zero_shot",
+        ["m", "--data", "massive"],
+    ),
 }
 COMPLETIONS = Path(__file__).parent.parent / "completions"
 PLAIN = {"_TYPER_FORCE_DISABLE_TERMINAL": "1", "TERMINAL_WIDTH": "160"}

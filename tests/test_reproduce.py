@@ -28,7 +28,7 @@ from kdshrink.config.command_line import command_line
 from kdshrink.config.fields import directory_mapping, number_list
 from kdshrink.data.registry import NAMED
 from kdshrink.errors import DataError, TrainingError, UsageError
-from kdshrink.reproduction.execute import _Lock, execute
+from kdshrink.reproduction.executor import _Lock, execute
 from kdshrink.reproduction.experiments import EXPERIMENTS, Case
 from kdshrink.reproduction.grid import Grid, make_grid
 from kdshrink.reproduction.paper import contradictions, paper_figures, read_paper

@@ -43,7 +43,7 @@ def curves(config: CurvesConfig, progress: Progress | None = None) -> CurvesResu
         check_file(config.output_file, "-o", overwrite=config.overwrite)
     found = {str(path): read_curve(path, config.term) for path in config.directories}
     if config.output_file is not None:
-        from ..plots import draw_curves
+        from ..reproduction.plots import draw_curves
 
         draw_curves({"": found}, config.output_file, config.term)
     return CurvesResult(config.term, found, config.output_file)

@@ -10,11 +10,12 @@ from typing import TypeVar
 
 from ..config.commands import ReproduceConfig
 from ..errors import KdshrinkError, UsageError
-from .experiments import Case, Experiment, Lab
+from .experiments import Case, Experiment
+from .inputs import PAPER_MODELS, Data, Model, open_data, open_model
 from .paper import read_paper
 from .results import Cell, figures_of
+from .runs import Lab
 from .scales import SCALES, Options, Scale
-from .sources import PAPER_MODELS, Data, Model, open_data, open_model
 
 _PAPER_LABELS = tuple(PAPER_MODELS)
 T = TypeVar("T")

@@ -14,10 +14,10 @@ from typing import Any
 from .. import __version__
 from ..errors import ModelError, OutputError, UsageError
 from ..files import read_json, write_json, write_text
-from ..plots import draw_bars, draw_curves, draw_lines, require_matplotlib
 from ..training.log import read_curve
 from .experiments import Experiment
 from .paper import contradictions, read_paper
+from .plots import draw_bars, draw_curves, draw_lines, require_matplotlib
 from .results import Measured
 
 logger = logging.getLogger(__name__)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
-from .files import atomic_file
+from ..errors import UsageError
+from ..files import atomic_file
 
 if TYPE_CHECKING:
-    from .training.log import Point
+    from ..training.log import Point
+
 
 _PANELS_A_ROW = 3
 

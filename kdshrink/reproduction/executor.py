@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import signal
 import socket
@@ -24,8 +23,6 @@ from ..output import RECORD
 from ..progress import Board, RunState
 from ..training.log import last_entry
 from .plan import Plan, Run
-
-logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _LOCKED_SECONDS = 2.0

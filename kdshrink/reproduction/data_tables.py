@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from ..errors import DataError, KdshrinkError
 from ..files import write_json, write_text
 from .paper import read_paper
 from .report import REPORT, RESULTS, as_csv, check_place
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,123 @@
+"""`kdshrink reproduce`: the paper's experiments, run and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config.command_line import command_line
+from ..config.commands import ReproduceConfig
+from ..errors import TrainingError
+from ..progress import Board, unseen
+from ..reproduction.data_tables import report_data
+from ..reproduction.executor import execute, interrupted, visible_gpus
+from ..reproduction.experiments import EXPERIMENTS
+from ..reproduction.grid import Grid, make_grid
+from ..reproduction.plan import Plan
+from ..reproduction.report import REPORT, Report, check_place
+from ..reproduction.results import Measured, measure
+
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class ReproduceResult:
+    """What reproduce() did.
+
+    Attributes:
+        report: The report; None where only the plan was asked for.
+        rows: The rows of results.json.
+        done, found: Names of the runs that were done now, and of those that were finished before.
+        plan: The runs, in an order that works.
+        shell: The same as commands; empty unless it was asked for.
+    """
+
+    name: str
+    output_dir: Path
+    report: Path | None
+    rows: Sequence[Mapping[str, Any]] = ()
+    done: Sequence[str] = ()
+    found: Sequence[str] = ()
+    plan: Sequence[Mapping[str, Any]] = ()
+    shell: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json."""
+        return {
+            "name": self.name,
+            "output_dir": str(self.output_dir),
+            "report": None if self.report is None else str(self.report),
+            "rows": list(self.rows),
+            "runs": {"done": list(self.done), "found": list(self.found)},
+            "plan": list(self.plan),
+            "shell": self.shell,
+        }
+
+
+def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceResult:
+    """Do one of the paper's experiments, as far as it is not done, and report it.
+
+    Raises:
+        TrainingError: Runs failed; the report of the others is written.
+        Interrupted: A signal came; what ended before it is kept, and reported.
+        KdshrinkError: As `errors` lists.
+    """
+    output_dir = config.output_dir or Path(f"reproduction-{config.scale}")
+    again = command_line("reproduce", replace(config, plan=False))
+    if config.name == "data":
+        if config.plan:
+            return ReproduceResult(config.name, output_dir, None, shell=f"{again}\n")
+        rows = report_data(config, output_dir / config.name)
+        return ReproduceResult(config.name, output_dir, output_dir / config.name / REPORT, rows)
+    grid = make_grid(EXPERIMENTS[config.name], config)
+    cells = grid.cells()
+    wanted = [run for cell in cells for run in (cell.runs or {}).values()]
+    extra = () if config.device == "auto" else ("--device", config.device)
+    plan = Plan.of(wanted, output_dir / RUNS, extra)
+    listed = [
+        {
+            "name": run.name,
+            "command": run.words(plan.folder, extra),
+            "inputs": [str(plan.folder / needed.name) for needed in run.inputs],
+            "output": str(plan.folder / run.name),
+        }
+        for run in plan.runs
+    ]
+    if config.plan:
+        shell = f"{plan.as_shell()}{again}\n"
+        return ReproduceResult(config.name, output_dir, None, plan=listed, shell=shell)
+    check_place(output_dir / config.name, config.name)
+    outcome = execute(plan, config.jobs, visible_gpus(config.device), board or unseen)
+    measured = measure(cells, plan.folder, outcome.reasons)
+    place = output_dir / config.name
+    _report(grid, measured, plan.folder).write(place)
+    if outcome.signal is not None:
+        raise interrupted(outcome, again)
+    if outcome.reasons:
+        roots = [name for name in outcome.reasons if name not in outcome.blocked]
+        first = roots[0]
+        raise TrainingError(
+            f"{len(roots)} of {len(plan.runs)} runs failed, and {len(outcome.blocked)} needed them: "
+            f"{', '.join(roots)}.\n{outcome.reasons[first]}; see {plan.folder / first}.log\n"
+            f"The rows of the others are in {place / REPORT}; the same command tries these again."
+        )
+    return ReproduceResult(
+        config.name,
+        output_dir,
+        place / REPORT,
+        [row.to_dict() for row in measured],
+        outcome.done,
+        outcome.found,
+        listed,
+    )
+
+
+def _report(grid: Grid, measured: Sequence[Measured], folder: Path) -> Report:
+    experiment = grid.experiment
+    tables = f" (the paper's Table{'s' if len(experiment.tables) > 1 else ''} {', '.join(experiment.tables)})"
+    figure = {"data-size": " (the paper's Figure 2)", "learning-speed": " (the paper's Figure 3)"}
+    source = tables if experiment.tables else figure[experiment.name]
+    title = f"{experiment.title}{source}"
+    return Report(experiment, title, tuple(grid.set_up()), measured, folder)
