@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -166,7 +167,7 @@ def _batch(rows: Rows, columns: Columns, table: Table) -> pa.RecordBatch:
             pa.array(texts, schema.field("text").type),
             pa.array(labels, schema.field("label").type),
             pa.array(languages, pa.string()),
-            pa.array(rows.lines, pa.int64()),
+            _integers(rows.lines),
         ]
     except UnicodeEncodeError:
         for line, *found in zip(rows.lines, texts, labels, languages, strict=True):
@@ -180,6 +181,12 @@ def _batch(rows: Rows, columns: Columns, table: Table) -> pa.RecordBatch:
         raise
     values[1] = arrow.stripped(values[1])
     return pa.RecordBatch.from_arrays(values, schema=schema)
+
+
+def _integers(numbers: Sequence[int]) -> pa.Array:
+    if isinstance(numbers, range):  # pyarrow goes through it number by number
+        return pa.array(np.arange(numbers.start, numbers.stop, dtype=np.int64))
+    return pa.array(numbers, pa.int64())
 
 
 def is_data_file(path: Path) -> bool:

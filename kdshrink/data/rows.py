@@ -163,14 +163,15 @@ def delimited_rows(
             continue
         if set(map(len, records)) != {len(header)}:
             raise _uneven(path, lines, records, len(header))
-        texts = [record[text] for record in records]
+        fields = list(zip(*records, strict=True))
+        texts = fields[text]
         if "" in texts:
             raise _missing(path, lines[texts.index("")], columns.text)
         yield Rows(
             lines,
             texts,
-            None if label is None else [record[label] for record in records],
-            None if language is None else [record[language] for record in records],
+            None if label is None else fields[label],
+            None if language is None else fields[language],
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -103,7 +105,21 @@ def read_table(table: Table, columns: Columns) -> Path:
         if not table.is_unchanged():
             raise DataError(f"{table.origin} changed while it was read.\nRun the command again.")
 
-    return stored(name, columns.schema, batches())
+    with _uncollected():
+        return stored(name, columns.schema, batches())
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Leave cyclic garbage be: reading makes none, and many objects, for which Python would go again and
+    again through all that the libraries hold, in a quarter of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def batches_of(path: Path) -> Iterator[pa.RecordBatch]:
