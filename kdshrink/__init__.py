@@ -15,7 +15,7 @@ _HOMES = {
     "zero_shot": "commands.evaluate",
     "push": "commands.push",
     "info": "commands.info",
-    "reproduce": "reproduction",
+    "reproduce": "commands.reproduce",
     "curves": "commands.curves",
     "FinetuneConfig": "config.commands",
     "ShrinkConfig": "config.commands",

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kdshrink import __version__, cli, console
+from kdshrink import __version__
+from kdshrink.cli import app as cli
+from kdshrink.cli import console
 from kdshrink.config import commands as config
 from kdshrink.data.registry import MASSIVE
 from kdshrink.errors import UsageError
@@ -48,7 +50,9 @@ PLAIN = {"_TYPER_FORCE_DISABLE_TERMINAL": "1", "TERMINAL_WIDTH": "160"}
 # A command of no model, registered as cli.py registers its own.
 TOY = """
 import os, signal, sys, time, types
-from kdshrink import cli, errors
+from kdshrink import errors
+from kdshrink.cli import app as cli
+from kdshrink.cli.main import main
 from kdshrink.config import commands as config
 toy = types.ModuleType("kdshrink.toy")
 class Result:
@@ -61,7 +65,7 @@ sys.modules["kdshrink.toy"] = toy
 @cli._command("toy", config.ShrinkConfig, "toy:work", lambda result: None, "")
 def command():
     "A toy."
-cli.main()
+main()
 """
 
 
@@ -110,10 +114,10 @@ def config_of(monkeypatch: pytest.MonkeyPatch, command: str, *typed: str) -> Any
 def test_help_and_version_load_no_torch() -> None:
     code = (
         "import sys\n"
-        "from kdshrink import cli\n"
+        "from kdshrink.cli.main import main\n"
         "for typed in (['--help'], ['distill', '--help'], ['--version'], ['eval', 'm']):\n"
         "    sys.argv = ['kdshrink', *typed]\n"
-        "    try: cli.main()\n"
+        "    try: main()\n"
         "    except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'huggingface_hub', 'sklearn'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)\n"
@@ -457,7 +461,7 @@ def test_progress_without_a_terminal_is_few_plain_lines(capsys: pytest.CaptureFi
 
 def complete(*words: str) -> list[str]:
     """What bash is offered for the last of the words."""
-    code = "import sys; sys.argv = ['kdshrink']; from kdshrink.cli import main; main()"
+    code = "import sys; sys.argv = ['kdshrink']; from kdshrink.cli.main import main; main()"
     environment = {
         **os.environ,
         "_KDSHRINK_COMPLETE": "complete_bash",
@@ -488,7 +492,7 @@ def test_completion_of_commands_data_models_and_languages() -> None:
 )
 def test_completions_are_current(shell: str, name: str) -> None:
     """To make one anew: _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION=1 kdshrink --show-completion bash > completions/kdshrink.bash"""
-    code = "import sys; sys.argv[0] = 'kdshrink'; from kdshrink.cli import main; main()"
+    code = "import sys; sys.argv[0] = 'kdshrink'; from kdshrink.cli.main import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", code, "--show-completion", shell],
         capture_output=True,

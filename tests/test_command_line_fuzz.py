@@ -20,19 +20,22 @@ import typer
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kdshrink import cli, console
+from kdshrink.cli import console
+from kdshrink.cli import main as program
 from kdshrink.config import commands as config
+from kdshrink.config.command_line import command_line
+from kdshrink.config.fields import flag_of
 
 COMMANDS: dict[str, tuple[type, str]] = {
-    "finetune": (config.FinetuneConfig, "training:finetune"),
-    "shrink": (config.ShrinkConfig, "shrinking:shrink"),
-    "distill": (config.DistillConfig, "distillation:distill"),
-    "eval": (config.EvalConfig, "evaluation:evaluate"),
-    "zero-shot": (config.ZeroShotConfig, "evaluation:zero_shot"),
-    "push": (config.PushConfig, "hub:push"),
-    "info": (config.InfoConfig, "lineage:info"),
-    "reproduce": (config.ReproduceConfig, "reproduction:reproduce"),
-    "curves": (config.CurvesConfig, "learning_curves:curves"),
+    "finetune": (config.FinetuneConfig, "commands.finetune:finetune"),
+    "shrink": (config.ShrinkConfig, "commands.shrink:shrink"),
+    "distill": (config.DistillConfig, "commands.distill:distill"),
+    "eval": (config.EvalConfig, "commands.evaluate:evaluate"),
+    "zero-shot": (config.ZeroShotConfig, "commands.evaluate:zero_shot"),
+    "push": (config.PushConfig, "commands.push:push"),
+    "info": (config.InfoConfig, "commands.info:info"),
+    "reproduce": (config.ReproduceConfig, "commands.reproduce:reproduce"),
+    "curves": (config.CurvesConfig, "commands.curves:curves"),
 }
 STRANGE = [
     "",
@@ -77,7 +80,7 @@ VALUES = st.one_of(
     st.floats().map(str),
     st.text(max_size=20),
 )
-APP = typer.main.get_command(cli.app)
+APP = typer.main.get_command(program.app)
 COUNT = int(os.environ.get("KDSHRINK_FUZZ", "10"))
 
 
@@ -118,7 +121,7 @@ def typed_lines(draw: st.DrawFn, config_class: type) -> list[str]:
             arguments.append(draw(st.one_of(st.just(usual), VALUES)))
         elif required or item.name == "data" or draw(st.integers(0, 5)) == 0:
             value = draw(st.one_of(st.just(usual), VALUES) if item.name == "data" else VALUES)
-            flag = config.flag_of(item)
+            flag = flag_of(item)
             options += [flag] if item.default is False else [flag, value]
     return [*options, "--json", *arguments]
 
@@ -143,16 +146,16 @@ def test_whatever_is_typed_is_taken_or_refused_in_a_few_lines(command: str) -> N
         err = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
         argv = patch.object(sys, "argv", ["kdshrink", command, *typed])
         # Made once: Typer makes all its commands anew at each call.
-        app = patch.object(cli, "app", APP)
+        app = patch.object(program, "app", APP)
         streams = (redirect_stdout(out), redirect_stderr(err))
         with no_work(target) as received, argv, app, streams[0], streams[1]:
-            ended = code_of(cli.main)
+            ended = code_of(program.main)
         shown, said = out.buffer.getvalue().decode(), err.buffer.getvalue().decode()
         assert ended in (0, 2), said
         assert "Traceback" not in said
         if ended == 0 and received:
             assert (shown, said) == ("{}\n", "")
-            config.command_line(command, received[0]).encode()
+            command_line(command, received[0]).encode()
         elif said.startswith("error: "):
             assert len(said.splitlines()) <= 3
             assert max(map(len, said.splitlines())) < 400

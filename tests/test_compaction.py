@@ -33,11 +33,11 @@ from kdshrink.models.loading import load_weights, load_with_head
 from kdshrink.models.source import find_model
 from kdshrink.progress import silent
 from kdshrink.training.checkpoints import Identity, start_run
+from kdshrink.training.run import run_training
 from kdshrink.training.setup import (
     development_evaluator,
     encode_splits,
     plan_batches,
-    run_training,
     training_arguments,
 )
 

@@ -14,7 +14,8 @@ import numpy
 import pytest
 import torch
 
-from kdshrink import DistillConfig, FinetuneConfig, cli, distill, finetune
+from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
+from kdshrink.cli import main as program
 from kdshrink.errors import DataError, ModelError, UnlabelledError, UsageError
 from kdshrink.hub.client import cache_of
 from kdshrink.models.devices import pick_device
@@ -189,7 +190,7 @@ def test_a_value_that_cannot_be_ends_with_2_in_the_command(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["kdshrink", *typed])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        program.main()
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert said.startswith(f"error: {told}")
@@ -326,7 +327,7 @@ def test_paths_of_caches_name_their_variable(
 def test_what_the_system_refuses_is_told_in_words(
     number: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli._told(OSError(number, os.strerror(number), "/mnt/there")) == 1
+    assert program._told(OSError(number, os.strerror(number), "/mnt/there")) == 1
     said = capsys.readouterr().err
     assert "/mnt/there" in said
     assert os.strerror(number) in said
@@ -364,7 +365,7 @@ def test_too_little_memory_says_what_to_lower(
 ) -> None:
     with pytest.raises((MemoryError, RuntimeError)) as caught:
         work()
-    assert cli._told(caught.value) == 1
+    assert program._told(caught.value) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: There is not enough {told}")
     assert "Lower --batch-size" in said

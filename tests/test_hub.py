@@ -212,7 +212,7 @@ def test_a_push_that_is_stopped_says_how_to_go_on(
     script = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "sys.argv = ['kdshrink', 'push', 'model', '--hub-model-id', 'org/model']\n"
-        "from kdshrink.cli import main; main()"
+        "from kdshrink.cli.main import main; main()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script],

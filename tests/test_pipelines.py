@@ -88,9 +88,9 @@ def test_a_config_does_not_show_its_token() -> None:
 
 def test_a_bug_s_traceback_has_no_token(desk: Desk) -> None:
     script = (
-        "import sys; from kdshrink import cli, lineage\n"
+        "import sys; from kdshrink.cli.main import main; from kdshrink.commands import info\n"
         "def bug(config, progress): raise KeyError(config.token)\n"
-        "lineage.info = bug; sys.argv = ['kdshrink', 'info', 'm', '--token', sys.argv[1]]; cli.main()"
+        "info.info = bug; sys.argv = ['kdshrink', 'info', 'm', '--token', sys.argv[1]]; main()"
     )
     done = desk.python("-c", script, WRITER, token=None)
     assert done.returncode == 1
@@ -151,9 +151,11 @@ def test_no_color_is_respected_on_a_terminal(quiet: bool, desk: Desk, model_dir:
 
 
 def test_what_the_system_refuses_is_told(desk: Desk, model_dir: Path) -> None:
-    unreadable = "import os, sys; from kdshrink import cli, lineage\n"
+    unreadable = (
+        "import os, sys; from kdshrink.cli.main import main; from kdshrink.commands import info\n"
+    )
     unreadable += "def work(config, progress): open('/proc/1/mem/x')\n"
-    unreadable += "lineage.info = work; sys.argv = ['kdshrink', 'info', 'm']; cli.main()"
+    unreadable += "info.info = work; sys.argv = ['kdshrink', 'info', 'm']; main()"
     done = desk.python("-c", unreadable)
     assert done.returncode == 1
     assert done.stderr.startswith("error: /proc/1/mem/x: ")

@@ -34,7 +34,7 @@ def test_importing_loads_no_torch() -> None:
 @pytest.mark.parametrize("shell", STUBS)
 def test_completions_are_current(shell: str) -> None:
     environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    script = "import sys; sys.argv = ['kdshrink', '--show-completion', sys.argv[1]]; from kdshrink.cli import main; main()"
+    script = "import sys; sys.argv = ['kdshrink', '--show-completion', sys.argv[1]]; from kdshrink.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", script, shell],
         env=environment,

@@ -23,7 +23,7 @@ import pytest
 import typer.main
 
 from kdshrink import CurvesConfig, EvalConfig, ReproduceConfig, curves, evaluate, reproduce
-from kdshrink.cli import app
+from kdshrink.cli.app import app
 from kdshrink.config.command_line import command_line
 from kdshrink.config.fields import directory_mapping, number_list
 from kdshrink.data.registry import NAMED
@@ -446,7 +446,9 @@ def test_shares_of_the_data_are_told_in_examples(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_there_is_a_report_and_a_word(tmp_path: Path) -> None:
-    script = "import sys; sys.modules['matplotlib'] = None; from kdshrink.cli import main; main()"
+    script = (
+        "import sys; sys.modules['matplotlib'] = None; from kdshrink.cli.main import main; main()"
+    )
 
     def blind(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

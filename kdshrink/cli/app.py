@@ -1,0 +1,266 @@
+"""The commands: each parses its options into a config, calls one function, shows its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from .. import __version__
+from ..config import commands as config
+from ..errors import Interrupted, OutputError
+from . import console, tables
+from .options import help_order, parameter, value
+from .progress import Board, Progress
+from .streams import flush_stdout
+
+app = typer.Typer(
+    name="kdshrink",
+    help="Make large multilingual encoders small: copy the teacher's weights, then distil.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _deliver(
+    result: dict[str, Any], show: Callable[[dict[str, Any]], None], chosen: object
+) -> None:
+    """Print a result. That its reader has gone away is no failure if the result stands on disk too."""
+    places = (result.get(key) for key in ("output_dir", "report", "output", "url"))
+    kept = next(filter(None, (*places, getattr(chosen, "output_dir", None))), None)
+    try:
+        show(result)
+        flush_stdout()
+    except BrokenPipeError:
+        if kept is None:
+            raise
+    except OSError as error:
+        where = f"\nThe result itself is whole: {kept}." if kept else ""
+        raise OutputError(f"stdout cannot be written: {error.strerror}.{where}") from error
+
+
+def _command(
+    name: str,
+    config_class: type,
+    target: str,
+    show: Callable[[dict[str, Any]], None],
+    epilog: str,
+    display: type[Progress | Board] = Progress,
+) -> Callable[[Callable[[], None]], None]:
+    """Register a command that builds a config and calls `module:function` of the library.
+
+    `display` shows how far it is.
+    """
+
+    def register(documented: Callable[[], None]) -> None:
+        hints = get_type_hints(config_class)
+        fields = sorted(
+            dataclasses.fields(config_class), key=lambda item: help_order(config_class, item)
+        )
+        parameters = [parameter(config_class, item, hints[item.name]) for item in fields]
+        json_option = typer.Option(
+            "--json", help="Print one JSON object on stdout.", rich_help_panel="Output"
+        )
+        parameters.append(
+            inspect.Parameter(
+                "json_output",
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False,
+                annotation=Annotated[bool, json_option],
+            )
+        )
+
+        def run(**typed: Any) -> None:
+            json_output = typed.pop("json_output")
+            console.hide(typed.get("token"))
+            chosen = config_class(**{item.name: value(item, hints, typed) for item in fields})
+            module, function = target.split(":")
+            try:
+                with display() as progress:
+                    work = getattr(import_module(f"kdshrink.{module}"), function)
+                    result = work(chosen, progress).to_dict()
+            except KeyboardInterrupt:
+                # Typer would end with 130 too, but without a word.
+                raise Interrupted("Stopped by Ctrl-C; no result was written.", 130) from None
+            _deliver(result, console.print_json if json_output else show, chosen)
+
+        run.__name__ = documented.__name__
+        run.__doc__ = documented.__doc__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(name, epilog=epilog)(run)
+
+    return register
+
+
+def _examples(*commands: str) -> str:
+    return "\n\n".join(["Examples:", *(f"[cyan]{command}[/cyan]" for command in commands)])
+
+
+@_command(
+    "finetune",
+    config.FinetuneConfig,
+    "commands.finetune:finetune",
+    tables.show_training,
+    _examples(
+        "kdshrink finetune xlm-roberta-base --data massive -o teacher",
+        "kdshrink finetune ./encoder --data reviews.csv --text-column body --label-column stars",
+        "kdshrink finetune sample-base --data sample --num-train-epochs 3 -o tried",
+    ),
+)
+def finetune() -> None:
+    """Fine-tune an encoder as a classifier of texts or of words, on all languages together."""
+
+
+@_command(
+    "shrink",
+    config.ShrinkConfig,
+    "commands.shrink:shrink",
+    tables.show_shrink,
+    _examples(
+        "kdshrink shrink xlm-roberta-base --layers 6",
+        "kdshrink shrink teacher --layers 6 --hidden-size 384 -o student",
+        "kdshrink shrink teacher --vocab-from massive --languages de,fr,it -o small",
+        "kdshrink shrink teacher --layers 6 --init calibrated --data lines.txt -o student",
+    ),
+)
+def shrink() -> None:
+    """Copy a model's weights into a smaller one: fewer layers, a smaller width or vocabulary."""
+
+
+@_command(
+    "distill",
+    config.DistillConfig,
+    "commands.distill:distill",
+    tables.show_training,
+    _examples(
+        "kdshrink distill --teacher teacher --data massive --layers 6",
+        "kdshrink distill --teacher teacher --student student --data massive -o distilled",
+        "kdshrink distill --teacher sample --data sample",
+        "kdshrink distill --teacher teacher --init calibrated --hidden-size 192 --data massive",
+        "kdshrink distill --teacher teacher --data lines.txt --weight task=0",
+    ),
+)
+def distill() -> None:
+    """Distil a teacher into a student: its layers, its logits and the labels (TinyBERT's objective).
+
+    Every term has weight 1. Hidden states and attention are matched at the layers that the student's
+    layers were copied from; where widths differ a projection is learned and then left out.
+    """
+
+
+@_command(
+    "eval",
+    config.EvalConfig,
+    "commands.evaluate:evaluate",
+    tables.show_evaluation,
+    _examples(
+        "kdshrink eval distilled --data massive --languages de,sw",
+        "kdshrink eval distilled --data massive --json | jq .per_language",
+        "kdshrink eval sample --data sample --per-class --predictions answers.jsonl",
+    ),
+)
+def evaluate() -> None:
+    """Score a classifier, pooled over languages and by language."""
+
+
+@_command(
+    "zero-shot",
+    config.ZeroShotConfig,
+    "commands.evaluate:zero_shot",
+    tables.show_zero_shot,
+    _examples(
+        "kdshrink zero-shot distilled --data massive",
+        "kdshrink zero-shot my-model --data massive --seen-languages english",
+    ),
+)
+def zero_shot() -> None:
+    """Score a classifier on languages that it was not trained on, beside those it was."""
+
+
+@_command(
+    "push",
+    config.PushConfig,
+    "commands.push:push",
+    tables.show_push,
+    _examples(
+        "kdshrink push student --hub-model-id my-org/student",
+        "kdshrink push student --hub-model-id my-org/student --private --hub-revision candidate",
+        "kdshrink push student --hub-model-id their-org/student --create-pr",
+    ),
+)
+def push() -> None:
+    """Push a directory to the Hub in one commit; what is there already is not sent again."""
+
+
+@_command(
+    "info",
+    config.InfoConfig,
+    "commands.info:info",
+    tables.show_info,
+    _examples(
+        "kdshrink info student",
+        "kdshrink info my-org/student@main --json | jq -r '.chain[].command'",
+    ),
+)
+def info() -> None:
+    """Tell of a model: what it was made from and how, its layers, sizes, scores and languages."""
+
+
+@_command(
+    "reproduce",
+    config.ReproduceConfig,
+    "commands.reproduce:reproduce",
+    tables.show_reproduction,
+    _examples(
+        "kdshrink reproduce no-finetune --scale sample -o tried",
+        "kdshrink reproduce initialization -o paper --jobs 4",
+        "kdshrink reproduce zero-shot --scale small --models ./encoder --data-dir massive=corpora/massive",
+        "kdshrink reproduce data-size --plan | head",
+    ),
+    Board,
+)
+def reproduce() -> None:
+    """Run one of the paper's experiments, on its models or on yours, and report it beside the paper.
+
+    It is a grid of ordinary runs: finished ones are found, interrupted ones go on, and OUTPUT_DIR may be
+    shared by several processes or machines at once.
+    """
+
+
+@_command(
+    "curves",
+    config.CurvesConfig,
+    "commands.curves:curves",
+    tables.show_curves,
+    _examples(
+        "kdshrink curves student other -o curves.png",
+        "kdshrink curves student --term task --json | jq '.curves.student[-1]'",
+    ),
+)
+def curves() -> None:
+    """Show the training loss by step of runs of finetune and distill, ended or under way."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print_line(f"kdshrink {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,90 @@
+"""The program: it runs the command line, and ends with an exit code and no traceback for a known error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import sys
+from types import FrameType
+
+from .. import __version__
+from ..errors import KdshrinkError, Terminated
+from . import console
+from .app import app
+from .faults import known_fault
+from .streams import flush_stdout, steady_streams
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Terminated(128 + number)
+
+
+def _quiet_libraries() -> None:
+    """Let the libraries say only what is wrong: progress and notes are ours to show."""
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_VERBOSITY", "error"),
+        ("DATASETS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
+        ("TOKENIZERS_PARALLELISM", "true"),
+        ("TF_CPP_MIN_LOG_LEVEL", "3"),
+    ):
+        os.environ.setdefault(name, value)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    logging.getLogger("kdshrink").setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Run the command line; known errors end with their exit code and without a traceback."""
+    with steady_streams():
+        try:
+            if "_KDSHRINK_COMPLETE" not in os.environ:
+                _prepare()
+            app()
+            code = 0
+        except BaseException as error:
+            code = _told(error)
+        try:
+            flush_stdout()
+        except BrokenPipeError:
+            code = code or 1
+        except OSError as error:
+            if not code:
+                console.print_error(f"stdout cannot be written: {error.strerror}.")
+            code = code or 1
+    sys.exit(code)
+
+
+def _prepare() -> None:
+    _quiet_libraries()
+    console.show_log()
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        console.hide(os.environ.get(variable))
+    signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _told(error: BaseException) -> int:
+    """Say what ended a command, and the exit code for it."""
+    if isinstance(error, SystemExit):
+        if isinstance(error, Terminated):
+            console.print_error("Stopped by SIGTERM; no result was written.")
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        console.print_error("Stopped by Ctrl-C; no result was written.")
+        return 130
+    if isinstance(error, KdshrinkError):
+        console.print_error(str(error))
+        return error.exit_code
+    if told := known_fault(error):
+        console.print_error(told)
+        return 1
+    console.print_traceback(error)
+    console.print_error(
+        f"This is a bug in kdshrink {__version__} (Python {platform.python_version()}).\n"
+        "Please report it, with the command and the lines above."
+    )
+    return 1

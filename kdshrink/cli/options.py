@@ -1,0 +1,137 @@
+"""The fields of a config as parameters of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..config.fields import refuse_empty
+
+# In the order in which --help shows them.
+_PANELS = {
+    "DataOptions": "Data",
+    "ShapeOptions": "Shape of the student",
+    "CalibrationOptions": "Shape of the student",
+    "ObjectiveOptions": "Objective",
+    "TrainingOptions": "Training",
+    "EvaluationOptions": "Run",
+    "DeviceOptions": "Run",
+    "OutputOptions": "Output",
+    "TokenOptions": "Hub",
+    "SourceOptions": "Hub",
+    "HubTarget": "Hub",
+    "HubOptions": "Hub",
+}
+_DATA_NAMES = ("massive", "tsm", "universal-ner", "sample")
+_MODEL_NAMES = ("sample", "sample-base")
+
+
+def _complete_data(incomplete: str) -> list[str]:
+    return [name for name in _DATA_NAMES if name.startswith(incomplete)]
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    return [name for name in _MODEL_NAMES if name.startswith(incomplete)]
+
+
+def _complete_languages(ctx: typer.Context, incomplete: str) -> list[str]:
+    from ..data.languages import GROUPS
+    from ..data.registry import NAMED
+
+    named = NAMED.get(ctx.params.get("data") or ctx.params.get("vocab_from") or "")
+    names = [*GROUPS, *([unit.name for unit in named.units] if named else [])]
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + name for name in names if name.startswith(last)]
+
+
+_COMPLETERS: dict[str, Callable[..., list[str]]] = {
+    "data": _complete_data,
+    "vocab_from": _complete_data,
+    "languages": _complete_languages,
+    "seen_languages": _complete_languages,
+    "unseen_languages": _complete_languages,
+    "model": _complete_model,
+    "teacher": _complete_model,
+    "student": _complete_model,
+    "base": _complete_model,
+}
+
+
+def _group(config_class: type, name: str) -> str:
+    """The name of the class, a config or a group of options, that declares a field."""
+    return next(
+        group.__name__
+        for group in reversed(config_class.__mro__)
+        if name in vars(group).get("__annotations__", {})
+    )
+
+
+def help_order(config_class: type, item: dataclasses.Field[Any]) -> tuple[bool, int]:
+    """What is required comes first, then the command's own options, then the groups."""
+    required = item.default is item.default_factory is dataclasses.MISSING
+    group = _group(config_class, item.name)
+    return not required, [*_PANELS].index(group) if group in _PANELS else -1
+
+
+def parameter(config_class: type, item: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    """The Typer parameter of a config's field."""
+    options: dict[str, Any] = {"help": item.metadata["help"]}
+    if item.name in _COMPLETERS:
+        options["autocompletion"] = _COMPLETERS[item.name]
+    default: Any = item.default
+    metavar = _metavar(item, hint)
+    if hint in (Path, Path | None):
+        # As text: Typer would make "" the current directory.
+        hint = str if hint is Path else str | None
+    if item.metadata["parse"] is not None:
+        hint = list[str] if item.metadata["repeatable"] else str | None
+        if default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING:
+            default = [] if item.metadata["repeatable"] else None
+    if item.metadata["argument"]:
+        metadata: Any = typer.Argument(show_default=False, **options)
+    else:
+        kebab = f"--{item.name.replace('_', '-')}"
+        flags = list(item.metadata["flags"] or [kebab])
+        if item.name == "bf16":
+            flags = ["--bf16/--no-bf16"]
+        elif item.name == "compare":
+            flags = ["--compare/--no-compare"]
+        shown = not (default is None or default is False or default == [])
+        metadata = typer.Option(
+            *flags,
+            rich_help_panel=_PANELS.get(_group(config_class, item.name)),
+            show_default=shown and default is not dataclasses.MISSING,
+            metavar=metavar,
+            **options,
+        )
+    return inspect.Parameter(
+        item.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is dataclasses.MISSING else default,
+        annotation=Annotated[hint, metadata],
+    )
+
+
+def _metavar(item: dataclasses.Field[Any], hint: Any) -> str | None:
+    if item.metadata["metavar"]:
+        return item.metadata["metavar"]
+    if item.metadata["parse"] is not None:
+        return "A,B,…"
+    return "PATH" if hint in (Path, Path | None) else None
+
+
+def value(item: dataclasses.Field[Any], hints: dict[str, Any], typed: dict[str, Any]) -> Any:
+    """A config's value out of what was typed."""
+    value, parse = typed[item.name], item.metadata["parse"]
+    if value is None:
+        return None
+    if value != []:
+        refuse_empty(item, value)
+    if parse is not None:
+        return parse(value)
+    return Path(value) if hints[item.name] in (Path, Path | None) else value
