@@ -20,7 +20,7 @@ from kdshrink import (
     shrink,
 )
 
-from .conftest import make_model
+from .helpers.models import make_model
 
 pytestmark = [
     pytest.mark.cuda,

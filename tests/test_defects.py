@@ -97,7 +97,7 @@ def _numbers(path: Path) -> Iterator[str]:
 
 def test_every_defect_has_a_test() -> None:
     carried = {
-        number for path in Path(__file__).parent.glob("test_*.py") for number in _numbers(path)
+        number for path in Path(__file__).parent.rglob("test_*.py") for number in _numbers(path)
     }
     assert carried - FOUND.keys() == set(), "numbers that are not on the list"
     assert FOUND.keys() - carried == set(), "left without a test"

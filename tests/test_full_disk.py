@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from .hub import Desk
+from .helpers.hub import Desk
 
 pytestmark = [
     pytest.mark.slow,

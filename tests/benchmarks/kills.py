@@ -25,8 +25,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from tests.conftest import LABELS, make_model, make_tokenizer
-from tests.hub import Desk, Hub, content
+from tests.helpers.hub import Desk, Hub, content
+from tests.helpers.models import LABELS, make_model, make_tokenizer
 
 WORDS = ("wetter", "musik", "email")
 _TRAINING = (

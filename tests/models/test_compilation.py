@@ -1,0 +1,129 @@
+"""Training a compiled model: the losses of one that is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch._dynamo.utils import counters
+from transformers import PreTrainedTokenizerFast
+
+from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
+from kdshrink.data.encoding import Collator
+from kdshrink.errors import UsageError
+from kdshrink.models.compilation import length_buckets
+
+from ..helpers.models import make_model
+
+TERMS = ("loss", "embedding", "hidden", "attention", "prediction", "task", "score")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def trained(job: str, teacher: Path, data: Path, out: Path, **options: Any) -> list[dict[str, Any]]:
+    shared: dict[str, Any] = {
+        "data": str(data),
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "batch_size": 16,
+        "num_train_epochs": 2,
+        "output_dir": out,
+        "bf16": False,
+        **options,
+    }
+    if job == "finetune":
+        finetune(FinetuneConfig(model=str(teacher), **shared))
+    else:
+        distill(DistillConfig(teacher=str(teacher), hidden_size=12, layers=2, **shared))
+    return [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def calm_teacher(
+    request: pytest.FixtureRequest, tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """A teacher of two layers without dropout."""
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    family, task = request.param
+    model = make_model(family, task, num_hidden_layers=2, **off)
+    model.save_pretrained(tmp_path / "t")
+    xlmr_tokenizer.save_pretrained(tmp_path / "t")
+    return tmp_path / "t"
+
+
+def compare(job: str, teacher: Path, data: Path, folder: Path, device: str) -> None:
+    usual = trained(job, teacher, data, folder / "usual", device=device)
+    assert not counters["stats"]
+    compiled = trained(job, teacher, data, folder / "c", device=device, torch_compile=True)
+    graphs = counters["stats"]["unique_graphs"]
+    assert 0 < graphs <= 8
+    assert not counters["graph_break"]
+    assert len(usual) == len(compiled)
+    for one, other in zip(usual, compiled, strict=True):
+        for term in set(TERMS) & one.keys():
+            assert other[term] == pytest.approx(one[term], rel=1e-5, abs=1e-5)
+    weights = [load_file(folder / name / "model.safetensors") for name in ("usual", "c")]
+    assert weights[0].keys() == weights[1].keys()
+
+
+XLMR, WORDS = ("xlm-roberta", "sequence"), ("xlm-roberta", "token")
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(
+    ("calm_teacher", "job"),
+    [(XLMR, "finetune"), (XLMR, "distill"), (WORDS, "distill")],
+    indirect=["calm_teacher"],
+)
+def test_losses_are_those_of_the_model_as_it_is(
+    calm_teacher: Path, text_data: Path, word_data: Path, tmp_path: Path, job: str
+) -> None:
+    words = "Token" in (calm_teacher / "config.json").read_text()
+    compare(job, calm_teacher, word_data if words else text_data, tmp_path, "cpu")
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize(
+    ("calm_teacher", "job"), [(XLMR, "finetune"), (XLMR, "distill")], indirect=["calm_teacher"]
+)
+def test_losses_on_a_gpu(calm_teacher: Path, text_data: Path, tmp_path: Path, job: str) -> None:
+    compare(job, calm_teacher, text_data, tmp_path, "cuda")
+
+
+def test_buckets_hold_every_length() -> None:
+    lengths = np.array([3, 4, 5, 9, 10, 17, 18, 43])
+    assert length_buckets(lengths) == (8, 16, 24, 43)
+    assert length_buckets(np.array([5, 5, 5])) == (5,)
+    collate = Collator(1, buckets=(8, 16))
+    for length, width in ((3, 8), (8, 8), (9, 16), (20, 20)):
+        batch = collate([{"input_ids": [4] * length}, {"input_ids": [4]}])
+        assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, width)
+        assert batch["attention_mask"].sum() == length + 1
+
+
+@pytest.mark.parametrize("calm_teacher", [XLMR], indirect=True)
+def test_without_a_compiler(
+    calm_teacher: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match="no-such-compiler"):
+        trained(
+            "finetune", calm_teacher, text_data, tmp_path / "o", device="cpu", torch_compile=True
+        )
