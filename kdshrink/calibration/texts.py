@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
@@ -13,11 +14,43 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.encoding import Collator
+from ..data.load import TaskData
+from ..data.registry import Task
 from ..data.sampling import language_codes
 from .batch import Batch
 
 _EXCHANGED = 0.5
 """The share of a disturbed copy's pieces that are exchanged for any of the vocabulary."""
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """What a student is calibrated on.
+
+    Attributes:
+        table: The texts, with `text` and `language`.
+        max_length: Tokens that a text is cut to.
+        copies: Disturbed copies of the texts that are read too, as a share of them.
+    """
+
+    table: Dataset
+    task: Task
+    max_length: int
+    copies: float
+
+    @classmethod
+    def sample(
+        cls, data: TaskData, per_language: int, *, max_length: int, copies: float
+    ) -> CalibrationData:
+        """At most so many texts of each language of the training split, the same whatever the seed."""
+        table = data.splits["train"]
+        return cls(table.select(sample_rows(table, per_language)), data.task, max_length, copies)
+
+    def counts(self) -> dict[str, int]:
+        """Texts by language."""
+        codes, languages = language_codes(self.table)
+        counts = np.bincount(codes, minlength=len(languages))
+        return dict(zip(languages, counts.tolist(), strict=True))
 
 
 def sample_rows(table: Dataset, per_language: int) -> np.ndarray:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from ..config.groups import TrainingOptions
 from ..distributed import is_first
 from ..errors import OutputError
 from ..evaluation.results import EvalResult
@@ -22,7 +21,7 @@ from ..output import CHECKPOINTS, LOG, RECORD, final_files, name_of, remove_chec
 from ..publishing.card import model_card
 from ..publishing.push import PushResult
 from ..publishing.record import write_record
-from .checkpoints import BEST_SCORE, Identity, Start, check_resume, is_finished
+from .checkpoints import BEST_SCORE, Start, is_finished
 from .run import Run
 
 logger = logging.getLogger(__name__)
@@ -64,17 +63,14 @@ class TrainResult:
         return result
 
 
-def finished_result(
-    output_dir: Path, config: TrainingOptions, identity: Identity
-) -> TrainResult | None:
-    """The result of a run that ended, for --resume of a finished directory.
+def finished_result(output_dir: Path) -> TrainResult | None:
+    """The result of a run that ended, for --resume of a finished directory; None if it did not.
 
     Raises:
-        OutputError: It is of another run, or its record is damaged.
+        OutputError: Its record is damaged.
     """
-    if not config.resume or not is_finished(output_dir):
+    if not is_finished(output_dir):
         return None
-    check_resume(output_dir, config, identity)
     logger.info("%s is finished already: there is nothing to resume", output_dir)
     try:
         results = (read_json(output_dir / RECORD) or {})["results"]

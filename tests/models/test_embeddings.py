@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from kdshrink import DistillConfig
+from kdshrink.commands.training import plan_batches, run_options, training_arguments
 from kdshrink.config.fields import LOSS_TERMS
 from kdshrink.data.encoding import Collator
 from kdshrink.data.load import load_data
@@ -34,12 +35,7 @@ from kdshrink.models.source import find_model
 from kdshrink.progress import silent
 from kdshrink.training.checkpoints import Identity, start_run
 from kdshrink.training.run import run_training
-from kdshrink.training.setup import (
-    development_evaluator,
-    encode_splits,
-    plan_batches,
-    training_arguments,
-)
+from kdshrink.training.setup import development_evaluator, encode_splits
 
 from ..helpers.models import LABELS, make_model, make_tokenizer
 
@@ -89,7 +85,8 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
         rows = reachable_ids(tokenizer, list(encoded.values()), ROWS)
     collate = Collator(int(tokenizer.pad_token_id), compact_ids(rows, ROWS))
     arguments = training_arguments(config, out, torch.device("cpu"))
-    start_run(config, out, Identity.of("distill", config, {"teacher": source}))
+    identity = Identity.of("distill", run_options(config), {"teacher": source})
+    start_run(out, identity, resume=False)
     student, master = (load_weights(source, config, "sequence", rows) for _ in range(2))
     table = WholeTable.keep(out / "checkpoints" / "table", source_dir, student, rows)
     reads: dict[str, Any] = {"hidden": True, "embedding": True, "attention": "scores"}

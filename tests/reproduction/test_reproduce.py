@@ -24,13 +24,14 @@ import typer.main
 
 from kdshrink import CurvesConfig, EvalConfig, ReproduceConfig, curves, evaluate, reproduce
 from kdshrink.cli.app import app
+from kdshrink.commands import reproduce as reproducing
 from kdshrink.config.command_line import command_line
 from kdshrink.config.fields import directory_mapping, number_list
 from kdshrink.data.registry import NAMED
 from kdshrink.errors import DataError, TrainingError, UsageError
 from kdshrink.reproduction.executor import _Lock, execute
 from kdshrink.reproduction.experiments import EXPERIMENTS, Case
-from kdshrink.reproduction.grid import Grid, make_grid
+from kdshrink.reproduction.grid import Grid
 from kdshrink.reproduction.paper import contradictions, paper_figures, read_paper
 from kdshrink.reproduction.plan import Plan, Run
 from kdshrink.reproduction.report import Report
@@ -52,7 +53,7 @@ def kdshrink(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 def grid_of(name: str, **options: Any) -> Grid:
     config = ReproduceConfig(**{"name": name, "scale": "sample", "plan": True, **options})
-    return make_grid(EXPERIMENTS[name], config)
+    return reproducing.grid_of(config)
 
 
 def plan_of(name: str, **options: Any) -> Plan:
@@ -336,7 +337,7 @@ def test_a_lock_is_freed_by_the_death_of_its_last_holder(tmp_path: Path) -> None
     script = (
         "import subprocess, sys\n"
         "from pathlib import Path\n"
-        "from kdshrink.reproduction.execute import _Lock\n"
+        "from kdshrink.reproduction.executor import _Lock\n"
         "lock = _Lock(Path(sys.argv[1]))\n"
         "assert lock.take()\n"
         "child = subprocess.Popen(['sleep', '60'], pass_fds=(lock.file,))\n"
