@@ -184,9 +184,10 @@ def read_basis(student: Source) -> Tensor | None:
     Raises:
         ModelError: The record names one, and it is not there or damaged.
     """
-    name = ((student.record or {}).get("calibration") or {}).get("basis")
-    if name is None:
+    calibration = student.record.calibration
+    if calibration is None or calibration.basis is None:
         return None
+    name = calibration.basis
     try:
         return load_file(student.directory / Path(name).name)["basis"]
     except Exception as error:

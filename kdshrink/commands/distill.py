@@ -216,7 +216,7 @@ def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> Tra
         student=config.student,
         start=student.start,
         **({} if student.calibration is None else {"calibration": student.calibration}),
-        base=(source.record or {}).get("base"),
+        base=source.record.base,
         data=data.source,
         task=source.task,
         layers=list(student.layers),

@@ -118,7 +118,7 @@ def _finetune(config: FinetuneConfig, output_dir: Path, progress: Progress) -> T
         data.source,
         source=source.describe(),
         sizes={"this model": model_sizes(model)},
-        base=source.name if source.task is None else (source.record or {}).get("base"),
+        base=source.name if source.task is None else source.record.base,
         data=data.source,
         task=data.task,
         training_languages=sorted({*source.training_languages, *data.languages}),

@@ -16,6 +16,7 @@ from ..models.source import Source, find_model
 from ..progress import Progress
 from ..publishing.card import hub_base
 from ..publishing.record import licences
+from ..record import Results
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 """Bytes a number of each type of safetensors; those of its other types take one."""
@@ -78,40 +79,39 @@ def info(config: InfoConfig, progress: Progress | None = None) -> ModelInfo:
     """
     source = find_model(config.model, config, weights=False)
     shape = source.config
-    record = source.record or {}
-    results = record.get("results") or {}
-    development = results.get("development") or {}
+    record = source.record
+    results = record.results or Results()
+    development = results.development
     headers = _headers(source, config)
-    layers_of = record.get("of_layers")
     return ModelInfo(
         model=source.name,
         revision=source.commit,
-        kdshrink_version=record.get("kdshrink_version"),
-        command=record.get("command"),
-        teacher=(record.get("teacher") or {}).get("model"),
-        source=(record.get("source") or {}).get("model"),
-        base=record.get("base"),
-        hub_base=hub_base(record),
+        kdshrink_version=record.kdshrink_version,
+        command=record.command,
+        teacher=None if record.teacher is None else record.teacher.model,
+        source=None if record.source is None else record.source.model,
+        base=record.base,
+        hub_base=hub_base(record.to_dict()),
         architecture=(shape.get("architectures") or [None])[0],
         task=source.task,
         labels=list(source.labels) if source.task else [],
         layers=shape.get("num_hidden_layers"),
-        layer_map=list(record.get("layers") or []) if layers_of else [],
-        layers_of=layers_of,
+        layer_map=list(record.layers) if record.of_layers else [],
+        layers_of=record.of_layers,
         hidden_size=shape.get("hidden_size"),
         heads=shape.get("num_attention_heads"),
         vocabulary=shape.get("vocab_size"),
         parameters=None if headers is None else sum(map(_numbers, headers)),
         bytes=None if headers is None else sum(_numbers(h) * _width(h) for h in headers),
         training_languages=source.training_languages,
-        data=record.get("data"),
-        metric=results.get("metric"),
-        score=results.get("score"),
-        split="development" if development else None,
-        mean_over_languages=development.get("mean_over_languages"),
-        per_language=results.get("per_language") or {},
-        licences=licences([source]),
-        chain=list(record.get("chain") or []),
+        data=None if record.data is None else record.data.to_dict(),
+        metric=results.metric,
+        score=results.score,
+        split=None if development is None else "development",
+        mean_over_languages=None if development is None else development.mean_over_languages,
+        per_language={name: row.to_dict() for name, row in (results.per_language or {}).items()},
+        licences=[licence.to_dict() for licence in licences([source])],
+        chain=[step.to_dict() for step in record.chain],
     )
 
 

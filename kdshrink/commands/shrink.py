@@ -109,22 +109,6 @@ def _shrink(
             calibration = {**done.to_dict(), "data": texts.source}
             heads = done.heads
             device = describe_device(pick_device(config.device))
-        record = make_record(
-            "shrink",
-            config,
-            device,
-            [source],
-            None if vocabulary is None else vocabulary["data"],
-            source=source.describe(),
-            base=(source.record or {}).get("base") or (None if source.task else source.name),
-            task=source.task,
-            data=(source.record or {}).get("data"),
-            training_languages=[] if config.init == "scratch" else source.training_languages,
-            layers=list(plan.layers),
-            of_layers=source.depth,
-            heads=heads,
-            **({} if calibration is None else {"calibration": calibration}),
-        )
         result = ShrinkResult(
             output_dir,
             tuple(plan.layers),
@@ -133,8 +117,24 @@ def _shrink(
             vocabulary,
             calibration,
         )
-        record["results"] = {k: v for k, v in result.to_dict().items() if k != "output_dir"}
-        write_text(folder / "README.md", model_card(name_of(output_dir), record))
+        record = make_record(
+            "shrink",
+            config,
+            device,
+            [source],
+            None if vocabulary is None else vocabulary["data"],
+            source=source.describe(),
+            base=source.record.base or (None if source.task else source.name),
+            task=source.task,
+            data=None if source.record.data is None else source.record.data.to_dict(),
+            training_languages=[] if config.init == "scratch" else source.training_languages,
+            layers=list(plan.layers),
+            of_layers=source.depth,
+            heads=heads,
+            **({} if calibration is None else {"calibration": calibration}),
+            results={k: v for k, v in result.to_dict().items() if k != "output_dir"},
+        )
+        write_text(folder / "README.md", model_card(name_of(output_dir), record.to_dict()))
         write_record(folder, record)
     return pushed(result, repo_id, config)
 

@@ -162,17 +162,16 @@ def _places_of(
 ) -> tuple[tuple[int, ...], tuple[tuple[Head, ...], ...] | None]:
     """The teacher's layers of a given student: --layer-map, its record, or uniform; and the heads."""
     own = source.depth
-    record = source.record or {}
-    if config.layer_map is None and record.get("layers") and record.get("of_layers") == depth:
-        heads = record.get("heads")
-        return tuple(record["layers"]), heads and tuple(
-            tuple(Head(*head) for head in layer) for layer in heads
-        )
+    record = source.record
+    if config.layer_map is None and record.layers and record.of_layers == depth:
+        if record.heads is None:
+            return record.layers, None
+        return record.layers, tuple(tuple(Head(*one) for one in layer) for layer in record.heads)
     return tuple(choose_layers(depth, own, config.layer_map)), None
 
 
 def _base_of(config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokenizerBase) -> Source:
-    name = config.base or (teacher.record or {}).get("base")
+    name = config.base or teacher.record.base
     if not name:
         raise UsageError(
             f"--init from-base: nothing says which model {teacher.name} was fine-tuned from.\n"

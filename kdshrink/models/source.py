@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from ..data.registry import Task
 from ..errors import ModelError, listed, short
 from ..files import read_json
 from ..hub.download import fetch_model
-from ..output import CHECKPOINTS, RECORD
+from ..output import CHECKPOINTS
+from ..record import Record, read_record
 from .labels import class_names
 
 logger = logging.getLogger(__name__)
@@ -63,14 +64,14 @@ class Source:
         name: What the user called it.
         directory: Where its files are.
         config: Its config.json.
-        record: Its kdshrink.json, if kdshrink made it.
+        record: Its kdshrink.json; an empty one if kdshrink did not make it.
         commit: The commit on the Hub, if it came from there.
     """
 
     name: str
     directory: Path
     config: Mapping[str, Any]
-    record: Mapping[str, Any] | None = None
+    record: Record = field(default_factory=Record)
     commit: str | None = None
 
     @property
@@ -118,13 +119,12 @@ class Source:
 
     @property
     def training_languages(self) -> list[str]:
-        return list((self.record or {}).get("training_languages", []))
+        return list(self.record.training_languages)
 
     @property
     def is_calibrated(self) -> bool:
         """Whether its weights are as calibrating made them, not trained since."""
-        record = self.record or {}
-        return record.get("command") == "shrink" and bool(record.get("calibration"))
+        return self.record.command == "shrink" and self.record.calibration is not None
 
     def renamed(self, names: Mapping[str, str]) -> Source:
         """The source with new names of its classes, where `names` has them (--label-map).
@@ -193,7 +193,8 @@ def find_model(name: str, options: SourceOptions, *, weights: bool = True) -> So
             hint = f" It is a PEFT adapter.\n{MERGE}"
         raise ModelError(f"{name}: there is no config.json, so this is not a model.{hint}")
     _check_config(name, config)
-    return Source(name, directory, _plain(config), read_json(directory / RECORD), commit)
+    record = read_record(directory) or Record()
+    return Source(name, directory, _plain(config), record, commit)
 
 
 def _check_config(name: str, config: Mapping[str, Any]) -> None:
