@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from kdshrink.config.groups import SourceOptions
 from kdshrink.errors import ModelError
 from kdshrink.models.source import find_model
 from kdshrink.output import open_output
@@ -99,7 +98,7 @@ def test_fields_are_read() -> None:
 
 
 def test_an_old_record_is_read() -> None:
-    base, teacher = (find_model(name, SourceOptions()) for name in ("sample-base", "sample"))
+    base, teacher = (find_model(name) for name in ("sample-base", "sample"))
     assert base.record.schema is None
     assert (base.record.layers, base.record.of_layers) == (tuple(range(1, 13)), 12)
     assert teacher.record.base == "sample-base"
@@ -109,7 +108,7 @@ def test_an_old_record_is_read() -> None:
 def test_a_model_without_a_record_has_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert read_record(tmp_path) is None
-    assert find_model(str(tmp_path), SourceOptions()).record == Record()
+    assert find_model(str(tmp_path)).record == Record()
 
 
 def changed(content: Any, path: tuple[str | int, ...], value: Any) -> Any:
@@ -177,7 +176,7 @@ def test_a_broken_record_is_told_where_a_model_is_read_and_where_one_is_written(
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / RECORD).write_text('{"command": "shrink", "layers": 4}')
     with pytest.raises(ModelError, match="layers is 4"):
-        find_model(str(tmp_path), SourceOptions())
+        find_model(str(tmp_path))
     with (
         pytest.raises(ModelError, match="layers is 4"),
         open_output(tmp_path, "shrink", overwrite=True),

@@ -94,8 +94,8 @@ def calibrate_student(
         ModelError: Such models cannot be calibrated, or one is damaged.
     """
     device = pick_device(config.device)
-    copied = find_model(str(folder), config)
-    tokenizer = load_tokenizer(copied, config, data.task)
+    copied = find_model(str(folder), source.access)
+    tokenizer = load_tokenizer(copied, data.task)
     table = data.splits["train"]
     table = table.select(sample_rows(table, config.calibration_samples))
     codes, languages = language_codes(table)
@@ -109,8 +109,8 @@ def calibrate_student(
     pieces = None if kept is None else torch.tensor(kept, device=device)
     texts = Texts(encoded, tokenizer, pieces, device, config.calibration_copies)
     batches = make_batches(texts.lengths, _BATCH_TOKENS)
-    teacher = to_device(load_weights(source, config, copied.task), device).eval()
-    student = to_device(load_weights(copied, config, copied.task), device).eval()
+    teacher = to_device(load_weights(source, copied.task), device).eval()
+    student = to_device(load_weights(copied, copied.task), device).eval()
     tokens = sum(batch.tokens for batch in batches)
     if tokens < source.width:
         logger.warning(

@@ -44,6 +44,7 @@ from ..training.setup import (
     training_arguments,
 )
 from ..training.trackers import require_trackers
+from .access import access_of
 
 
 def _default_name(config: DistillConfig) -> str:
@@ -103,7 +104,7 @@ def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> Tra
     repo_id = check_push(config, output_dir)
     device = pick_device(config.device)
     require_trackers(config.report_to)
-    source = find_model(config.teacher, config).renamed(read_label_map(config.label_map))
+    source = find_model(config.teacher, access_of(config)).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
     require_single_texts(source)
@@ -111,12 +112,12 @@ def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> Tra
     if config.student is None:
         family_of(source.config)
     _check_terms(config, source)
-    check_whole(source, config, source.task)
-    tokenizer = load_tokenizer(source, config)
+    check_whole(source, source.task)
+    tokenizer = load_tokenizer(source)
     models = {"teacher": source}
     for role, name in (("student", config.student), ("base", config.base)):
         if name is not None:
-            models[role] = find_model(name, config)
+            models[role] = find_model(name, source.access)
     identity = Identity.of("distill", config, models)
     check_resume(output_dir, config, identity)
     data = _load_data(config, source)

@@ -38,6 +38,7 @@ from ..training.setup import (
 )
 from ..training.trackers import require_trackers
 from ..training.trainer import TermTrainer
+from .access import access_of
 
 
 def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainResult:
@@ -65,10 +66,10 @@ def _finetune(config: FinetuneConfig, output_dir: Path, progress: Progress) -> T
     repo_id = check_push(config, output_dir)
     device = pick_device(config.device)
     require_trackers(config.report_to)
-    source = find_model(config.model, config).renamed(read_label_map(config.label_map))
+    source = find_model(config.model, access_of(config)).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
-    tokenizer = load_tokenizer(source, config)
+    tokenizer = load_tokenizer(source)
     identity = Identity.of("finetune", config, {"model": source})
     check_resume(output_dir, config, identity)
     data = load_data(config, ("train", "validation"), purpose="train", token=config.token)
@@ -77,7 +78,7 @@ def _finetune(config: FinetuneConfig, output_dir: Path, progress: Progress) -> T
     if done := finished_result(output_dir, config, identity):
         return pushed(done, repo_id, config)
 
-    check_whole(source, config, data.task, data.labels)
+    check_whole(source, data.task, data.labels)
     if data.task == "token":
         prefix_words(tokenizer)
     own_head = source.task == data.task and sorted(source.labels) == sorted(data.labels)
@@ -85,7 +86,7 @@ def _finetune(config: FinetuneConfig, output_dir: Path, progress: Progress) -> T
     length = fitting_length(config.max_length, tokenizer, source.config)
     encoded = encode_splits(data, ("train", "validation"), tokenizer, length, labels)
     kept = reachable_ids(tokenizer, list(encoded.values()), source.vocabulary)
-    model = load_with_head(source, config, data.task, labels, config.seed, kept)
+    model = load_with_head(source, data.task, labels, config.seed, kept)
     set_dropout(model, config.dropout, calibrated=source.is_calibrated)
     arguments = training_arguments(config, output_dir, device)
     with arguments.main_process_first(local=False):

@@ -27,6 +27,7 @@ from ..shrinking.vocabulary import (
 )
 from ..shrinking.vocabulary_cost import held_out_cost, is_held_out
 from ..shrinking.weights import CopyReport
+from .access import access_of
 
 if TYPE_CHECKING:
     from ..data.load import TaskData
@@ -71,7 +72,7 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
     Raises:
         KdshrinkError: As `errors` lists.
     """
-    source = find_model(config.model, config)
+    source = find_model(config.model, access_of(config))
     output_dir = config.output_dir or Path(_default_name(config, source))
     with open_output(output_dir, "shrink", overwrite=config.overwrite, inputs=input_paths(config)):
         return _shrink(source, config, output_dir, progress or silent)
@@ -146,7 +147,7 @@ def _trim(
     from ..data.load import load_data
     from ..models.loading import load_tokenizer, prefix_words
 
-    tokenizer = load_tokenizer(source, config, source.task)
+    tokenizer = load_tokenizer(source, source.task)
     wanted = replace(config, data=config.vocab_from)
     data = load_data(wanted, None, purpose="evaluate", labels="unused", token=config.token)
     if data.task == "token":

@@ -59,7 +59,7 @@ class Comparison:
         self._progress = progress
         options: Any = {"max_length": config.max_length, "batch_size": None, "device": device}
         evaluator = make_evaluator(test, "test", tokenizer, teacher, **options)
-        whole = to_device(load_weights(teacher, config, teacher.task), device)
+        whole = to_device(load_weights(teacher, teacher.task), device)
         self._add("teacher", whole, evaluator)
         named = {**student.source.config, "id2label": dict(enumerate(student.labels))}
         labelled = replace(student.source, config=named)

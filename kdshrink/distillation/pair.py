@@ -68,7 +68,7 @@ def load_pair(
     set_dropout(model, config.dropout, calibrated=student.is_calibrated)
     table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, student.source.directory, model, kept)
     rows = kept if pieces is None else pieces[kept]
-    teacher_model = load_weights(source, config, source.task, rows).eval()
+    teacher_model = load_weights(source, source.task, rows).eval()
     classes = None
     if source.task is not None:
         classes = match_classes(student.labels, source.labels).to(device)

@@ -62,8 +62,8 @@ class Student:
     ) -> PreTrainedModel:
         """Its model, with a new head where its files have none (`rows`: as in `load_weights`)."""
         if task is None:
-            return load_weights(self.source, config, None, rows)
-        return load_with_head(self.source, config, task, self.labels, config.seed, rows)
+            return load_weights(self.source, None, rows)
+        return load_with_head(self.source, task, self.labels, config.seed, rows)
 
 
 def prepare_student(
@@ -86,7 +86,9 @@ def prepare_student(
     """
     depth = teacher.depth
     if config.student is not None:
-        source = find_model(config.student, config).renamed(read_label_map(config.label_map))
+        source = find_model(config.student, teacher.access).renamed(
+            read_label_map(config.label_map)
+        )
         require_classes(source)
         if source.task != teacher.task:
             if teacher.task is None:
@@ -94,16 +96,14 @@ def prepare_student(
                     f"{source.name} has a head, and the teacher {teacher.name} has none."
                 )
             require_task(source, teacher.task)
-        check_whole(source, config, teacher.task)
+        check_whole(source, teacher.task)
         layers, heads = _places_of(source, config, depth)
         own = source.depth
         if own != len(layers):
             raise ShapeError(f"--layer-map names {len(layers)} layers, and the student has {own}.")
         return Student(
             source,
-            tokenizer
-            if same_tokenizer(source, teacher)
-            else load_tokenizer(source, config, data.task),
+            tokenizer if same_tokenizer(source, teacher) else load_tokenizer(source, data.task),
             source.labels if teacher.task else (),
             layers,
             f"from {source.name}",
@@ -121,7 +121,7 @@ def prepare_student(
     if init == "calibrated":
         report = calibrate_student(teacher, folder, plan, data, config, progress=progress)
     return Student(
-        find_model(str(folder), config),
+        find_model(str(folder), teacher.access),
         tokenizer,
         teacher.labels if teacher.task else (),
         tuple(plan.layers),
@@ -177,10 +177,10 @@ def _base_of(config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokeni
             f"--init from-base: nothing says which model {teacher.name} was fine-tuned from.\n"
             "Name it with --base."
         )
-    base = find_model(name, config)
+    base = find_model(name, teacher.access)
     require_classes(base)
-    check_whole(base, config, base.task)
-    if load_tokenizer(base, config, teacher.task).get_vocab() != tokenizer.get_vocab():
+    check_whole(base, base.task)
+    if load_tokenizer(base, teacher.task).get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             f"--base {name}: its tokenizer is not that of the teacher {teacher.name}.\n"
             "Give the base that the teacher was fine-tuned from, with the same vocabulary."

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config.groups import HubOptions, HubTarget, SourceOptions
+from ..config.groups import HubOptions, HubTarget
 from ..distributed import is_first
 from ..errors import HubError, Interrupted, KdshrinkError, Terminated, UsageError
 from ..hub.client import chain_of, reason, use_timeouts
@@ -201,7 +201,7 @@ def _card_for(directory: Path, repo_id: str) -> bytes | None:
     """The card with the repository's name in place of the directory's, unless it was edited by hand."""
     from .card import model_card
 
-    found = find_model(str(directory.absolute()), SourceOptions()).record
+    found = find_model(str(directory.absolute())).record
     path = directory / _CARD
     if found.command is None or not path.is_file():
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.groups import ShapeOptions, SourceOptions
+from ..config.groups import ShapeOptions
 from ..files import write_json
 from ..models.source import Source, require_plain, tokenizer_files
 from ..progress import Progress, silent
@@ -83,7 +83,7 @@ def shrink_source(
     else:
         from ..models.loading import load_tokenizer
 
-        load_tokenizer(source, SourceOptions()).save_pretrained(folder)
+        load_tokenizer(source).save_pretrained(folder)
     return plan, report
 
 

@@ -72,7 +72,7 @@ class Start:
 
 def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
     """The student, and the seconds that it took to make."""
-    source = find_model(config.model, config)
+    source = find_model(config.model)
     depth = source.config["num_hidden_layers"]
     config = replace(
         config,
@@ -90,7 +90,7 @@ def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
         if not start.copied:
             calibrate_student(source, folder, plan, data, config, settings=start.settings)
         seconds = time.perf_counter() - began
-        return load_weights(find_model(name, config), config, source.task), seconds
+        return load_weights(find_model(name), source.task), seconds
 
 
 def main() -> None:
@@ -118,10 +118,10 @@ def main() -> None:
         device=options.device,
     )
     device = pick_device(options.device)
-    source = find_model(options.teacher, config)
+    source = find_model(options.teacher)
     assert source.task is not None
-    teacher = to_device(load_weights(source, config, source.task), device)
-    tokenizer = load_tokenizer(source, config)
+    teacher = to_device(load_weights(source, source.task), device)
+    tokenizer = load_tokenizer(source)
     evaluators: dict[str, Evaluator] = {}
     for group, names in (("seen", options.seen), ("unseen", options.unseen)):
         wanted = replace(

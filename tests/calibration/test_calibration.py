@@ -522,7 +522,7 @@ def test_a_second_sweep_finds_the_same(
         layers=2,
         hidden_size=12,
     )
-    source, folder = find_model(config.model, config), tmp_path / "s"
+    source, folder = find_model(config.model), tmp_path / "s"
     folder.mkdir()
     plan, _ = shrink_source(source, config, folder, init="copy")
     data = load_data(config, ("train",), purpose="train")

@@ -80,7 +80,7 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
         seed=3,
         cache_teacher="none",
     )
-    source = find_model(str(source_dir), config)
+    source = find_model(str(source_dir))
     tokenizer = AutoTokenizer.from_pretrained(source_dir)
     data = load_data(config, ("train", "validation"), purpose="train")
     encoded = encode_splits(data, ("train", "validation"), tokenizer, 64, LABELS)
@@ -90,7 +90,7 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
     collate = Collator(int(tokenizer.pad_token_id), compact_ids(rows, ROWS))
     arguments = training_arguments(config, out, torch.device("cpu"))
     start_run(config, out, Identity.of("distill", config, {"teacher": source}))
-    student, master = (load_weights(source, config, "sequence", rows) for _ in range(2))
+    student, master = (load_weights(source, "sequence", rows) for _ in range(2))
     table = WholeTable.keep(out / "checkpoints" / "table", source_dir, student, rows)
     reads: dict[str, Any] = {"hidden": True, "embedding": True, "attention": "scores"}
     teacher = Teacher(Recorder(master.eval(), (1, 2), **reads), torch.arange(3))
@@ -189,12 +189,11 @@ def test_a_model_loaded_in_part_computes_the_same(
     family: str, new_head: bool, tmp_path: Path
 ) -> None:
     make_model(family, "sequence").save_pretrained(tmp_path)
-    config = DistillConfig(teacher="t", data="d")
-    source = find_model(str(tmp_path), config)
+    source = find_model(str(tmp_path))
     labels = ["a", "b", "c", "d"] if new_head else LABELS
     rows = torch.tensor([0, 1, 2, 3, 40, 77, 499])
     whole, part = (
-        load_with_head(source, config, "sequence", labels, 5, kept).eval() for kept in (None, rows)
+        load_with_head(source, "sequence", labels, 5, kept).eval() for kept in (None, rows)
     )
     assert part.config.vocab_size == whole.config.vocab_size == ROWS
     assert isinstance(part.get_input_embeddings(), CompactEmbedding)
@@ -218,8 +217,8 @@ def test_a_table_of_half_precision_comes_back_in_single(tmp_path: Path) -> None:
     half = make_model("xlm-roberta", "sequence").half()
     half.save_pretrained(tmp_path / "m")
     rows = torch.tensor([0, 1, 2, 3, 50])
-    source = find_model(str(tmp_path / "m"), DistillConfig(teacher="t", data="d"))
-    model = load_weights(source, DistillConfig(teacher="t", data="d"), "sequence", rows)
+    source = find_model(str(tmp_path / "m"))
+    model = load_weights(source, "sequence", rows)
     table: Any = model.get_input_embeddings()
     table.weight.data[4] = 0.25
     whole = WholeTable.keep(tmp_path / "table", source.directory, model, rows)
@@ -233,10 +232,9 @@ def test_a_table_of_half_precision_comes_back_in_single(tmp_path: Path) -> None:
 
 def test_other_data_cannot_resume_a_run(tmp_path: Path) -> None:
     make_model("xlm-roberta", "sequence").save_pretrained(tmp_path / "m")
-    config = DistillConfig(teacher="t", data="d")
-    source = find_model(str(tmp_path / "m"), config)
+    source = find_model(str(tmp_path / "m"))
     rows = torch.arange(100)
-    model = load_weights(source, config, "sequence", rows)
+    model = load_weights(source, "sequence", rows)
     WholeTable.keep(tmp_path / "table", source.directory, model, rows)
     WholeTable.keep(tmp_path / "table", source.directory, model, rows)
     with pytest.raises(TrainingError, match="other data"):
