@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..config.groups import SourceOptions
 from ..data.encoding import encode
 from ..errors import ModelError
 from ..models.architectures import Head
@@ -74,7 +73,6 @@ def calibrate_student(
     plan: StudentPlan,
     data: CalibrationData,
     device: torch.device,
-    access: SourceOptions,
     *,
     kept: Sequence[int] | None = None,
     settings: Settings | None = None,
@@ -90,14 +88,14 @@ def calibrate_student(
     Raises:
         ModelError: Such models cannot be calibrated, or one is damaged.
     """
-    copied = find_model(str(folder), access)
-    tokenizer = load_tokenizer(copied, access, data.task)
+    copied = find_model(str(folder), source.access)
+    tokenizer = load_tokenizer(copied, data.task)
     length = fitting_length(data.max_length, tokenizer, source.config)
     encoded = encode(data.table, tokenizer, task=data.task, max_length=length, label_ids=None)
     pieces = None if kept is None else torch.tensor(kept, device=device)
     texts = Texts(encoded, tokenizer, pieces, device, data.copies)
-    teacher = to_device(load_weights(source, access, copied.task), device).eval()
-    student = to_device(load_weights(copied, access, copied.task), device).eval()
+    teacher = to_device(load_weights(source, copied.task), device).eval()
+    student = to_device(load_weights(copied, copied.task), device).eval()
     batches = make_batches(texts.lengths, _BATCH_TOKENS)
     tokens = sum(batch.tokens for batch in batches)
     with (
@@ -169,9 +167,10 @@ def read_basis(student: Source) -> Tensor | None:
     Raises:
         ModelError: The record names one, and it is not there or damaged.
     """
-    name = ((student.record or {}).get("calibration") or {}).get("basis")
-    if name is None:
+    calibration = student.record.calibration
+    if calibration is None or calibration.basis is None:
         return None
+    name = calibration.basis
     try:
         return load_file(student.directory / Path(name).name)["basis"]
     except Exception as error:

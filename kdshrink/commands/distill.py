@@ -47,11 +47,13 @@ from ..models.whole import check_whole
 from ..output import CHECKPOINTS
 from ..progress import Progress, silent
 from ..publishing.record import make_record
+from ..record import Record
 from ..shrinking.plan import Shape
 from ..training.checkpoints import Identity, Start
 from ..training.result import TrainResult, effective, load_best
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits
+from .access import access_of
 from .training import TrainingCommand
 
 _SPLITS = ("train", "validation")
@@ -139,7 +141,7 @@ def _distill(command: TrainingCommand, config: DistillConfig, progress: Progress
 
 def _find_models(config: DistillConfig) -> _Models:
     renamed = read_label_map(config.label_map)
-    teacher = find_model(config.teacher, config).renamed(renamed)
+    teacher = find_model(config.teacher, access_of(config)).renamed(renamed)
     require_plain(teacher)
     require_classes(teacher)
     require_single_texts(teacher)
@@ -147,14 +149,14 @@ def _find_models(config: DistillConfig) -> _Models:
     if config.student is None:
         family_of(teacher.config)
     _check_terms(config, teacher)
-    check_whole(teacher, config, teacher.task)
-    tokenizer = load_tokenizer(teacher, config)
+    check_whole(teacher, teacher.task)
+    tokenizer = load_tokenizer(teacher)
     student = base = None
     if config.student is not None:
-        student = find_model(config.student, config).renamed(renamed)
+        student = find_model(config.student, teacher.access).renamed(renamed)
     if config.init == "from-base":
-        base = find_model(_name_of_base(config, teacher), config)
-        check_base(base, teacher, tokenizer, config)
+        base = find_model(_name_of_base(config, teacher), teacher.access)
+        check_base(base, teacher, tokenizer)
     return _Models(teacher, tokenizer, student, base)
 
 
@@ -168,7 +170,7 @@ def _check_terms(config: DistillConfig, teacher: Source) -> None:
 
 
 def _name_of_base(config: DistillConfig, teacher: Source) -> str:
-    name = config.base or (teacher.record or {}).get("base")
+    name = config.base or teacher.record.base
     if not name:
         raise UsageError(
             f"--init from-base: nothing says which model {teacher.name} was fine-tuned from.\n"
@@ -239,7 +241,6 @@ def _prepare(
                 objective,
                 command.output_dir,
                 device,
-                config,
                 dropout=config.dropout,
                 seed=config.seed,
             )
@@ -260,9 +261,7 @@ def _student(
 ) -> Student:
     teacher, tokenizer = models.teacher, models.tokenizer
     if models.student is not None:
-        return given_student(
-            models.student, teacher, tokenizer, data.task, config.layer_map, config
-        )
+        return given_student(models.student, teacher, tokenizer, data.task, config.layer_map)
     calibration = None
     if config.init == "calibrated":
         calibration = CalibrationData.sample(
@@ -278,7 +277,6 @@ def _student(
         Shape(config.layers, config.layer_map, config.hidden_size, config.intermediate_size),
         config.init or "from-teacher",
         folder,
-        config,
         seed=config.seed,
         calibration=calibration,
         device=command.device,
@@ -308,7 +306,6 @@ def _comparison(
         models.tokenizer,
         student,
         command.device,
-        config,
         progress,
         max_length=config.max_length,
         seed=config.seed,
@@ -387,7 +384,7 @@ def _record(
     data: TaskData,
     prepared: _Prepared,
     arguments: TrainingArguments,
-) -> dict[str, Any]:
+) -> Record:
     student, pair = prepared.student, prepared.pair
     # What an encoder without a task saw is pretraining, and leaves a language unseen for any task.
     languages = {*student.training_languages, *data.languages} if teacher.task else set()
@@ -405,7 +402,7 @@ def _record(
         student=config.student,
         start=student.start,
         **({} if student.calibration is None else {"calibration": student.calibration}),
-        base=(teacher.record or {}).get("base"),
+        base=teacher.record.base,
         data=data.source,
         task=teacher.task,
         layers=list(student.layers),

@@ -31,6 +31,7 @@ from ..models.source import Source, find_model, require_classes, require_plain, 
 from ..output import check_file, final_files, open_output
 from ..progress import Progress, silent
 from ..publishing.record import make_record, write_record
+from .access import access_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
 
 def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> EvalResult:
     split = split_named(config.split or "test")
-    source = find_model(config.model, config).renamed(read_label_map(config.label_map))
+    source = find_model(config.model, access_of(config)).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
     require_single_texts(source)
@@ -120,7 +121,7 @@ def _load(
         )
     require_task(source, data.task)
     check_labels(data, source)
-    loaded = load_classifier(source, config, data.task)
+    loaded = load_classifier(source, data.task)
     evaluator = make_evaluator(
         data,
         next(iter(data.splits)),
@@ -203,7 +204,7 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
 
 
 def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress) -> ZeroShotResult:
-    source = find_model(config.model, config).renamed(read_label_map(config.label_map))
+    source = find_model(config.model, access_of(config)).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
     require_single_texts(source)

@@ -29,6 +29,7 @@ from ..training.result import TrainResult, effective
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits, set_dropout
 from ..training.trainer import TermTrainer
+from .access import access_of
 from .training import TrainingCommand
 
 _SPLITS = ("train", "validation")
@@ -50,10 +51,10 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
 
 
 def _finetune(command: TrainingCommand, config: FinetuneConfig, progress: Progress) -> TrainResult:
-    source = find_model(config.model, config).renamed(read_label_map(config.label_map))
+    source = find_model(config.model, access_of(config)).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
-    tokenizer = load_tokenizer(source, config)
+    tokenizer = load_tokenizer(source)
     identity = command.identify({"model": source})
     data = load_data(config, _SPLITS, purpose="train", token=config.token)
     assert data.labels is not None
@@ -61,7 +62,7 @@ def _finetune(command: TrainingCommand, config: FinetuneConfig, progress: Progre
     if done := command.finished(identity):
         return done
 
-    check_whole(source, config, data.task, data.labels)
+    check_whole(source, data.task, data.labels)
     if data.task == "token":
         prefix_words(tokenizer)
     own_head = source.task == data.task and sorted(source.labels) == sorted(data.labels)
@@ -69,7 +70,7 @@ def _finetune(command: TrainingCommand, config: FinetuneConfig, progress: Progre
     length = fitting_length(config.max_length, tokenizer, source.config)
     encoded = encode_splits(data, _SPLITS, tokenizer, length, labels)
     kept = reachable_ids(tokenizer, list(encoded.values()), source.vocabulary)
-    model = load_with_head(source, config, data.task, labels, config.seed, kept)
+    model = load_with_head(source, data.task, labels, config.seed, kept)
     set_dropout(model, config.dropout, calibrated=source.is_calibrated)
     arguments = command.arguments()
     with arguments.main_process_first(local=False):
@@ -112,7 +113,7 @@ def _origin(source: Source, data: TaskData, model: PreTrainedModel) -> dict[str,
     return {
         "source": source.describe(),
         "sizes": {"this model": model_sizes(model)},
-        "base": source.name if source.task is None else (source.record or {}).get("base"),
+        "base": source.name if source.task is None else source.record.base,
         "data": data.source,
         "task": data.task,
         "training_languages": sorted({*source.training_languages, *data.languages}),

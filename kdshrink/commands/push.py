@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..config.commands import PushConfig
-from ..config.groups import SourceOptions
 from ..errors import ModelError
 from ..models.source import find_model
 from ..output import name_of
@@ -21,7 +20,7 @@ def push(config: PushConfig, progress: Progress | None = None) -> PushResult:
     directory = config.directory
     if not directory.is_dir():
         raise ModelError(f"{directory}: there is no such directory.")
-    find_model(str(directory.absolute()), SourceOptions())
+    find_model(str(directory.absolute()))
     weights = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
     if not weights:
         raise ModelError(f"{directory}: there are no weights beside its config.json.")

@@ -15,10 +15,12 @@ from ..progress import Progress, silent
 from ..publishing.card import model_card
 from ..publishing.push import PushResult, check_push, pushed
 from ..publishing.record import make_record, write_record
+from ..record import Record
 from ..shrinking.plan import Shape, StudentPlan, plan_student
 from ..shrinking.vocabulary import TrimmedTokenizer
 from ..shrinking.vocabulary_cost import trim_by_texts
 from ..shrinking.weights import CopyReport, check_source, note_pipeline, shrink_source
+from .access import access_of
 
 if TYPE_CHECKING:  # a plain copy is made without loading transformers
     from ..data.load import TaskData
@@ -62,7 +64,7 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
     Raises:
         KdshrinkError: As `errors` lists.
     """
-    source = find_model(config.model, config)
+    source = find_model(config.model, access_of(config))
     output_dir = config.output_dir or Path(_default_name(config, source))
     with open_output(output_dir, "shrink", overwrite=config.overwrite, inputs=input_paths(config)):
         return _shrink(source, config, output_dir, progress or silent)
@@ -104,7 +106,7 @@ def _shrink(
             None if calibration is None else calibration.described,
         )
         record = _record(source, config, plan, result, calibration)
-        write_text(folder / "README.md", model_card(name_of(output_dir), record))
+        write_text(folder / "README.md", model_card(name_of(output_dir), record.to_dict()))
         write_record(folder, record)
     return pushed(result, repo_id, config)
 
@@ -143,9 +145,7 @@ def _calibrate(
         max_length=config.max_length,
         copies=config.calibration_copies,
     )
-    done = calibrate_student(
-        source, folder, plan, data, device, config, kept=kept, progress=progress
-    )
+    done = calibrate_student(source, folder, plan, data, device, kept=kept, progress=progress)
     described = {**done.to_dict(), "data": texts.source}
     return _Calibrated(described, done.heads, str(describe_device(device)))
 
@@ -156,26 +156,25 @@ def _record(
     plan: StudentPlan,
     result: ShrinkResult,
     calibration: _Calibrated | None,
-) -> dict[str, Any]:
-    former = source.record or {}
-    record = make_record(
+) -> Record:
+    former = source.record
+    return make_record(
         "shrink",
         config,
         None if calibration is None else calibration.device,
         [source],
         None if result.vocabulary is None else result.vocabulary["data"],
         source=source.describe(),
-        base=former.get("base") or (None if source.task else source.name),
+        base=former.base or (None if source.task else source.name),
         task=source.task,
-        data=former.get("data"),
+        data=None if former.data is None else former.data.to_dict(),
         training_languages=[] if config.init == "scratch" else source.training_languages,
         layers=list(plan.layers),
         of_layers=source.depth,
         heads=None if calibration is None else calibration.heads,
         **({} if calibration is None else {"calibration": calibration.described}),
+        results={k: v for k, v in result.to_dict().items() if k != "output_dir"},
     )
-    record["results"] = {k: v for k, v in result.to_dict().items() if k != "output_dir"}
-    return record
 
 
 def _trim(
@@ -185,7 +184,7 @@ def _trim(
     from ..data.load import load_data
     from ..models.loading import load_tokenizer, prefix_words
 
-    tokenizer = load_tokenizer(source, config, source.task)
+    tokenizer = load_tokenizer(source, source.task)
     wanted = replace(config, data=config.vocab_from)
     data = load_data(wanted, None, purpose="evaluate", labels="unused", token=config.token)
     if data.task == "token":

@@ -24,6 +24,7 @@ from ..models.devices import pick_device
 from ..models.source import Source
 from ..output import CHECKPOINTS, open_output
 from ..publishing.push import check_push, pushed
+from ..record import Record
 from ..training.checkpoints import (
     MODEL_OPTIONS,
     Identity,
@@ -129,7 +130,7 @@ class TrainingCommand:
         self,
         run: Run,
         tokenizer: PreTrainedTokenizerBase,
-        record: dict[str, Any],
+        record: Record,
         comparison: Mapping[str, Any] | None = None,
     ) -> TrainResult:
         """Write the result, and push it if that was asked for."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.groups import SourceOptions
 from ..data.languages import comparable
 from ..data.load import TaskData
 from ..data.sampling import language_codes
@@ -43,7 +42,6 @@ class Comparison:
         tokenizer: PreTrainedTokenizerBase,
         student: Student,
         device: torch.device,
-        access: SourceOptions,
         progress: Progress,
         *,
         max_length: int,
@@ -64,12 +62,12 @@ class Comparison:
         self._progress = progress
         options: Any = {"max_length": max_length, "batch_size": None, "device": device}
         evaluator = make_evaluator(test, "test", tokenizer, teacher, **options)
-        whole = to_device(load_weights(teacher, access, teacher.task), device)
+        whole = to_device(load_weights(teacher, teacher.task), device)
         self._add("teacher", whole, evaluator)
         named = {**student.source.config, "id2label": dict(enumerate(student.labels))}
         labelled = replace(student.source, config=named)
         self._evaluator = make_evaluator(test, "test", student.tokenizer, labelled, **options)
-        untrained = to_device(student.load(access, teacher.task, seed), device)
+        untrained = to_device(student.load(teacher.task, seed), device)
         self._add("untrained student", untrained, self._evaluator)
 
     def add_distilled(self, model: PreTrainedModel) -> None:

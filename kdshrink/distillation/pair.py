@@ -11,7 +11,6 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..config.groups import SourceOptions
 from ..data.encoding import Collator
 from ..models.activations import Recorder
 from ..models.architectures import Head
@@ -61,7 +60,6 @@ def load_pair(
     objective: Objective,
     output_dir: Path,
     device: torch.device,
-    access: SourceOptions,
     *,
     dropout: float | None,
     seed: int,
@@ -77,11 +75,11 @@ def load_pair(
     """
     vocabulary = student.source.vocabulary
     kept = reachable_ids(student.tokenizer, list(encoded.values()), vocabulary)
-    model = student.load(access, source.task, seed, kept)
+    model = student.load(source.task, seed, kept)
     set_dropout(model, dropout, calibrated=student.is_calibrated)
     table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, student.source.directory, model, kept)
     rows = kept if pieces is None else pieces[kept]
-    teacher_model = load_weights(source, access, source.task, rows).eval()
+    teacher_model = load_weights(source, source.task, rows).eval()
     classes = None
     if source.task is not None:
         classes = match_classes(student.labels, source.labels).to(device)

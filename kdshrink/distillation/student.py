@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibration.calibrate import calibrate_student, read_basis
 from ..calibration.texts import CalibrationData
-from ..config.groups import SourceOptions
 from ..data.registry import Task
 from ..errors import ModelError, ShapeError
 from ..models.architectures import Head
@@ -58,17 +57,15 @@ class Student:
         """Whether its weights are as calibrating made them, here or before."""
         return self.calibration is not None or self.source.is_calibrated
 
-    def load(
-        self, access: SourceOptions, task: Task | None, seed: int, rows: Tensor | None = None
-    ) -> PreTrainedModel:
+    def load(self, task: Task | None, seed: int, rows: Tensor | None = None) -> PreTrainedModel:
         """Its model, with a new head of this seed where its files have none.
 
         Args:
             rows: As in `load_weights`.
         """
         if task is None:
-            return load_weights(self.source, access, None, rows)
-        return load_with_head(self.source, access, task, self.labels, seed, rows)
+            return load_weights(self.source, None, rows)
+        return load_with_head(self.source, task, self.labels, seed, rows)
 
 
 def given_student(
@@ -77,7 +74,6 @@ def given_student(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     layer_map: str | None,
-    access: SourceOptions,
 ) -> Student:
     """A student that was made before.
 
@@ -96,7 +92,7 @@ def given_student(
         if teacher.task is None:
             raise ModelError(f"{source.name} has a head, and the teacher {teacher.name} has none.")
         require_task(source, teacher.task)
-    check_whole(source, access, teacher.task)
+    check_whole(source, teacher.task)
     layers, heads = _places_of(source, layer_map, teacher.depth)
     if source.depth != len(layers):
         raise ShapeError(
@@ -105,7 +101,7 @@ def given_student(
     shared = same_tokenizer(source, teacher)
     return Student(
         source,
-        tokenizer if shared else load_tokenizer(source, access, task),
+        tokenizer if shared else load_tokenizer(source, task),
         source.labels if teacher.task else (),
         layers,
         f"from {source.name}",
@@ -123,7 +119,6 @@ def make_student(
     shape: Shape,
     init: str,
     folder: Path,
-    access: SourceOptions,
     *,
     seed: int,
     calibration: CalibrationData | None,
@@ -147,11 +142,9 @@ def make_student(
     plan, _ = shrink_source(origin, shape, folder, init=how, seed=seed)
     report = None
     if calibration is not None:
-        report = calibrate_student(
-            teacher, folder, plan, calibration, device, access, progress=progress
-        )
+        report = calibrate_student(teacher, folder, plan, calibration, device, progress=progress)
     return Student(
-        find_model(str(folder), access),
+        find_model(str(folder), teacher.access),
         tokenizer,
         teacher.labels if teacher.task else (),
         tuple(plan.layers),
@@ -192,26 +185,23 @@ def _places_of(
 ) -> tuple[tuple[int, ...], tuple[tuple[Head, ...], ...] | None]:
     """The teacher's layers of a given student: --layer-map, its record, or uniform; and the heads."""
     own = source.depth
-    record = source.record or {}
-    if layer_map is None and record.get("layers") and record.get("of_layers") == depth:
-        heads = record.get("heads")
-        return tuple(record["layers"]), heads and tuple(
-            tuple(Head(*head) for head in layer) for layer in heads
-        )
+    record = source.record
+    if layer_map is None and record.layers and record.of_layers == depth:
+        if record.heads is None:
+            return record.layers, None
+        return record.layers, tuple(tuple(Head(*one) for one in layer) for layer in record.heads)
     return tuple(choose_layers(depth, own, layer_map)), None
 
 
-def check_base(
-    base: Source, teacher: Source, tokenizer: PreTrainedTokenizerBase, access: SourceOptions
-) -> None:
+def check_base(base: Source, teacher: Source, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make sure that a base is whole and has the vocabulary of the teacher that was made of it.
 
     Raises:
         ModelError: It is not, or has another.
     """
     require_classes(base)
-    check_whole(base, access, base.task)
-    if load_tokenizer(base, access, teacher.task).get_vocab() != tokenizer.get_vocab():
+    check_whole(base, base.task)
+    if load_tokenizer(base, teacher.task).get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             f"--base {base.name}: its tokenizer is not that of the teacher {teacher.name}.\n"
             "Give the base that the teacher was fine-tuned from, with the same vocabulary."

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config.groups import HubOptions, HubTarget, SourceOptions
+from ..config.groups import HubOptions, HubTarget
 from ..distributed import is_first
 from ..errors import HubError, Interrupted, KdshrinkError, Terminated, UsageError
 from ..hub.client import chain_of, reason, use_timeouts
@@ -201,10 +201,11 @@ def _card_for(directory: Path, repo_id: str) -> bytes | None:
     """The card with the repository's name in place of the directory's, unless it was edited by hand."""
     from .card import model_card
 
-    record = find_model(str(directory.absolute()), SourceOptions()).record
+    found = find_model(str(directory.absolute())).record
     path = directory / _CARD
-    if record is None or not path.is_file():
+    if found.command is None or not path.is_file():
         return None
+    record = found.to_dict()
     if path.read_text(encoding="utf-8") != model_card(name_of(directory), record):
         return None
     return model_card(repo_id, record).encode()

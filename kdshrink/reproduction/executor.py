@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import socket
@@ -11,18 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from ..errors import Interrupted
-from ..output import RECORD
 from ..progress import Board, RunState
 from ..training.log import last_entry
 from .plan import Plan, Run
+from .results import read_results, score_of
 
 _POLL_SECONDS = 0.2
 _LOCKED_SECONDS = 2.0
@@ -219,7 +217,7 @@ class _Executor:
             )
         if name in self.outcome.done or name in self.outcome.found:
             if name not in self.scores:
-                self.scores[name] = _score(folder / name / RECORD)
+                self.scores[name] = _score(folder / name)
             return RunState(name, "done", figures=self.scores[name])
         return RunState(name, "waiting")
 
@@ -232,9 +230,8 @@ def _steps(run: Run) -> int | None:
     return None
 
 
-def _score(record: Path) -> dict[str, float]:
-    results: Mapping[str, Any] = json.loads(record.read_text(encoding="utf-8"))["results"]
-    score = results.get("unseen", results).get("score")
+def _score(directory: Path) -> dict[str, float]:
+    score = score_of(read_results(directory))
     return {} if score is None else {"score": score}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.groups import DataOptions, SourceOptions
+from ..config.groups import DataOptions
 from ..data.registry import NAMED
 from ..errors import HubError, ModelError
 from ..files import sha256_of
@@ -103,7 +103,7 @@ def open_model(name: str, *, planning: bool = False) -> Model:
         ModelError: It is not there, or is no model.
     """
     try:
-        source = find_model(name, SourceOptions(), weights=False)
+        source = find_model(name, weights=False)
     except HubError:
         if not planning or name not in PAPER_MODELS.values():
             raise

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.groups import SourceOptions
 from ..errors import ModelError, listed
 from ..files import write_json
 from ..models.architectures import Row
@@ -229,7 +228,7 @@ def shrink_source(
     else:
         from ..models.loading import load_tokenizer
 
-        load_tokenizer(source, SourceOptions()).save_pretrained(folder)
+        load_tokenizer(source).save_pretrained(folder)
     return plan, report
 
 

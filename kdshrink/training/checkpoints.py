@@ -28,7 +28,8 @@ from ..files import (
     write_text,
 )
 from ..models.source import Source, fingerprint, tokenizer_files
-from ..output import CHECKPOINTS, LOG, RECORD, RUN
+from ..output import CHECKPOINTS, LOG, RUN
+from ..record import RECORD, Record, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -106,18 +107,18 @@ class Identity:
         return cls(**{item.name: content[item.name] for item in fields(cls)})
 
     @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> Identity:
+    def of_record(cls, record: Record) -> Identity:
         """What a finished run's kdshrink.json tells of it."""
-        if "run" in record:
-            return cls.from_dict(record["run"])
-        config = record.get("config", {})
+        if record.run is not None:
+            return cls.from_dict(record.run)
+        config = record.config
         return cls(
-            str(record.get("command")),
+            str(record.command),
             config,
             {role: {"name": config[role]} for role in MODEL_OPTIONS if config.get(role)},
             {},
             None,
-            str(record.get("kdshrink_version")),
+            str(record.kdshrink_version),
             "",
         )
 
@@ -189,7 +190,7 @@ def _recorded(output_dir: Path) -> Identity | None:
             kept = read_json(path) if begun else None
             return None if kept is None else Identity.from_dict(kept)
         path = output_dir / RECORD
-        return Identity.of_record(read_json(path) or {})
+        return Identity.of_record(read_record(output_dir) or Record())
     except (KeyError, TypeError, AttributeError) as error:
         raise OutputError(
             f"{path} is damaged: it does not tell the run that it is of.\n"
@@ -228,11 +229,11 @@ def is_finished(output_dir: Path) -> bool:
     """Whether a directory holds a whole result, and no run that was begun after it."""
     if not (output_dir / "config.json").exists():
         return False
-    record = read_json(output_dir / RECORD)
+    record = read_record(output_dir)
     kept = read_json(output_dir / CHECKPOINTS / RUN)
     if record is None:
         return False
-    return kept is None or kept.get("began") == (record.get("run") or {}).get("began")
+    return kept is None or kept.get("began") == (record.run or {}).get("began")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Start:
 
 def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
     """The student, and the seconds that it took to make."""
-    source = find_model(config.model, config)
+    source = find_model(config.model)
     depth = source.config["num_hidden_layers"]
     layer_map = start.layer_map or ",".join(map(str, spread(depth, start.layers)))
     shape = Shape(layer_map=layer_map, hidden_size=start.width)
@@ -93,9 +93,9 @@ def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
                 copies=copies,
             )
             device = pick_device(config.device)
-            calibrate_student(source, folder, plan, texts, device, config, settings=start.settings)
+            calibrate_student(source, folder, plan, texts, device, settings=start.settings)
         seconds = time.perf_counter() - began
-        return load_weights(find_model(name, config), config, source.task), seconds
+        return load_weights(find_model(name), source.task), seconds
 
 
 def main() -> None:
@@ -123,10 +123,10 @@ def main() -> None:
         device=options.device,
     )
     device = pick_device(options.device)
-    source = find_model(options.teacher, config)
+    source = find_model(options.teacher)
     assert source.task is not None
-    teacher = to_device(load_weights(source, config, source.task), device)
-    tokenizer = load_tokenizer(source, config)
+    teacher = to_device(load_weights(source, source.task), device)
+    tokenizer = load_tokenizer(source)
     evaluators: dict[str, Evaluator] = {}
     for group, names in (("seen", options.seen), ("unseen", options.unseen)):
         wanted = replace(

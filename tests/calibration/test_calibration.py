@@ -524,14 +524,14 @@ def test_a_second_sweep_finds_the_same(
         layers=2,
         hidden_size=12,
     )
-    source, folder = find_model(config.model, config), tmp_path / "s"
+    source, folder = find_model(config.model), tmp_path / "s"
     folder.mkdir()
     plan, _ = shrink_source(source, Shape(layers=2, hidden_size=12), folder, init="copy")
     data = load_data(config, ("train",), purpose="train")
     texts = CalibrationData.sample(data, 400, max_length=512, copies=0.5)
     weights = []
     for _ in range(2):
-        calibrate_student(source, folder, plan, texts, torch.device("cpu"), config)
+        calibrate_student(source, folder, plan, texts, torch.device("cpu"))
         weights.append((folder / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
 

@@ -25,7 +25,6 @@ from kdshrink import (
     shrink,
     zero_shot,
 )
-from kdshrink.config.groups import SourceOptions
 from kdshrink.errors import DataError, ModelError, OutputError, TrainingError, UsageError
 from kdshrink.models.source import find_model
 
@@ -491,7 +490,7 @@ def test_wrong_uses_are_told_early(
     with pytest.raises(UsageError, match="--base"):
         distill(DistillConfig(teacher=str(teacher), init="from-base", **options))
     with pytest.raises(ModelError, match="no such model directory"):
-        find_model("./nowhere", SourceOptions())
+        find_model("./nowhere")
     assert not (tmp_path / "out").exists()
 
 

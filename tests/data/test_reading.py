@@ -276,9 +276,8 @@ def test_tags_of_another_kind_are_scored_by_tag(tagger: str, tmp_path: Path) -> 
 @pytest.mark.defect("W10")
 def test_perfect_answers_score_one_in_any_scheme(tagger: str, tmp_path: Path) -> None:
     """A model's tags may be of one scheme, and the data's of another."""
-    options = EvalConfig(model=tagger, data="d")
-    found = find_model(tagger, options)
-    tokenizer = load_tokenizer(found, options)
+    found = find_model(tagger)
+    tokenizer = load_tokenizer(found)
     for scheme, tags in SCHEMES.items():
         path = write(tmp_path / f"{scheme}.jsonl", {"tokens": WORDS, "ner_tags": tags})
         data = load(path)

@@ -87,7 +87,7 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
     arguments = training_arguments(config, out, torch.device("cpu"))
     identity = Identity.of("distill", run_options(config), {"teacher": source})
     start_run(out, identity, resume=False)
-    student, master = (load_weights(source, config, "sequence", rows) for _ in range(2))
+    student, master = (load_weights(source, "sequence", rows) for _ in range(2))
     table = WholeTable.keep(out / "checkpoints" / "table", source_dir, student, rows)
     reads: dict[str, Any] = {"hidden": True, "embedding": True, "attention": "scores"}
     teacher = Teacher(Recorder(master.eval(), (1, 2), **reads), torch.arange(3))
@@ -233,7 +233,7 @@ def test_other_data_cannot_resume_a_run(tmp_path: Path) -> None:
     config = DistillConfig(teacher="t", data="d")
     source = find_model(str(tmp_path / "m"), config)
     rows = torch.arange(100)
-    model = load_weights(source, config, "sequence", rows)
+    model = load_weights(source, "sequence", rows)
     WholeTable.keep(tmp_path / "table", source.directory, model, rows)
     WholeTable.keep(tmp_path / "table", source.directory, model, rows)
     with pytest.raises(TrainingError, match="other data"):

@@ -38,11 +38,10 @@ generator = torch.Generator().manual_seed(0)
 lengths = torch.randint(3, 30, (37,), generator=generator).tolist()
 ids = [torch.randint(3, 300, (n,), generator=generator).tolist() for n in lengths]
 encoded = Dataset.from_dict({"input_ids": ids, "length": lengths})
-OPTIONS = EvalConfig(model=TEACHER, data="d")
 
 
 def source(sharded, cache=None):
-    model = load_classifier(find_model(TEACHER, OPTIONS), OPTIONS, "sequence").model.eval()
+    model = load_classifier(find_model(TEACHER), "sequence").model.eval()
     whole = sum(p.numel() for p in model.parameters())
     if sharded:
         shard(model, torch.device("cpu"))

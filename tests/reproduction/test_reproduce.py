@@ -370,9 +370,10 @@ def test_a_lock_is_freed_by_the_death_of_its_last_holder(tmp_path: Path) -> None
 
 def sizes(parameters: int, examples: int) -> dict[str, Any]:
     """What a record tells of a trained model beside its results."""
+    model = {"layers": 2, "hidden_size": 8, "vocabulary": 9, "bytes": 4 * parameters}
     return {
-        "sizes": {"this model": {"parameters": parameters}},
-        "data": {"examples": {"train": examples, "validation": 9}},
+        "sizes": {"this model": {"parameters": parameters, **model}},
+        "data": {"name": "sample", "examples": {"train": examples, "validation": 9}},
     }
 
 
@@ -470,7 +471,8 @@ def test_without_matplotlib_there_is_a_report_and_a_word(tmp_path: Path) -> None
         (made / "config.json").write_text("{}")
         record = {
             "results": {
-                **{"score": 0.5, "parameters_after": 7, "unseen": {"score": 0.5}},
+                **{"score": 0.5, "parameters_after": 7},
+                "unseen": {"metric": "macro_f1", "score": 0.5, "per_language": {}},
                 **{"random_score": 0.1, "majority_accuracy": 0.2},
             },
             **sizes(7, 80),
