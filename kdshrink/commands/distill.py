@@ -44,6 +44,7 @@ from ..training.setup import (
     training_arguments,
 )
 from ..training.trackers import require_trackers
+from .inputs import data_request
 
 
 def _default_name(config: DistillConfig) -> str:
@@ -70,7 +71,7 @@ def _load_data(config: DistillConfig, source: Source) -> TaskData:
     labelled = config.weight("task") > 0 and source.task is not None
     try:
         return load_data(
-            config,
+            data_request(config),
             ("train", "validation"),
             purpose="train",
             labels="required" if labelled else "optional",
@@ -146,7 +147,11 @@ def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> Tra
             comparing = config.data == "sample" and not config.shard_teacher
         comparison = None
         if comparing and labelled.labels is not None:
-            comparison = Comparison(config, data, source, tokenizer, student, device, progress)
+            everything = data_request(config, languages=("all",))
+            test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
+            comparison = Comparison(
+                config, data, test, source, tokenizer, student, device, progress
+            )
         with arguments.main_process_first(local=False):
             start = start_run(config, output_dir, identity)
             set_seed(config.seed)

@@ -38,6 +38,7 @@ from ..training.setup import (
 )
 from ..training.trackers import require_trackers
 from ..training.trainer import TermTrainer
+from .inputs import data_request
 
 
 def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainResult:
@@ -71,7 +72,8 @@ def _finetune(config: FinetuneConfig, output_dir: Path, progress: Progress) -> T
     tokenizer = load_tokenizer(source, config)
     identity = Identity.of("finetune", config, {"model": source})
     check_resume(output_dir, config, identity)
-    data = load_data(config, ("train", "validation"), purpose="train", token=config.token)
+    request = data_request(config)
+    data = load_data(request, ("train", "validation"), purpose="train", token=config.token)
     assert data.labels is not None
     identity = identity.with_data(data.source)
     if done := finished_result(output_dir, config, identity):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.commands import DistillConfig
 from ..data.languages import comparable
-from ..data.load import TaskData, load_data
+from ..data.load import TaskData
 from ..data.sampling import language_codes
 from ..errors import DataError
 from ..evaluation.evaluator import Evaluator, make_evaluator
@@ -28,6 +28,7 @@ class Comparison:
 
     Args:
         data: What the student is trained on.
+        test: The test split, in all languages that it has.
         teacher: The teacher's files, which are read for this alone.
         tokenizer: The teacher's.
     """
@@ -36,14 +37,13 @@ class Comparison:
         self,
         config: DistillConfig,
         data: TaskData,
+        test: TaskData,
         teacher: Source,
         tokenizer: PreTrainedTokenizerBase,
         student: Student,
         device: torch.device,
         progress: Progress,
     ) -> None:
-        everything = replace(config, languages=("all",))
-        test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
         if test.whole_file:
             raise DataError(
                 f"--compare: {test.name} is a single file, all of which is trained on.\n"

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..config.groups import TrainingOptions
-from ..data.batching import Batches, make_batches, steps_per_epoch
+from ..data.batching import Batches, steps_per_epoch
 from ..data.encoding import Collator, cut_off, encode, in_scheme_of, needs_own_scheme, token_counts
 from ..data.labels import match_labels
 from ..data.load import TaskData
@@ -85,8 +85,14 @@ def plan_batches(
     config: TrainingOptions, arguments: TrainingArguments, encoded: Dataset
 ) -> Batches:
     """The run's batches; when to evaluate and to save, each epoch unless said, goes to `arguments`."""
-    batches = make_batches(
-        token_counts(encoded), config, rank=arguments.process_index, world=arguments.world_size
+    batches = Batches(
+        token_counts(encoded),
+        size=config.batch_size,
+        tokens=config.tokens_per_batch,
+        by_length=config.batches == "by-length",
+        seed=config.seed,
+        rank=arguments.process_index,
+        world=arguments.world_size,
     )
     logger.info(
         "%d batches an epoch; %.1f %% of their positions are padding",

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from kdshrink.calibration.calibrate import calibrate_student
 from kdshrink.calibration.sweep import Settings
+from kdshrink.commands.inputs import data_request
 from kdshrink.config.commands import ShrinkConfig
 from kdshrink.data.load import load_data
 from kdshrink.evaluation.evaluator import Evaluator, Predictions, make_evaluator
@@ -81,7 +82,7 @@ def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
         calibration_samples=start.samples or config.calibration_samples,
         calibration_copies=config.calibration_copies if start.copies is None else start.copies,
     )
-    data = load_data(config, ("train",), purpose="train")
+    data = load_data(data_request(config), ("train",), purpose="train")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -127,7 +128,7 @@ def main() -> None:
         wanted = replace(
             config, languages=tuple(names.split(",")), max_eval_samples=options.max_eval_samples
         )
-        data = load_data(wanted, ("test",), purpose="evaluate")
+        data = load_data(data_request(wanted), ("test",), purpose="evaluate")
         evaluators[group] = make_evaluator(
             data, "test", tokenizer, source, max_length=512, batch_size=64, device=device
         )

@@ -21,6 +21,7 @@ from kdshrink.calibration.calibrate import calibrate_student
 from kdshrink.calibration.encoder_view import view
 from kdshrink.calibration.regression import ChannelFit, Regression
 from kdshrink.calibration.store import Spill
+from kdshrink.commands.inputs import data_request
 from kdshrink.data.load import load_data
 from kdshrink.errors import ModelError
 from kdshrink.models.source import find_model
@@ -525,7 +526,7 @@ def test_a_second_sweep_finds_the_same(
     source, folder = find_model(config.model, config), tmp_path / "s"
     folder.mkdir()
     plan, _ = shrink_source(source, config, folder, init="copy")
-    data = load_data(config, ("train",), purpose="train")
+    data = load_data(data_request(config), ("train",), purpose="train")
     weights = []
     for _ in range(2):
         calibrate_student(source, folder, plan, data, config)
