@@ -54,6 +54,7 @@ from ..training.result import TrainResult, effective, load_best
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits
 from .access import access_of
+from .inputs import data_request
 from .training import TrainingCommand
 
 _SPLITS = ("train", "validation")
@@ -188,7 +189,7 @@ def _load_data(config: DistillConfig, teacher: Source) -> TaskData:
     labelled = config.weight("task") > 0 and teacher.task is not None
     try:
         data = load_data(
-            config,
+            data_request(config),
             _SPLITS,
             purpose="train",
             labels="required" if labelled else "optional",
@@ -298,7 +299,7 @@ def _comparison(
     student: Student,
     progress: Progress,
 ) -> Comparison:
-    everything = replace(config, languages=("all",))
+    everything = data_request(config, languages=("all",))
     return Comparison(
         load_data(everything, ("test",), purpose="evaluate", token=config.token),
         data.languages,

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from ..output import check_file, final_files, open_output
 from ..progress import Progress, silent
 from ..publishing.record import make_record, write_record
 from .access import access_of
+from .inputs import data_request
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> E
     require_plain(source)
     require_classes(source)
     require_single_texts(source)
-    data = load_data(config, (split,), purpose="evaluate", token=config.token)
+    data = load_data(data_request(config), (split,), purpose="evaluate", token=config.token)
     model, evaluator = _load(config, source, data, device)
     began = time.perf_counter()
     predictions = evaluator.predict(model, progress)
@@ -209,8 +210,8 @@ def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress)
     require_classes(source)
     require_single_texts(source)
     split = split_named(config.split or "test")
-    everything = replace(config, languages=config.languages or ("all",))
-    data = load_data(everything, (split,), purpose="evaluate", token=config.token)
+    request = data_request(config, languages=config.languages or ("all",))
+    data = load_data(request, (split,), purpose="evaluate", token=config.token)
     present = language_codes(data.splits[split])[1]
     seen, unseen, seen_from = _language_groups(config, source, data, present)
     if not unseen:

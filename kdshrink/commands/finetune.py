@@ -30,6 +30,7 @@ from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits, set_dropout
 from ..training.trainer import TermTrainer
 from .access import access_of
+from .inputs import data_request
 from .training import TrainingCommand
 
 _SPLITS = ("train", "validation")
@@ -56,7 +57,7 @@ def _finetune(command: TrainingCommand, config: FinetuneConfig, progress: Progre
     require_classes(source)
     tokenizer = load_tokenizer(source)
     identity = command.identify({"model": source})
-    data = load_data(config, _SPLITS, purpose="train", token=config.token)
+    data = load_data(data_request(config), _SPLITS, purpose="train", token=config.token)
     assert data.labels is not None
     identity = identity.with_data(data.source)
     if done := command.finished(identity):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,10 +183,11 @@ def _trim(
     """Cut the tokenizer down to the text of --vocab-from; what was done, for the result."""
     from ..data.load import load_data
     from ..models.loading import load_tokenizer, prefix_words
+    from .inputs import data_request
 
     tokenizer = load_tokenizer(source, source.task)
-    wanted = replace(config, data=config.vocab_from)
-    data = load_data(wanted, None, purpose="evaluate", labels="unused", token=config.token)
+    request = data_request(config, data=config.vocab_from)
+    data = load_data(request, None, purpose="evaluate", labels="unused", token=config.token)
     if data.task == "token":
         prefix_words(tokenizer)
     trimmed, costs = trim_by_texts(
@@ -212,10 +213,11 @@ def _calibration_texts(source: Source, config: ShrinkConfig) -> TaskData:
     """
     from ..calibration.encoder_view import check_supported
     from ..data.load import load_data
+    from .inputs import data_request
 
     check_supported(source.config)
-    wanted = replace(config, data=config.data or config.vocab_from)
-    return load_data(wanted, ("train",), purpose="train", labels="unused", token=config.token)
+    request = data_request(config, data=config.data or config.vocab_from)
+    return load_data(request, ("train",), purpose="train", labels="unused", token=config.token)
 
 
 def _default_name(config: ShrinkConfig, source: Source) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +16,12 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from ..config.groups import DataOptions
 from ..data import arrow
 from ..errors import DataError, HubError, listed
 from ..hub.client import is_hub_fault, is_network_fault, reason, use_timeouts
-from .local import FileTable, Reading
+from .local import FileTable
 from .registry import NAMED, NamedData
+from .request import Reading
 from .shard import SPLIT_NAMES, SPLITS, Columns, Kind, Shard, Table
 
 logger = logging.getLogger(__name__)
@@ -119,12 +119,12 @@ def _fetch_parquet(
     return tables
 
 
-def hub_shards(hub_id: str, config: DataOptions, token: str | None) -> list[Shard]:
+def hub_shards(hub_id: str, languages: Collection[str], token: str | None) -> list[Shard]:
     """Shards of a Hub data set: its only configuration, or those named like the languages asked for."""
     commit = _commit(hub_id, None, token)
     with _hub_errors(hub_id):
         configurations = get_dataset_config_names(hub_id, token=token, revision=commit)
-    wanted = [name for name in configurations if name in (config.languages or ())]
+    wanted = [name for name in configurations if name in languages]
     if len(configurations) == 1:
         chosen: list[tuple[str | None, str]] = [(None, configurations[0])]
     elif wanted:

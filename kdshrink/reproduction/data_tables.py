@@ -63,8 +63,8 @@ def count_examples(named: NamedData, directory: Path | None) -> dict[tuple[str, 
     Raises:
         KdshrinkError: The data is not there.
     """
-    from ..config.groups import DataOptions
     from ..data.load import find_shards
+    from ..data.request import DataRequest
     from ..data.shard import Columns
     from ..data.store import batches_of, read_table
 
@@ -75,7 +75,7 @@ def count_examples(named: NamedData, directory: Path | None) -> dict[tuple[str, 
             for table in shard.tables
             for batch in batches_of(read_table(table, columns))
         )
-        for shard in find_shards(DataOptions(data=named.name, data_dir=directory))
+        for shard in find_shards(DataRequest(data=named.name, data_dir=directory))
     }
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.groups import DataOptions
 from ..data.registry import NAMED
 from ..errors import HubError, ModelError
 from ..files import sha256_of
@@ -157,10 +156,11 @@ def open_data(
         HubError: The Hub cannot be reached.
     """
     from ..data.load import find_shards
+    from ..data.request import DataRequest
 
     named = NAMED[name]
     try:
-        shards = find_shards(DataOptions(data=name, data_dir=directory))
+        shards = find_shards(DataRequest(data=name, data_dir=directory))
         digests = {
             (str(shard.language), shard.split): " ".join(map(sha256_of, shard.paths))
             or shard.commit

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from kdshrink.calibration.calibrate import calibrate_student
 from kdshrink.calibration.sweep import Settings
 from kdshrink.calibration.texts import CalibrationData
+from kdshrink.commands.inputs import data_request
 from kdshrink.config.commands import ShrinkConfig
 from kdshrink.data.load import load_data
 from kdshrink.evaluation.evaluator import Evaluator, Predictions, make_evaluator
@@ -79,7 +80,7 @@ def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
     layer_map = start.layer_map or ",".join(map(str, spread(depth, start.layers)))
     shape = Shape(layer_map=layer_map, hidden_size=start.width)
     copies = config.calibration_copies if start.copies is None else start.copies
-    data = load_data(config, ("train",), purpose="train")
+    data = load_data(data_request(config), ("train",), purpose="train")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -132,7 +133,7 @@ def main() -> None:
         wanted = replace(
             config, languages=tuple(names.split(",")), max_eval_samples=options.max_eval_samples
         )
-        data = load_data(wanted, ("test",), purpose="evaluate")
+        data = load_data(data_request(wanted), ("test",), purpose="evaluate")
         evaluators[group] = make_evaluator(
             data, "test", tokenizer, source, max_length=512, batch_size=64, device=device
         )

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,13 @@ def read(purpose: str, splits: Sequence[str], **options: Any) -> dict[str, Any]:
     from kdshrink.data.load import load_data
     from kdshrink.errors import KdshrinkError
 
-    config = EvalConfig(model="unused", **options)
+    request: Any = EvalConfig(model="unused", **options)
+    with suppress(ImportError):  # a checkout whose load_data takes the config itself
+        from kdshrink.commands.inputs import data_request
+
+        request = data_request(request)
     try:
-        data = load_data(config, splits, purpose=purpose)  # type: ignore[arg-type]
+        data = load_data(request, splits, purpose=purpose)  # type: ignore[arg-type]
     except KdshrinkError as error:
         return {"error": type(error).__name__}
     return {

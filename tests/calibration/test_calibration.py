@@ -22,6 +22,7 @@ from kdshrink.calibration.encoder_view import view
 from kdshrink.calibration.regression import ChannelFit, Regression
 from kdshrink.calibration.store import Spill
 from kdshrink.calibration.texts import CalibrationData
+from kdshrink.commands.inputs import data_request
 from kdshrink.data.load import load_data
 from kdshrink.errors import ModelError
 from kdshrink.models.source import find_model
@@ -527,7 +528,7 @@ def test_a_second_sweep_finds_the_same(
     source, folder = find_model(config.model), tmp_path / "s"
     folder.mkdir()
     plan, _ = shrink_source(source, Shape(layers=2, hidden_size=12), folder, init="copy")
-    data = load_data(config, ("train",), purpose="train")
+    data = load_data(data_request(config), ("train",), purpose="train")
     texts = CalibrationData.sample(data, 400, max_length=512, copies=0.5)
     weights = []
     for _ in range(2):

@@ -17,6 +17,7 @@ from kdshrink.commands.training import plan_batches, run_options, training_argum
 from kdshrink.config.fields import LOSS_TERMS
 from kdshrink.data.encoding import Collator
 from kdshrink.data.load import load_data
+from kdshrink.data.request import DataRequest
 from kdshrink.distillation.model import DistillationModel
 from kdshrink.distillation.targets import TargetSource
 from kdshrink.distillation.teacher import Teacher
@@ -78,7 +79,7 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
     )
     source = find_model(str(source_dir), config)
     tokenizer = AutoTokenizer.from_pretrained(source_dir)
-    data = load_data(config, ("train", "validation"), purpose="train")
+    data = load_data(DataRequest(data=str(text_data)), ("train", "validation"), purpose="train")
     encoded = encode_splits(data, ("train", "validation"), tokenizer, 64, LABELS)
     rows = torch.arange(ROWS)
     if compact:
@@ -165,8 +166,7 @@ def test_rows_without_text_change_by_weight_decay_alone(
 def test_special_tokens_and_the_ids_up_to_the_padding_are_kept(
     text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    config = DistillConfig(teacher="t", data=str(text_data))
-    data = load_data(config, ("train", "validation"), purpose="train")
+    data = load_data(DataRequest(data=str(text_data)), ("train", "validation"), purpose="train")
     encoded = encode_splits(data, ("train", "validation"), xlmr_tokenizer, 64, LABELS)
     kept = reachable_ids(xlmr_tokenizer, list(encoded.values()), ROWS)
     assert kept.tolist() == sorted(set(kept.tolist()))
