@@ -40,10 +40,9 @@ def use_timeouts() -> None:
     if _configured:
         return
     from huggingface_hub import set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
 
     def factory() -> Any:
-        client = default_client_factory()
+        client = _usual_client()
         hooks = client.event_hooks
         client.event_hooks = {
             "request": [*hooks["request"], _limit_silence],
@@ -53,6 +52,13 @@ def use_timeouts() -> None:
 
     set_client_factory(factory)
     _configured = True
+
+
+def _usual_client() -> Any:
+    """The HTTP client that huggingface_hub makes unless it is told another."""
+    from huggingface_hub.utils._http import default_client_factory
+
+    return default_client_factory()
 
 
 def _limit_silence(request: Any) -> None:
