@@ -18,7 +18,7 @@ from .errors import ModelError, short
 from .files import read_json
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 RECORD = "kdshrink.json"
 SCHEMA = 1

@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import Collator
+from ..data.encoding import Collator, examples_at
 from ..data.load import TaskData
 from ..data.registry import Task
 from ..data.sampling import language_codes
@@ -97,10 +97,10 @@ class Texts:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A batch's ids for the teacher and for the student, both (B, T)."""
-        rows = self._rows[list(batch.texts)].tolist()
+        rows = self._rows[list(batch.texts)]
         examples = [
             self._disturbed(example["input_ids"], text) if text >= len(self._examples) else example
-            for text, example in zip(batch.texts, self._examples.__getitems__(rows), strict=True)
+            for text, example in zip(batch.texts, examples_at(self._examples, rows), strict=True)
         ]
         mine = self._collate(examples)["input_ids"].to(self._device)
         return (mine if self._pieces is None else self._pieces[mine]), mine

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config.commands import InfoConfig
 from ..errors import HubError, ModelError
-from ..hub.client import reason
+from ..hub.errors import reason
 from ..models.source import Source, find_model
 from ..progress import Progress
 from ..publishing.card import hub_base

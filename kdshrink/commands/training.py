@@ -168,9 +168,13 @@ def training_arguments(
     except ValueError as error:  # bfloat16 on a GPU that has none, say
         said = str(error).partition("\n")[0]
         raise UsageError(f"transformers refuses these training options: {said}") from error
-    # Several GPUs in one process would mean nn.DataParallel, which cannot return named terms.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    _use_one_gpu(arguments)
     return arguments
+
+
+def _use_one_gpu(arguments: TrainingArguments) -> None:
+    """Keep transformers from nn.DataParallel over this process's GPUs: it cannot return named terms."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
 
 
 def _transformers_arguments(

@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import cut_by_tokens
-from ..data.encoding import Collator, cut_off, encode, token_counts
+from ..data.encoding import Collator, cut_off, encode, examples_at, token_counts
 from ..data.labels import match_labels
 from ..data.load import WHOLE_FILE, TaskData
 from ..data.registry import Task
@@ -102,7 +102,7 @@ def predict(
     done, mine, first_bad = 0, sum(map(len, batches)), total
     with _evaluating(model), packed_linears(device):
         for rows in batches:
-            batch = examples.__getitems__(rows.tolist())
+            batch = examples_at(examples, rows)
             inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
             logits = model(**inputs).logits.float()
             if len(bad := rows[_not_finite(logits, inputs["attention_mask"])]):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,8 @@ from typing import Any, TypeVar
 from ..config.groups import HubOptions, HubTarget
 from ..distributed import is_first
 from ..errors import HubError, Interrupted, KdshrinkError, Terminated, UsageError
-from ..hub.client import chain_of, reason, use_timeouts
+from ..hub.client import use_timeouts
+from ..hub.errors import Fault, chain_of, hub_errors, reason
 from ..models.source import find_model
 from ..output import CHECKPOINTS, name_of
 
@@ -59,7 +59,8 @@ def check_push(config: HubOptions, output_dir: Path) -> str | None:
     if not config.push_to_hub or not is_first():
         return None
     name = config.hub_model_id or name_of(output_dir)
-    with _told(f"--push-to-hub: {name}", config.token, "Nothing was done yet."):
+    told = _told(f"--push-to-hub: {name}", config.token, "Nothing was done yet.")
+    with hub_errors(told):
         return _ready_repository(name, config, config.token)
 
 
@@ -82,7 +83,7 @@ def push_directory(directory: Path, name: str, target: HubTarget, token: str | N
     command = push_command(directory, name, target)
     again = f"{directory} is whole. Push it again{with_token} with:\n{command}"
     try:
-        with _told(name, token, again):
+        with hub_errors(_told(name, token, again)):
             repo_id = _ready_repository(name, target, token)
             return _commit(directory, repo_id, target, token)
     except Terminated:
@@ -103,30 +104,29 @@ def push_command(directory: Path, name: str, target: HubTarget) -> str:
     return shlex.join(words)
 
 
-@contextmanager
-def _told(what: str, token: str | None, ending: str) -> Iterator[None]:
-    """Turn whatever the Hub's client raises into a HubError of two or three lines."""
-    from huggingface_hub.errors import HFValidationError
+def _told(
+    what: str, token: str | None, ending: str
+) -> Callable[[Fault, Exception], KdshrinkError | None]:
+    """What to tell of a push that failed, in two or three lines."""
 
-    try:
-        yield
-    except HFValidationError as error:
-        raise UsageError(
-            f"{what}: this cannot be a repository's name on the Hub.\n"
-            "Give ORG/NAME with --hub-model-id, of letters, digits, '-', '_' and '.'."
-        ) from error
-    except KdshrinkError as error:
-        if not isinstance(error, HubError):
-            raise
-        raise HubError(f"{what}: {error}.\n{ending}") from error
-    # Besides HTTP errors the client raises RuntimeError around an upload, ValueError and KeyError for
-    # an answer that it cannot read; whatever it was, the way to try again must be told.
-    except (OSError, RuntimeError, ValueError, LookupError) as error:
-        raise HubError(f"{what}: {reason(error, token)}.\n{ending}") from error
-    except Exception as error:
-        if any(type(one).__module__.startswith("httpx") for one in chain_of(error)):
-            raise HubError(f"{what}: {reason(error, token)}.\n{ending}") from error
-        raise
+    def tell(fault: Fault, error: Exception) -> KdshrinkError | None:
+        if fault is Fault.BAD_NAME:
+            return UsageError(
+                f"{what}: this cannot be a repository's name on the Hub.\n"
+                "Give ORG/NAME with --hub-model-id, of letters, digits, '-', '_' and '.'."
+            )
+        if isinstance(error, KdshrinkError) and not isinstance(error, HubError):
+            return None
+        # Besides HTTP errors the client raises RuntimeError around an upload, ValueError and KeyError for
+        # an answer that it cannot read; whatever it was, the way to try again must be told.
+        known = (HubError, OSError, RuntimeError, ValueError, LookupError)
+        if isinstance(error, known) or any(
+            type(one).__module__.startswith("httpx") for one in chain_of(error)
+        ):
+            return HubError(f"{what}: {reason(error, token)}.\n{ending}")
+        return None
+
+    return tell
 
 
 def _ready_repository(name: str, target: HubTarget, token: str | None) -> str:

@@ -8,16 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from ..errors import Interrupted
 from ..progress import Board, RunState
+from ..signals import caught_signals
 from ..training.log import last_entry
 from .plan import Plan, Run
 from .results import read_results, score_of
@@ -43,6 +41,9 @@ class Outcome:
     reasons: dict[str, str] = field(default_factory=dict)
     blocked: set[str] = field(default_factory=set)
     signal: int | None = None
+
+    def note_signal(self, number: int) -> None:
+        self.signal = number
 
 
 class _Lock:
@@ -244,26 +245,6 @@ def _reason(log: Path, code: int) -> str:
     return f"{told} (exit code {code})"
 
 
-@contextmanager
-def _signals(outcome: Outcome) -> Iterator[None]:
-    """Note Ctrl-C and SIGTERM; a second one interrupts at once."""
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if outcome.signal is not None:
-            raise KeyboardInterrupt
-        outcome.signal = number
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = {n: signal.signal(n, receive) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
 def visible_gpus(device: str) -> list[str]:
     """What CUDA_VISIBLE_DEVICES calls each GPU that `--device` leaves open, where there are several."""
     if device not in ("auto", "cuda"):
@@ -289,7 +270,7 @@ def execute(plan: Plan, jobs: int | None, gpus: Sequence[str], board: Board) -> 
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     executor = _Executor(plan, jobs or max(1, len(gpus)), gpus, Outcome())
-    with _signals(executor.outcome):
+    with caught_signals(executor.outcome.note_signal):
         try:
             while executor.open_runs() and executor.outcome.signal is None:
                 executor.collect()
