@@ -46,15 +46,14 @@ from ..models.source import (
 from ..models.whole import check_whole
 from ..output import CHECKPOINTS
 from ..progress import Progress, silent
-from ..publishing.record import make_record
 from ..record import Record
 from ..shrinking.plan import Shape
 from ..training.checkpoints import Identity, Start
 from ..training.result import TrainResult, effective, load_best
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits
-from .access import access_of
 from .inputs import data_request
+from .options import access_of, record_of
 from .training import TrainingCommand
 
 _SPLITS = ("train", "validation")
@@ -389,7 +388,7 @@ def _record(
     student, pair = prepared.student, prepared.pair
     # What an encoder without a task saw is pretraining, and leaves a language unseen for any task.
     languages = {*student.training_languages, *data.languages} if teacher.task else set()
-    return make_record(
+    return record_of(
         "distill",
         config,
         describe_device(command.device),

@@ -30,9 +30,9 @@ from ..models.loading import load_classifier, require_task
 from ..models.source import Source, find_model, require_classes, require_plain, require_single_texts
 from ..output import check_file, final_files, open_output
 from ..progress import Progress, silent
-from ..publishing.record import make_record, write_record
-from .access import access_of
+from ..publishing.record import write_record
 from .inputs import data_request
+from .options import access_of, record_of
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _keep(
     """Write a kdshrink.json of the evaluation, if a directory is named for it."""
     if config.output_dir is None or not is_first():
         return
-    record = make_record(
+    record = record_of(
         command,
         config,
         describe_device(device),

@@ -24,13 +24,12 @@ from ..models.source import Source, find_model, require_classes, require_plain
 from ..models.whole import check_whole
 from ..output import CHECKPOINTS
 from ..progress import Progress, silent
-from ..publishing.record import make_record
 from ..training.result import TrainResult, effective
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits, set_dropout
 from ..training.trainer import TermTrainer
-from .access import access_of
 from .inputs import data_request
+from .options import access_of, record_of
 from .training import TrainingCommand
 
 _SPLITS = ("train", "validation")
@@ -97,7 +96,7 @@ def _finetune(command: TrainingCommand, config: FinetuneConfig, progress: Progre
         data_collator=command.collator(model, collate, batches),
     )
     run = run_training(trainer, start.checkpoint)
-    record = make_record(
+    record = record_of(
         "finetune",
         config,
         describe_device(command.device),

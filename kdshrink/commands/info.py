@@ -17,7 +17,7 @@ from ..progress import Progress
 from ..publishing.card import hub_base
 from ..publishing.record import licences
 from ..record import Results
-from .access import access_of
+from .options import access_of
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 """Bytes a number of each type of safetensors; those of its other types take one."""

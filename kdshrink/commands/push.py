@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..config.commands import PushConfig
 from ..errors import ModelError
 from ..models.source import find_model
-from ..output import name_of
 from ..progress import Progress
 from ..publishing.push import PushResult, push_directory
+from .options import destination_of
 
 
 def push(config: PushConfig, progress: Progress | None = None) -> PushResult:
@@ -24,5 +24,4 @@ def push(config: PushConfig, progress: Progress | None = None) -> PushResult:
     weights = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
     if not weights:
         raise ModelError(f"{directory}: there are no weights beside its config.json.")
-    name = config.hub_model_id or name_of(directory)
-    return push_directory(directory, name, config, config.token)
+    return push_directory(directory, destination_of(config, directory))

@@ -13,14 +13,14 @@ from ..models.source import Source, find_model, tokenizer_files
 from ..output import final_files, name_of, open_output
 from ..progress import Progress, silent
 from ..publishing.card import model_card
-from ..publishing.push import PushResult, check_push, pushed
-from ..publishing.record import make_record, write_record
+from ..publishing.push import PushResult, pushed
+from ..publishing.record import write_record
 from ..record import Record
 from ..shrinking.plan import Shape, StudentPlan, plan_student
 from ..shrinking.vocabulary import TrimmedTokenizer
 from ..shrinking.vocabulary_cost import trim_by_texts
 from ..shrinking.weights import CopyReport, check_source, note_pipeline, shrink_source
-from .access import access_of
+from .options import access_of, ready_destination, record_of
 
 if TYPE_CHECKING:  # a plain copy is made without loading transformers
     from ..data.load import TaskData
@@ -73,7 +73,7 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
 def _shrink(
     source: Source, config: ShrinkConfig, output_dir: Path, progress: Progress
 ) -> ShrinkResult:
-    repo_id = check_push(config, output_dir)
+    destination = ready_destination(config, output_dir)
     tokenizer_files(source)
     shape = Shape(config.layers, config.layer_map, config.hidden_size, config.intermediate_size)
     plan = plan_student(source.config, shape, calibrated=config.init == "calibrated")
@@ -108,7 +108,7 @@ def _shrink(
         record = _record(source, config, plan, result, calibration)
         write_text(folder / "README.md", model_card(name_of(output_dir), record.to_dict()))
         write_record(folder, record)
-    return pushed(result, repo_id, config)
+    return pushed(result, destination)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _record(
     calibration: _Calibrated | None,
 ) -> Record:
     former = source.record
-    return make_record(
+    return record_of(
         "shrink",
         config,
         None if calibration is None else calibration.device,

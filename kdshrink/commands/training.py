@@ -23,7 +23,7 @@ from ..errors import UsageError
 from ..models.devices import pick_device
 from ..models.source import Source
 from ..output import CHECKPOINTS, open_output
-from ..publishing.push import check_push, pushed
+from ..publishing.push import Destination, pushed
 from ..record import Record
 from ..training.checkpoints import (
     MODEL_OPTIONS,
@@ -37,6 +37,7 @@ from ..training.result import TrainResult, finished_result, save_result
 from ..training.run import Run
 from ..training.setup import compiled_collator
 from ..training.trackers import require_trackers, tracker_names
+from .options import ready_destination
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +55,14 @@ class TrainingCommand:
     """A command that trains: its options, with the directory, the device and the repository resolved.
 
     Attributes:
-        repo_id: Where the result is pushed; None if it is not.
+        destination: Where the result is pushed; None if it is not.
     """
 
     name: str
     config: FinetuneConfig | DistillConfig
     output_dir: Path
     device: torch.device
-    repo_id: str | None
+    destination: Destination | None
 
     @classmethod
     @contextmanager
@@ -76,10 +77,10 @@ class TrainingCommand:
             resume=config.resume,
             inputs=input_paths(config),
         ):
-            repo_id = check_push(config, output_dir)
+            destination = ready_destination(config, output_dir)
             device = pick_device(config.device)
             require_trackers(config.report_to)
-            yield cls(name, config, output_dir, device, repo_id)
+            yield cls(name, config, output_dir, device, destination)
 
     def identify(self, models: Mapping[str, Source]) -> Identity:
         """What decides the run, but for its data.
@@ -105,7 +106,7 @@ class TrainingCommand:
             return None
         self._check_resume(identity)
         done = finished_result(self.output_dir)
-        return None if done is None else pushed(done, self.repo_id, self.config)
+        return None if done is None else pushed(done, self.destination)
 
     def arguments(self) -> TrainingArguments:
         """transformers' own arguments for the run."""
@@ -135,7 +136,7 @@ class TrainingCommand:
     ) -> TrainResult:
         """Write the result, and push it if that was asked for."""
         result = save_result(self.output_dir, run, tokenizer, record, comparison)
-        return pushed(result, self.repo_id, self.config)
+        return pushed(result, self.destination)
 
 
 def run_options(config: TrainingOptions) -> list[RunOption]:

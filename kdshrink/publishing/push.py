@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config.groups import HubOptions, HubTarget
-from ..distributed import is_first
 from ..errors import HubError, Interrupted, KdshrinkError, Terminated, UsageError
 from ..hub.client import use_timeouts
 from ..hub.errors import Fault, chain_of, hub_errors, reason
@@ -46,59 +44,73 @@ class PushResult:
         return content | {"directory": str(self.directory)}
 
 
-def check_push(config: HubOptions, output_dir: Path) -> str | None:
-    """Make sure, before any work, that the result may be pushed; the repository is made if need be.
+@dataclass(frozen=True)
+class Destination:
+    """Where on the Hub a directory goes.
+
+    Attributes:
+        name: ORG/NAME, or a name in the user's own account.
+        private: Whether the repository is made private, if it is made.
+        revision: The branch; main if None.
+        create_pr: Whether a pull request is opened instead.
+    """
+
+    name: str
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    token: str | None = field(default=None, repr=False)
+
+
+def ready(destination: Destination) -> Destination:
+    """Make sure, before any work, that a result may be pushed; the repository is made if need be.
 
     Returns:
-        The repository's full name; None if nothing is to be pushed, or another process will.
+        The destination by its full name.
 
     Raises:
         HubError: The Hub cannot be reached, or the name or the token will not do.
         UsageError: The name cannot be one.
     """
-    if not config.push_to_hub or not is_first():
-        return None
-    name = config.hub_model_id or name_of(output_dir)
-    told = _told(f"--push-to-hub: {name}", config.token, "Nothing was done yet.")
-    with hub_errors(told):
-        return _ready_repository(name, config, config.token)
+    what = f"--push-to-hub: {destination.name}"
+    with hub_errors(_told(what, destination.token, "Nothing was done yet.")):
+        return replace(destination, name=_ready_repository(destination))
 
 
-def pushed(result: Result, repo_id: str | None, config: HubOptions) -> Result:
-    """Push a command's result where `check_push` said; the result with what became of it."""
-    if repo_id is None:
+def pushed(result: Result, destination: Destination | None) -> Result:
+    """Push a command's result, if it is to go anywhere; the result with what became of it."""
+    if destination is None:
         return result
-    done = push_directory(result.output_dir, repo_id, config, config.token)  # type: ignore[attr-defined]
+    done = push_directory(result.output_dir, destination)  # type: ignore[attr-defined]
     return replace(result, pushed=done)  # type: ignore[type-var]
 
 
-def push_directory(directory: Path, name: str, target: HubTarget, token: str | None) -> PushResult:
+def push_directory(directory: Path, target: Destination) -> PushResult:
     """Send a directory's files in one commit; what is there already is not sent again.
 
     Raises:
         HubError: It failed. The message has the directory and the command that tries again.
         Interrupted: A signal came.
     """
-    with_token = ", with the same --token" if token is not None else ""
-    command = push_command(directory, name, target)
+    with_token = ", with the same --token" if target.token is not None else ""
+    command = push_command(directory, target)
     again = f"{directory} is whole. Push it again{with_token} with:\n{command}"
     try:
-        with hub_errors(_told(name, token, again)):
-            repo_id = _ready_repository(name, target, token)
-            return _commit(directory, repo_id, target, token)
+        with hub_errors(_told(target.name, target.token, again)):
+            return _commit(directory, _ready_repository(target), target)
     except Terminated:
         raise Interrupted(f"Stopped by SIGTERM before the push ended. {again}", 143) from None
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped by Ctrl-C before the push ended. {again}", 130) from None
 
 
-def push_command(directory: Path, name: str, target: HubTarget) -> str:
+def push_command(directory: Path, target: Destination) -> str:
     """The command that pushes a directory; the token is left out."""
-    words = ["kdshrink", "push", str(directory), "--hub-model-id", name]
+    words = ["kdshrink", "push", str(directory), "--hub-model-id", target.name]
     if target.private:
         words.append("--private")
-    if target.hub_revision:
-        words += ["--hub-revision", target.hub_revision]
+    if target.revision:
+        words += ["--hub-revision", target.revision]
     if target.create_pr:
         words.append("--create-pr")
     return shlex.join(words)
@@ -129,14 +141,15 @@ def _told(
     return tell
 
 
-def _ready_repository(name: str, target: HubTarget, token: str | None) -> str:
+def _ready_repository(target: Destination) -> str:
     """The repository's full name, when it is there and may be written to."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
 
+    name = target.name
     validate_repo_id(name)
     use_timeouts()
-    api = HfApi(token=token)
+    api = HfApi(token=target.token)
     who = api.whoami()
     repo_id = name if "/" in name else f"{who['name']}/{name}"
     if target.create_pr:
@@ -152,13 +165,13 @@ def _ready_repository(name: str, target: HubTarget, token: str | None) -> str:
     return repo_id
 
 
-def _commit(directory: Path, repo_id: str, target: HubTarget, token: str | None) -> PushResult:
+def _commit(directory: Path, repo_id: str, target: Destination) -> PushResult:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    api = HfApi(token=token)
-    if target.hub_revision:
-        api.create_branch(repo_id, branch=target.hub_revision, exist_ok=True)
-    before = api.model_info(repo_id, revision=target.hub_revision).sha
+    api = HfApi(token=target.token)
+    if target.revision:
+        api.create_branch(repo_id, branch=target.revision, exist_ok=True)
+    before = api.model_info(repo_id, revision=target.revision).sha
     paths = model_files(directory)
     size = sum(path.stat().st_size for path in paths)
     logger.info("pushing %d files (%.1f MB) to %s", len(paths), size / 1e6, repo_id)
@@ -173,7 +186,7 @@ def _commit(directory: Path, repo_id: str, target: HubTarget, token: str | None)
             for path in paths
         ],
         commit_message=f"Upload {repo_id.partition('/')[2]} with kdshrink",
-        revision=target.hub_revision,
+        revision=target.revision,
         create_pr=target.create_pr,
     )
     return PushResult(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..config.command_line import command_line
 from ..files import write_json
 from ..models.source import Source
 from ..record import RECORD, SCHEMA, Licence, Record
@@ -20,27 +19,27 @@ logger = logging.getLogger(__name__)
 
 def make_record(
     command: str,
-    config: Any,
+    options: Mapping[str, Any],
+    line: str,
     device: object,
     sources: Sequence[Source],
     read: Mapping[str, Any] | None,
     **facts: Any,
 ) -> Record:
-    """What kdshrink.json says of how a directory was made. The token is left out.
+    """What kdshrink.json says of how a directory was made.
 
     Args:
         command: The subcommand, such as "distill".
-        config: Its config.
+        options: Its options, without secrets.
+        line: The command line that gives them.
         sources: The models that it started from; their chains of commands are taken over.
         read: The data that this command read, if any.
         facts: What else is known, such as training languages and results, as the file has it.
     """
     packages = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "huggingface-hub")
-    secret = {item.name for item in fields(config) if item.metadata["secret"]}
-    options = {name: value for name, value in asdict(config).items() if name not in secret}
     version = metadata.version("kdshrink")
     step = {
-        "command": command_line(command, config),
+        "command": line,
         "kdshrink_version": version,
         "models": [source.describe() for source in sources],
         "data": _identity(read),
@@ -50,8 +49,8 @@ def make_record(
         "schema": SCHEMA,
         "kdshrink_version": version,
         "command": command,
-        "config": options,
-        "seed": getattr(config, "seed", None),
+        "config": dict(options),
+        "seed": options.get("seed"),
         "versions": {
             "python": sys.version.split()[0],
             **{name: metadata.version(name) for name in packages},
