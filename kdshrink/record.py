@@ -55,7 +55,7 @@ class Part:
             ModelError: A field has a value of another kind, or one is missing that must be there.
         """
         try:
-            return cls._read(content, "")
+            return cls.parse(content, "")
         except _UnfitError as error:
             raise ModelError(
                 f"{name} is damaged: {error}.\n"
@@ -72,7 +72,7 @@ class Part:
         return {item.name: (item, kinds[item.name]) for item in known}
 
     @classmethod
-    def _read(cls, content: Mapping[str, Any], prefix: str) -> Self:
+    def parse(cls, content: Mapping[str, Any], prefix: str) -> Self:
         known = cls._known()
         values = {}
         for name, (item, kind) in known.items():
@@ -122,7 +122,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         return {key: _value(inner[1], one, f"{name}.{key}") for key, one in value.items()}
     if issubclass(form, Part):
         _require(isinstance(value, Mapping), value, name, "an object")
-        return form._read(value, f"{name}.")
+        return form.parse(value, f"{name}.")
     fits = isinstance(value, int | float if form is float else form)
     _require(fits and isinstance(value, bool) == (form is bool), value, name, _TOLD[form])
     return value
