@@ -1,7 +1,7 @@
-"""kdshrink.json, the record of how a directory was made: its form, and how it is read.
+"""kdshrink.json, the record of how a directory was made: its fields, and how they are read and written.
 
-By hand, since what checks dataclasses elsewhere (huggingface_hub's `strict`) makes no nested ones of JSON
-and drops the keys that it does not know.
+Written by hand because huggingface_hub's `strict` dataclasses check types, but make no nested dataclasses
+of JSON and keep no unknown keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECORD = "kdshrink.json"
 SCHEMA = 1
 """The version of the form that is written. Files without one are of before there were versions."""
 
-_TOLD = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_WANTED = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _BOOKKEEPING = ("keys", "other")
 
 
@@ -86,8 +86,8 @@ class Part:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; a field that has its default is left out, unless it was read."""
         known = self._known()
-        told = [name for name, (item, _) in known.items() if getattr(self, name) != _default(item)]
-        names = dict.fromkeys((*self.keys, *told, *self.other))
+        given = [name for name, (item, _) in known.items() if getattr(self, name) != _default(item)]
+        names = dict.fromkeys((*self.keys, *given, *self.other))
         return {
             name: _written(getattr(self, name) if name in known else self.other[name])
             for name in names
@@ -124,7 +124,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         _require(isinstance(value, Mapping), value, name, "an object")
         return form.parse(value, f"{name}.")
     fits = isinstance(value, int | float if form is float else form)
-    _require(fits and isinstance(value, bool) == (form is bool), value, name, _TOLD[form])
+    _require(fits and isinstance(value, bool) == (form is bool), value, name, _WANTED[form])
     return value
 
 
@@ -167,6 +167,7 @@ class DataReference(Part):
     Attributes:
         hub_id, revision: Where it is on the Hub, and the commit.
         fingerprint: SHA-256 over the files that it was read from.
+        examples: By split; a step of the chain has none.
     """
 
     name: str
@@ -175,7 +176,6 @@ class DataReference(Part):
     fingerprint: str | None = None
     languages: tuple[str, ...] = ()
     examples: Mapping[str, int] = field(default_factory=dict)
-    """By split; told of the data of the last command alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +298,7 @@ class Results(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Record(Part):
-    """What kdshrink.json tells. Commands tell what they know: an older or another one's lacks the rest.
+    """The content of kdshrink.json. Each command writes the fields that it knows; the rest are absent.
 
     Attributes:
         command: The subcommand that wrote it, such as "distill".
