@@ -14,6 +14,11 @@ import pytest
 import kdshrink
 
 ROOT = Path(__file__).parent.parent
+READMES = [
+    ROOT / "README.md",
+    *ROOT.glob("kdshrink/*/README.md"),
+    *ROOT.glob("tests/**/README.md"),
+]
 STUBS = {"bash": "kdshrink.bash", "zsh": "_kdshrink", "fish": "kdshrink.fish"}
 
 
@@ -62,7 +67,7 @@ def test_bash_completes_with_the_stub() -> None:
     assert done.stdout.split("\n")[:4] == ["finetune", "massive", "sw-KE", "--attention-target"]
 
 
-def test_readme_names_only_options_that_there_are() -> None:
+def test_readmes_name_only_options_that_there_are() -> None:
     environment = {**os.environ, "_TYPER_FORCE_DISABLE_TERMINAL": "1", "TERMINAL_WIDTH": "200"}
     commands = (
         "finetune",
@@ -85,7 +90,7 @@ def test_readme_names_only_options_that_there_are() -> None:
             check=True,
         )
         known |= set(re.findall(r"--[a-z][a-z0-9-]*", done.stdout))
-    text = (ROOT / "README.md").read_text()
+    text = "\n".join(file.read_text() for file in READMES)
     for line in re.findall(r"^\$ kdshrink .*$|`--[^`]*`", text, re.MULTILINE):
         for option in re.findall(r"--[a-z][a-z0-9-]*", line):
             assert option in known, option
@@ -96,3 +101,13 @@ def test_readme_begins_with_the_two_commands() -> None:
     assert "kdshrink distill --teacher sample --data sample" in blocks[0]
     assert "pytest" in blocks[1]
     assert all("-c constraints.txt" in block and "$ " not in block for block in blocks[:2])
+
+
+def test_links_between_readmes_lead_somewhere() -> None:
+    for file in READMES:
+        for target in re.findall(r"\]\(((?!https?:)[^)]+)\)", file.read_text()):
+            path, _, anchor = target.partition("#")
+            page = (file.parent / path).read_text()
+            headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert not anchor or anchor in anchors, f"{file}: {target}"

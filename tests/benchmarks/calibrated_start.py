@@ -6,7 +6,7 @@
 
 A student is LAYERSxWIDTH, then what is not by default: `copy`, `samples=N` and `copies=SHARE` (as
 --calibration-samples and --calibration-copies), `layers=2.4.8.12` (of the teacher's, instead of an even
-choice), or a field of `kdshrink.shrinking.sweep.Settings`. Text is that of the seen languages alone, unless
+choice), or a field of `kdshrink.calibration.sweep.Settings`. Text is that of the seen languages alone, unless
 --text names others. Scores are the metric on the test split, all languages pooled; what is kept is the share
 of the teacher's, agreement the share of answers that are the teacher's.
 """
