@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import kdshrink
+from kdshrink.config.commands import NAMED_DATA
+from kdshrink.data.registry import NAMED
 
 ROOT = Path(__file__).parent.parent
 STUBS = {"bash": "kdshrink.bash", "zsh": "_kdshrink", "fish": "kdshrink.fish"}
@@ -29,6 +31,10 @@ def test_importing_loads_no_torch() -> None:
         "import kdshrink, sys; assert not {'torch', 'transformers', 'typer'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_configs_know_the_named_data() -> None:
+    assert tuple(NAMED) == NAMED_DATA
 
 
 @pytest.mark.parametrize("shell", STUBS)

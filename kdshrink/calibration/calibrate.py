@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config.commands import DistillConfig, ShrinkConfig
 from ..data.encoding import encode
 from ..data.load import TaskData
-from ..data.sampling import language_codes
+from ..data.sampling import language_codes, sample_rows
 from ..errors import ModelError
 from ..models.architectures import Head
 from ..models.devices import pick_device, to_device
@@ -31,7 +31,7 @@ from ..shrinking.plan import StudentPlan
 from .batch import make_batches
 from .encoder_view import view
 from .sweep import Settings, calibrate
-from .texts import Texts, sample_rows
+from .texts import Texts
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def calibrate_student(
     copied = find_model(str(folder), config)
     tokenizer = load_tokenizer(copied, config, data.task)
     table = data.splits["train"]
-    table = table.select(sample_rows(table, config.calibration_samples))
+    table = table.select(sample_rows(table, config.calibration_samples, "calibration"))
     codes, languages = language_codes(table)
     encoded = encode(
         table,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -13,22 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.encoding import Collator, examples_at
-from ..data.sampling import language_codes
 from .batch import Batch
 
 _EXCHANGED = 0.5
 """The share of a disturbed copy's pieces that are exchanged for any of the vocabulary."""
-
-
-def sample_rows(table: Dataset, per_language: int) -> np.ndarray:
-    """Rows of at most so many examples of each language, ascending, the same whatever the seed."""
-    codes, languages = language_codes(table)
-    chosen = []
-    for code, language in enumerate(languages):
-        rows = np.flatnonzero(codes == code)
-        rng = np.random.default_rng(crc32(f"{language}/calibration".encode()))
-        chosen.append(rng.permutation(rows)[:per_language])
-    return np.sort(np.concatenate(chosen))
 
 
 class Texts:

@@ -27,16 +27,18 @@ _PANELS = {
     "HubTarget": "Hub",
     "HubOptions": "Hub",
 }
-_DATA_NAMES = ("massive", "tsm", "universal-ner", "sample")
-_MODEL_NAMES = ("sample", "sample-base")
 
 
 def _complete_data(incomplete: str) -> list[str]:
-    return [name for name in _DATA_NAMES if name.startswith(incomplete)]
+    from ..data.registry import NAMED
+
+    return [name for name in NAMED if name.startswith(incomplete)]
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    return [name for name in _MODEL_NAMES if name.startswith(incomplete)]
+    from ..models.source import SAMPLES
+
+    return [name for name in SAMPLES if name.startswith(incomplete)]
 
 
 def _complete_languages(ctx: typer.Context, incomplete: str) -> list[str]:
