@@ -128,7 +128,10 @@ def _metavar(item: dataclasses.Field[Any], hint: Any) -> str | None:
 
 
 def value(item: dataclasses.Field[Any], hints: dict[str, Any], typed: dict[str, Any]) -> Any:
-    """A config's value out of what was typed."""
+    """A config's value out of what was typed.
+
+    By hand, since Typer's `parser` would see a repeatable option's words one by one.
+    """
     value, parse = typed[item.name], item.metadata["parse"]
     if value is None:
         return None

@@ -140,7 +140,10 @@ def _headers(source: Source, config: InfoConfig) -> list[Mapping[str, Any]] | No
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    """The JSON that a safetensors file begins with: its length in 8 bytes, little-endian, then itself."""
+    """The JSON that a safetensors file begins with: its length in 8 bytes, little-endian, then itself.
+
+    By hand, since huggingface_hub's reader of local headers does not see that a file was cut off.
+    """
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
