@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -24,6 +25,17 @@ def test_public_names_resolve() -> None:
         assert getattr(kdshrink, name) is not None
     with pytest.raises(AttributeError):
         _ = kdshrink.no_such_name
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    tree = ast.parse(Path(str(kdshrink.__file__)).read_text(encoding="utf-8"))
+    seen = {
+        alias.asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names
+    }
+    assert seen == kdshrink._HOMES
 
 
 def test_importing_loads_no_torch() -> None:
