@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,19 @@ class Outcome:
 
     def note_signal(self, number: int) -> None:
         self.signal = number
+
+
+@contextmanager
+def _run_locked(path: Path) -> Iterator[int]:
+    """Hold a run's lock, a file that names its holder; its descriptor.
+
+    Raises:
+        BlockingIOError: Another process, perhaps of another machine, holds it.
+    """
+    with locked(path, wait=False) as lock:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{_whoami()}\n".encode(), 0)
+        yield lock
 
 
 def _whoami() -> str:
@@ -121,12 +134,10 @@ class _Executor:
         with ExitStack() as stack:
             try:
                 path = self.plan.folder / f"{run.name}.lock"
-                lock = stack.enter_context(locked(path, wait=False))
+                lock = stack.enter_context(_run_locked(path))
             except BlockingIOError:
                 self.elsewhere.add(run.name)
                 return
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{_whoami()}\n".encode(), 0)
             self.elsewhere.discard(run.name)
             if run.is_finished(self.plan.folder):
                 self.outcome.found.append(run.name)
