@@ -3,7 +3,28 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `__getattr__` imports, for editors and mypy
+    from .commands.curves import curves as curves
+    from .commands.distill import distill as distill
+    from .commands.evaluate import evaluate as evaluate
+    from .commands.evaluate import zero_shot as zero_shot
+    from .commands.finetune import finetune as finetune
+    from .commands.info import info as info
+    from .commands.push import push as push
+    from .commands.reproduce import reproduce as reproduce
+    from .commands.shrink import shrink as shrink
+    from .config.commands import CurvesConfig as CurvesConfig
+    from .config.commands import DistillConfig as DistillConfig
+    from .config.commands import EvalConfig as EvalConfig
+    from .config.commands import FinetuneConfig as FinetuneConfig
+    from .config.commands import InfoConfig as InfoConfig
+    from .config.commands import PushConfig as PushConfig
+    from .config.commands import ReproduceConfig as ReproduceConfig
+    from .config.commands import ShrinkConfig as ShrinkConfig
+    from .config.commands import ZeroShotConfig as ZeroShotConfig
+    from .errors import KdshrinkError as KdshrinkError
 
 __version__ = "0.1.0"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import kdshrink
+from kdshrink.config.commands import NAMED_DATA
+from kdshrink.data.registry import NAMED
 
 ROOT = Path(__file__).parent.parent
 READMES = [
@@ -29,11 +32,26 @@ def test_public_names_resolve() -> None:
         _ = kdshrink.no_such_name
 
 
+def test_type_checkers_see_the_public_names() -> None:
+    tree = ast.parse(Path(str(kdshrink.__file__)).read_text(encoding="utf-8"))
+    seen = {
+        alias.asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names
+    }
+    assert seen == kdshrink._HOMES
+
+
 def test_importing_loads_no_torch() -> None:
     script = (
         "import kdshrink, sys; assert not {'torch', 'transformers', 'typer'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_configs_know_the_named_data() -> None:
+    assert tuple(NAMED) == NAMED_DATA
 
 
 @pytest.mark.parametrize("shell", STUBS)

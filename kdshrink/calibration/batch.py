@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..data.batching import batches_by_length
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -45,15 +47,11 @@ def make_batches(lengths: Sequence[int], most_tokens: int) -> list[Batch]:
     Args:
         lengths: Of each text, in tokens.
     """
-    groups: list[list[int]] = []
-    for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
-        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > most_tokens:
-            groups.append([])
-        groups[-1].append(text)
     batches, begin = [], 0
-    for group in groups:
-        sizes = tuple(lengths[text] for text in group)
-        batches.append(Batch(tuple(group), sizes, begin))
+    for rows in batches_by_length(lengths, tokens=most_tokens, longest_first=True):
+        texts = tuple(rows.tolist())
+        sizes = tuple(lengths[text] for text in texts)
+        batches.append(Batch(texts, sizes, begin))
         begin += sum(sizes)
     return batches
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.encoding import Collator, examples_at
 from ..data.load import TaskData
 from ..data.registry import Task
-from ..data.sampling import language_codes
+from ..data.sampling import language_codes, sample_rows
 from .batch import Batch
 
 _EXCHANGED = 0.5
@@ -44,24 +43,18 @@ class CalibrationData:
     ) -> CalibrationData:
         """At most so many texts of each language of the training split, the same whatever the seed."""
         table = data.splits["train"]
-        return cls(table.select(sample_rows(table, per_language)), data.task, max_length, copies)
+        return cls(
+            table.select(sample_rows(table, per_language, "calibration")),
+            data.task,
+            max_length,
+            copies,
+        )
 
     def counts(self) -> dict[str, int]:
         """Texts by language."""
         codes, languages = language_codes(self.table)
         counts = np.bincount(codes, minlength=len(languages))
         return dict(zip(languages, counts.tolist(), strict=True))
-
-
-def sample_rows(table: Dataset, per_language: int) -> np.ndarray:
-    """Rows of at most so many examples of each language, ascending, the same whatever the seed."""
-    codes, languages = language_codes(table)
-    chosen = []
-    for code, language in enumerate(languages):
-        rows = np.flatnonzero(codes == code)
-        rng = np.random.default_rng(crc32(f"{language}/calibration".encode()))
-        chosen.append(rng.permutation(rows)[:per_language])
-    return np.sort(np.concatenate(chosen))
 
 
 class Texts:

@@ -27,16 +27,18 @@ _PANELS = {
     "HubTarget": "Hub",
     "HubOptions": "Hub",
 }
-_DATA_NAMES = ("massive", "tsm", "universal-ner", "sample")
-_MODEL_NAMES = ("sample", "sample-base")
 
 
 def _complete_data(incomplete: str) -> list[str]:
-    return [name for name in _DATA_NAMES if name.startswith(incomplete)]
+    from ..data.registry import NAMED
+
+    return [name for name in NAMED if name.startswith(incomplete)]
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    return [name for name in _MODEL_NAMES if name.startswith(incomplete)]
+    from ..models.source import SAMPLES
+
+    return [name for name in SAMPLES if name.startswith(incomplete)]
 
 
 def _complete_languages(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -126,7 +128,10 @@ def _metavar(item: dataclasses.Field[Any], hint: Any) -> str | None:
 
 
 def value(item: dataclasses.Field[Any], hints: dict[str, Any], typed: dict[str, Any]) -> Any:
-    """A config's value out of what was typed."""
+    """A config's value out of what was typed.
+
+    By hand, since Typer's `parser` would see a repeatable option's words one by one.
+    """
     value, parse = typed[item.name], item.metadata["parse"]
     if value is None:
         return None

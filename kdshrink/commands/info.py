@@ -141,7 +141,10 @@ def _headers(source: Source) -> list[Mapping[str, Any]] | None:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    """The JSON that a safetensors file begins with: its length in 8 bytes, little-endian, then itself."""
+    """The JSON that a safetensors file begins with: its length in 8 bytes, little-endian, then itself.
+
+    By hand, since huggingface_hub's reader of local headers does not see that a file was cut off.
+    """
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

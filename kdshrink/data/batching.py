@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -93,20 +93,43 @@ class Batches(Sampler[list[int]]):
         return Padding(positions, positions - int(self.lengths.sum()))
 
 
-def cut_by_tokens(lengths: np.ndarray, tokens: int, size: int | None = None) -> list[int]:
+def cut_by_tokens(lengths: np.ndarray, tokens: float, size: int | None = None) -> list[int]:
     """Where batches begin, so that none has more positions than `tokens` once padded.
 
     Args:
-        lengths: (n,) ascending.
+        lengths: (n,) ascending or descending.
         size: Examples in a batch at most.
     """
     most = len(lengths) if size is None else size
     cuts = [0] if len(lengths) else []
     for row, length in enumerate(lengths):
         count = row + 1 - cuts[-1]
-        if count > 1 and (count > most or count * int(length) > tokens):
+        longest = max(int(lengths[cuts[-1]]), int(length))
+        if count > 1 and (count > most or count * longest > tokens):
             cuts.append(row)
     return cuts
+
+
+def batches_by_length(
+    lengths: np.ndarray | Sequence[int],
+    *,
+    tokens: int | None = None,
+    size: int | None = None,
+    longest_first: bool = False,
+) -> list[np.ndarray]:
+    """Rows in batches of like length, the shortest first; equal lengths in their order.
+
+    Args:
+        lengths: (n,) tokens of each row.
+        tokens: Positions in a batch at most, padding included; a longer row is a batch alone.
+        size: Rows in a batch at most.
+        longest_first: Begin with the longest row, so that the batch left unfilled is of short ones.
+    """
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths if longest_first else lengths, kind="stable")
+    most = math.inf if tokens is None else tokens
+    cuts = [*cut_by_tokens(lengths[order], most, size), len(order)]
+    return [order[begin:end] for begin, end in pairwise(cuts)]
 
 
 def steps_per_epoch(batches: Batches, accumulation: int) -> int:

@@ -37,11 +37,30 @@ def choose_rows(
         if language not in place:
             continue
         rows = in_order[bounds[place[language]] : bounds[place[language] + 1]]
-        if most is not None and len(rows) > most:
-            rng = np.random.default_rng(crc32(f"{language}/{split}".encode()))
-            rows = rows[np.sort(rng.permutation(len(rows))[:most])]
-        chosen.append(rows)
+        chosen.append(rows if most is None else _some_of(rows, most, f"{language}/{split}"))
     return np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+
+
+def sample_rows(table: Dataset, per_language: int, purpose: str) -> np.ndarray:
+    """Rows of at most so many examples of each language, ascending; which do not depend on --seed.
+
+    Args:
+        purpose: What they are for; for another one others are drawn.
+    """
+    codes, languages = language_codes(table)
+    chosen = [
+        _some_of(np.flatnonzero(codes == code), per_language, f"{language}/{purpose}")
+        for code, language in enumerate(languages)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def _some_of(rows: np.ndarray, most: int, name: str) -> np.ndarray:
+    """At most so many of the rows, in their order, drawn by the name."""
+    if len(rows) <= most:
+        return rows
+    rng = np.random.default_rng(crc32(name.encode()))
+    return rows[np.sort(rng.permutation(len(rows))[:most])]
 
 
 def stratified_rows(table: Dataset, fraction: float, labelled: bool) -> np.ndarray:

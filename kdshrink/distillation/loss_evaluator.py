@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from ..data.batching import batches_by_length
 from ..data.encoding import Collator, examples_at, token_counts
 from ..data.sampling import language_codes
 from ..evaluation.evaluator import not_finite
@@ -47,10 +48,9 @@ class LossEvaluator:
         scores = {}
         for code, language in enumerate(languages):
             rows = np.flatnonzero(codes == code)
-            order = rows[np.argsort(lengths[rows], kind="stable")]
             total = 0.0
-            for start in range(0, len(order), self.batch_size):
-                chosen = order[start : start + self.batch_size]
+            for places in batches_by_length(lengths[rows], size=self.batch_size):
+                chosen = rows[places]
                 batch = self.collate(examples_at(self.encoded, chosen))
                 batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
                 targets = self.teacher.targets(batch["input_ids"], batch["attention_mask"])

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..data.batching import Batches, cut_by_tokens
+from ..data.batching import Batches, batches_by_length
 from ..data.encoding import examples_at, token_counts
 from ..distributed import largest
 from ..models.devices import forward_positions
@@ -116,14 +115,15 @@ class TargetSource:
     def _make(self, rows: np.ndarray) -> dict[int, ExampleTargets]:
         """Run the teacher on some rows of the training set."""
         dtype = next(self.teacher.recorder.model.parameters()).dtype
-        lengths = self.batches.lengths[rows]
-        rows = rows[np.argsort(lengths, kind="stable")]
-        cuts = [*cut_by_tokens(np.sort(lengths), self.positions), len(rows)]
-        spare = largest(len(cuts), self.device) - len(cuts) if self.sharded else 0
+        batches = [
+            rows[places]
+            for places in batches_by_length(self.batches.lengths[rows], tokens=self.positions)
+        ]
+        spare = largest(len(batches), self.device) - len(batches) if self.sharded else 0
         made: dict[int, ExampleTargets] = {}
-        for begin, end in pairwise(cuts):
-            chosen = rows[begin:end].tolist()
-            batch = self.collate(examples_at(self.examples, rows[begin:end]))
+        for examples in batches:
+            chosen = examples.tolist()
+            batch = self.collate(examples_at(self.examples, examples))
             inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
             with self.packing:
                 targets = self.teacher.targets(**inputs)
@@ -136,7 +136,7 @@ class TargetSource:
             if self.cache is not None:
                 self.cache.write(chosen, split)
         for _ in range(spare):  # another process has more forwards to make
-            shortest = self.collate(examples_at(self.examples, rows[:1]))
+            shortest = self.collate(examples_at(self.examples, batches[0][:1]))
             self.teacher.targets(**{name: t.to(self.device) for name, t in shortest.items()})
         return made
 

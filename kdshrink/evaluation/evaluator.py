@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor, distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.batching import cut_by_tokens
+from ..data.batching import batches_by_length
 from ..data.encoding import Collator, cut_off, encode, examples_at, token_counts
 from ..data.labels import match_labels
 from ..data.load import WHOLE_FILE, TaskData
@@ -95,7 +95,8 @@ def predict(
     probabilities = np.zeros(answers, dtype=np.float32)
     columns = ["input_ids", *(["positions"] if task == "token" else [])]
     examples = encoded.select_columns(columns)
-    batches = _by_length(token_counts(encoded), batch_size, device)
+    positions = forward_positions(device.type)
+    batches = batches_by_length(token_counts(encoded), tokens=positions, size=batch_size)[::-1]
     together = distributed.is_available() and distributed.is_initialized()
     if together:
         batches = batches[distributed.get_rank() :: distributed.get_world_size()]
@@ -173,14 +174,6 @@ def not_finite(who: str, table: Dataset, row: int) -> ModelError:
         f"{' '.join(text.split())[:_SHOWN]!r}.\n"
         "Its weights are damaged, or its numbers too large for their type. Take an earlier checkpoint."
     )
-
-
-def _by_length(lengths: np.ndarray, size: int | None, device: torch.device) -> list[np.ndarray]:
-    """Rows in batches of like length, the longest first."""
-    positions = forward_positions(device.type)
-    order = np.argsort(lengths, kind="stable")
-    cuts = [*cut_by_tokens(lengths[order], positions, size), len(order)]
-    return [order[begin:end] for begin, end in pairwise(cuts)][::-1]
 
 
 def _word_bounds(encoded: Dataset) -> np.ndarray:

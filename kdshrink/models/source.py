@@ -331,6 +331,5 @@ def fingerprint(path: Path) -> str:
     files = [file for kind in ("*.safetensors", "*.bin") for file in sorted(path.glob(kind))]
     for file in files:
         with file.open("rb") as content:
-            while block := content.read(2**22):
-                digest.update(block)
+            hashlib.file_digest(content, lambda: digest)
     return digest.hexdigest()

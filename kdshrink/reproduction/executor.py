@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import Interrupted
+from ..files import locked
 from ..progress import Board, RunState
 from ..signals import caught_signals
 from ..training.log import last_entry
@@ -46,29 +47,17 @@ class Outcome:
         self.signal = number
 
 
-class _Lock:
-    """A lock on a run's directory: an flock on a file beside it.
+@contextmanager
+def _run_locked(path: Path) -> Iterator[int]:
+    """Hold a run's lock, a file that names its holder; its descriptor.
 
-    The kernel frees it when its last holder is gone, however that went. The run's own process holds it
-    too, so that it stays locked while an orphan goes on.
+    Raises:
+        BlockingIOError: Another process, perhaps of another machine, holds it.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-
-    def take(self) -> bool:
-        """Take it if nobody has it."""
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        os.ftruncate(self.file, 0)
-        os.pwrite(self.file, f"{_whoami()}\n".encode(), 0)
-        return True
-
-    def close(self) -> None:
-        os.close(self.file)
+    with locked(path, wait=False) as lock:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{_whoami()}\n".encode(), 0)
+        yield lock
 
 
 def _whoami() -> str:
@@ -77,11 +66,16 @@ def _whoami() -> str:
 
 @dataclass
 class _Job:
-    """A run under way."""
+    """A run under way.
+
+    Attributes:
+        lock: What holds the lock of its directory. Its process holds it too, so that it stays locked
+            while an orphan goes on.
+    """
 
     run: Run
     process: subprocess.Popen[bytes]
-    lock: _Lock
+    lock: ExitStack
     slot: int
 
 
@@ -135,20 +129,22 @@ class _Executor:
         if now - self.asked.get(run.name, -_LOCKED_SECONDS) < _LOCKED_SECONDS:
             return
         self.asked[run.name] = now
-        lock = _Lock(self.plan.folder / f"{run.name}.lock")
-        if not lock.take():
-            lock.close()
-            self.elsewhere.add(run.name)
-            return
-        self.elsewhere.discard(run.name)
-        if run.is_finished(self.plan.folder):
-            lock.close()
-            self.outcome.found.append(run.name)
-            return
-        slot = min({*range(self.jobs)} - {job.slot for job in self.running.values()})
-        self.running[run.name] = _Job(run, self._spawn(run, lock, slot), lock, slot)
+        with ExitStack() as stack:
+            try:
+                path = self.plan.folder / f"{run.name}.lock"
+                lock = stack.enter_context(_run_locked(path))
+            except BlockingIOError:
+                self.elsewhere.add(run.name)
+                return
+            self.elsewhere.discard(run.name)
+            if run.is_finished(self.plan.folder):
+                self.outcome.found.append(run.name)
+                return
+            slot = min({*range(self.jobs)} - {job.slot for job in self.running.values()})
+            process = self._spawn(run, lock, slot)
+            self.running[run.name] = _Job(run, process, stack.pop_all(), slot)
 
-    def _spawn(self, run: Run, lock: _Lock, slot: int) -> subprocess.Popen[bytes]:
+    def _spawn(self, run: Run, lock: int, slot: int) -> subprocess.Popen[bytes]:
         folder = self.plan.folder
         environment = dict(os.environ)
         if self.gpus:
@@ -168,7 +164,7 @@ class _Executor:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                pass_fds=(lock.file,),
+                pass_fds=(lock,),
                 start_new_session=True,
             )
 

@@ -92,7 +92,11 @@ class Plan:
 
     @classmethod
     def of(cls, wanted: Iterable[Run], folder: Path, extra: tuple[str, ...] = ()) -> Plan:
-        """The plan that makes what is wanted."""
+        """The plan that makes what is wanted.
+
+        By hand, since graphlib goes by levels: here a wanted run follows its own inputs at once, so that
+        the first results are there before the last teacher is trained.
+        """
         ordered: dict[str, Run] = {}
         for run in wanted:
             for needed in _with_inputs(run):

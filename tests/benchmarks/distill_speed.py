@@ -85,7 +85,7 @@ def make_teacher(folder: Path, tokenizer: Path) -> None:
 def run_kdshrink(options: argparse.Namespace, side: str, clock: Clock) -> None:
     from kdshrink import DistillConfig, distill
 
-    def progress(what: str, done: int, total: int, figures: Any) -> None:
+    def progress(what: str, done: int, total: int | None, figures: Any) -> None:
         if what == "distill" and done == len(clock.ends) + 1 and not figures:
             clock.tick()
 

@@ -29,7 +29,7 @@ from kdshrink.config.command_line import command_line
 from kdshrink.config.fields import directory_mapping, number_list
 from kdshrink.data.registry import NAMED
 from kdshrink.errors import DataError, TrainingError, UsageError
-from kdshrink.reproduction.executor import _Lock, execute
+from kdshrink.reproduction.executor import _run_locked, execute
 from kdshrink.reproduction.experiments import EXPERIMENTS, Case
 from kdshrink.reproduction.grid import Grid
 from kdshrink.reproduction.paper import contradictions, paper_figures, read_paper
@@ -337,10 +337,10 @@ def test_a_lock_is_freed_by_the_death_of_its_last_holder(tmp_path: Path) -> None
     script = (
         "import subprocess, sys\n"
         "from pathlib import Path\n"
-        "from kdshrink.reproduction.executor import _Lock\n"
-        "lock = _Lock(Path(sys.argv[1]))\n"
-        "assert lock.take()\n"
-        "child = subprocess.Popen(['sleep', '60'], pass_fds=(lock.file,))\n"
+        "from kdshrink.reproduction.executor import _run_locked\n"
+        "held = _run_locked(Path(sys.argv[1]))\n"
+        "lock = held.__enter__()\n"
+        "child = subprocess.Popen(['sleep', '60'], pass_fds=(lock,))\n"
         "print(child.pid, flush=True)\n"
         "child.wait()\n"
     )
@@ -349,19 +349,25 @@ def test_a_lock_is_freed_by_the_death_of_its_last_holder(tmp_path: Path) -> None
     )
     assert holder.stdout is not None
     child = int(holder.stdout.readline())
-    lock = _Lock(path)
-    assert not lock.take()
+
+    def is_free() -> bool:
+        try:
+            with _run_locked(path):
+                return True
+        except BlockingIOError:
+            return False
+
+    assert not is_free()
     assert f"process {holder.pid}" in path.read_text()
     holder.kill()
     holder.wait()
     time.sleep(0.1)
-    assert not lock.take()  # the run's own process goes on
+    assert not is_free()  # the run's own process goes on
     os.kill(child, signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while not lock.take() and time.monotonic() < deadline:
+    while not is_free() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert f"process {os.getpid()}" in path.read_text()
-    lock.close()
     assert path.exists()
 
 
