@@ -23,7 +23,7 @@ from ..distillation.trainer import DistillationTrainer
 from ..distributed import require_processes
 from ..errors import UnlabelledError, UsageError
 from ..evaluation.evaluator import Evaluator, check_labels
-from ..models.architectures import check_recorded, family_of
+from ..models.architectures import family_of
 from ..models.devices import describe_device, pick_device, to_device
 from ..models.loading import fitting_length, load_tokenizer, model_sizes, prefix_words, require_task
 from ..models.sharding import shard
@@ -107,9 +107,9 @@ def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> Tra
     require_plain(source)
     require_classes(source)
     require_single_texts(source)
-    check_recorded(source.config)
+    family_of(source.config, "distilled")
     if config.student is None:
-        family_of(source.config)
+        family_of(source.config, "shrunk")
     _check_terms(config, source)
     check_whole(source, config, source.task)
     tokenizer = load_tokenizer(source, config)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..config.commands import ShrinkConfig, input_paths
 from ..files import write_text
+from ..models.architectures import family_of
 from ..models.source import Source, find_model, tokenizer_files
 from ..output import final_files, name_of, open_output
 from ..progress import Progress, silent
@@ -128,7 +129,7 @@ def _shrink(
         result = ShrinkResult(
             output_dir,
             tuple(plan.layers),
-            plan.config["hidden_size"],
+            plan.width,
             report,
             vocabulary,
             calibration,
@@ -194,10 +195,9 @@ def _calibration_texts(source: Source, config: ShrinkConfig) -> TaskData:
     Raises:
         ModelError: Models of this type cannot be calibrated.
     """
-    from ..calibration.encoder_view import check_supported
     from ..data.load import load_data
 
-    check_supported(source.config)
+    family_of(source.config, "calibrated")
     wanted = replace(config, data=config.data or config.vocab_from)
     return load_data(wanted, ("train",), purpose="train", labels="unused", token=config.token)
 
