@@ -10,17 +10,16 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from .distributed import is_first
-from .errors import ModelError, OutputError
-from .files import disk_errors, empty_directory, locked, read_json
+from .errors import OutputError
+from .files import disk_errors, empty_directory, locked
+from .record import RECORD, Record, read_record
 
 logger = logging.getLogger(__name__)
-RECORD = "kdshrink.json"
 CHECKPOINTS = "checkpoints"
 LOG = "train_log.jsonl"
 RUN = "run.json"
@@ -145,8 +144,7 @@ def _check_content(
     names = sorted(path.name for path in output.iterdir() if path.name not in _NO_CONTENT)
     if not names:
         return
-    record = _record_of(output)
-    what, theirs = _owner(output, record)
+    what, theirs = _owner(output, read_record(output) or Record())
     kind = _RESULTS if command in _RESULTS else _MODELS
     if theirs not in kind:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -168,10 +166,10 @@ def _check_content(
         )
 
 
-def _owner(output: Path, record: Mapping[str, Any] | None) -> tuple[str, str | None]:
+def _owner(output: Path, record: Record) -> tuple[str, str | None]:
     """What a directory holds, in words, and the command of kdshrink that wrote it, if one did."""
     has_model = (output / _CONFIG).exists()
-    command = str(record["command"]) if record and record.get("command") else None
+    command = record.command
     if command in _MODELS:
         return f"it holds what kdshrink {command} wrote", command
     if command in _RESULTS and not has_model:
@@ -193,23 +191,15 @@ def is_run(output: Path) -> bool:
     return ours or all(path.name.startswith(".") for path in folder.iterdir())
 
 
-def _record_of(output: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(output / RECORD)
-    except ModelError:
-        return None
-
-
 def _own_files(output: Path) -> set[str]:
     """What of a directory's files kdshrink wrote, as its record tells."""
-    record = _record_of(output)
+    record = read_record(output)
     if record is None:
         return set()
     present = [path for path in output.rglob("*") if not path.is_dir()]
     names = {path.relative_to(output).as_posix() for path in present}
-    listed = record.get("files")
-    if isinstance(listed, list):
-        return names & {str(name) for name in listed}
+    if record.files is not None:
+        return names & {*record.files}
     return {n for n in names if any(fnmatch.fnmatchcase(n, one) for one in _FORMER_FILES)}
 
 

@@ -41,6 +41,7 @@ from kdshrink.files import atomic_directory, atomic_file, recover_directory, to_
 from kdshrink.output import final_files, open_output
 from kdshrink.publishing.push import model_files
 from kdshrink.publishing.record import write_record
+from kdshrink.record import Record
 from kdshrink.training.checkpoints import last_checkpoint
 
 from .helpers.models import make_model
@@ -146,7 +147,7 @@ def test_files_of_the_result_before_go_and_those_of_others_stay(
         for name in ("config.json", "model-00001-of-00002.safetensors", "onnx/model.onnx"):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text("{}")
-        write_record(folder, {"command": "shrink"})
+        write_record(folder, Record(command="shrink"))
     (out / "README.md").write_text("a card of somebody's")
     (out / "notes").mkdir()
     (out / "notes" / "1.txt").write_text("mine")
@@ -263,7 +264,7 @@ def test_a_result_that_was_being_moved_in_is_moved_in(tmp_path: Path) -> None:
     (out / ".kdshrink.whole").mkdir(parents=True)
     (out / "model.safetensors").write_text("new")
     (out / ".kdshrink.whole" / "config.json").write_text("{}")
-    write_record(out / ".kdshrink.whole", {"command": "shrink"})
+    write_record(out / ".kdshrink.whole", Record(command="shrink"))
     with (
         pytest.raises(OutputError, match="shrink wrote"),
         open_output(out, "shrink", overwrite=False),
@@ -500,7 +501,7 @@ def interrupted(
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     script = (
-        "import os, torch, kdshrink.trainer as trainer; torch.set_num_threads(1)\n"
+        "import os, torch, kdshrink.training.trainer as trainer; torch.set_num_threads(1)\n"
         "compute = trainer.TermTrainer.compute_loss\n"
         "def compute_or_die(self, *arguments, **options):\n"
         "    if self.state.global_step == 4: os._exit(9)\n"

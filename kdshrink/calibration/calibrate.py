@@ -11,18 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..config.commands import DistillConfig, ShrinkConfig
 from ..data.encoding import encode
-from ..data.load import TaskData
-from ..data.sampling import language_codes
 from ..errors import ModelError
 from ..models.architectures import Head
-from ..models.devices import pick_device, to_device
+from ..models.devices import to_device
 from ..models.loading import fitting_length, load_tokenizer, load_weights
 from ..models.source import Source, find_model
 from ..models.tensors import TensorReader, TensorSpec, write_tensors
@@ -31,7 +27,7 @@ from ..shrinking.plan import StudentPlan
 from .batch import make_batches
 from .encoder_view import view
 from .sweep import Settings, calibrate
-from .texts import Texts, sample_rows
+from .texts import CalibrationData, Texts
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +71,8 @@ def calibrate_student(
     source: Source,
     folder: Path,
     plan: StudentPlan,
-    data: TaskData,
-    config: ShrinkConfig | DistillConfig,
+    data: CalibrationData,
+    device: torch.device,
     *,
     kept: Sequence[int] | None = None,
     settings: Settings | None = None,
@@ -87,37 +83,21 @@ def calibrate_student(
     Args:
         source: The teacher.
         folder: The student's directory, with its tokenizer, as `shrink_source` writes it.
-        data: Its training split's texts are read, --calibration-samples of each language.
-        kept: Ids of the teacher's pieces that the student has, in its order; None for all.
+        kept: Ids of the teacher's tokens that the student has, in its order; None for all.
 
     Raises:
         ModelError: Such models cannot be calibrated, or one is damaged.
     """
-    device = pick_device(config.device)
-    copied = find_model(str(folder), config)
-    tokenizer = load_tokenizer(copied, config, data.task)
-    table = data.splits["train"]
-    table = table.select(sample_rows(table, config.calibration_samples))
-    codes, languages = language_codes(table)
-    encoded = encode(
-        table,
-        tokenizer,
-        task=data.task,
-        max_length=fitting_length(config.max_length, tokenizer, source.config),
-        label_ids=None,
-    )
+    copied = find_model(str(folder), source.access)
+    tokenizer = load_tokenizer(copied, data.task)
+    length = fitting_length(data.max_length, tokenizer, source.config)
+    encoded = encode(data.table, tokenizer, task=data.task, max_length=length, label_ids=None)
     pieces = None if kept is None else torch.tensor(kept, device=device)
-    texts = Texts(encoded, tokenizer, pieces, device, config.calibration_copies)
+    texts = Texts(encoded, tokenizer, pieces, device, data.copies)
+    teacher = to_device(load_weights(source, copied.task), device).eval()
+    student = to_device(load_weights(copied, copied.task), device).eval()
     batches = make_batches(texts.lengths, _BATCH_TOKENS)
-    teacher = to_device(load_weights(source, config, copied.task), device).eval()
-    student = to_device(load_weights(copied, config, copied.task), device).eval()
     tokens = sum(batch.tokens for batch in batches)
-    if tokens < source.width:
-        logger.warning(
-            "calibrating on %d tokens, for a width of %d: more text does better",
-            tokens,
-            source.width,
-        )
     with (
         _solving(source, tokens),
         tempfile.TemporaryDirectory(prefix=".activations.", dir=folder) as spilled,
@@ -133,27 +113,30 @@ def calibrate_student(
             settings=settings,
             progress=progress,
         )
-    if not all(map(math.isfinite, result.errors)):
+    _check_finite(source, result.errors)
+    _write(folder / "model.safetensors", student.state_dict())
+    if result.basis is not None:
+        write_basis(folder, result.basis)
+    return CalibrationReport(data.counts(), tokens, result.errors, result.basis, result.heads)
+
+
+def _check_finite(source: Source, errors: Sequence[float]) -> None:
+    if not all(map(math.isfinite, errors)):
         raise ModelError(
             f"--init calibrated: the hidden states of {source.name} are not finite, so nothing can be fitted "
             "to them.\nIts weights are damaged, or too large. Take an earlier checkpoint."
         )
-    _write(folder / "model.safetensors", student.state_dict())
-    if result.basis is not None:
-        write_basis(folder, result.basis)
-    counts = np.bincount(codes, minlength=len(languages))
-    return CalibrationReport(
-        dict(zip(languages, counts.tolist(), strict=True)),
-        tokens,
-        result.errors,
-        result.basis,
-        result.heads,
-    )
 
 
 @contextmanager
 def _solving(source: Source, tokens: int) -> Iterator[None]:
-    """Tell of equations that have no solution: of too little text, or of numbers that are not finite."""
+    """Tell of too little text, and of equations that have no solution for that reason."""
+    if tokens < source.width:
+        logger.warning(
+            "calibrating on %d tokens, for a width of %d: more text does better",
+            tokens,
+            source.width,
+        )
     try:
         yield
     except torch.linalg.LinAlgError as error:
@@ -184,9 +167,10 @@ def read_basis(student: Source) -> Tensor | None:
     Raises:
         ModelError: The record names one, and it is not there or damaged.
     """
-    name = ((student.record or {}).get("calibration") or {}).get("basis")
-    if name is None:
+    calibration = student.record.calibration
+    if calibration is None or calibration.basis is None:
         return None
+    name = calibration.basis
     try:
         return load_file(student.directory / Path(name).name)["basis"]
     except Exception as error:

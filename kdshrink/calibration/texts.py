@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
@@ -12,12 +13,44 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import Collator
+from ..data.encoding import Collator, examples_at
+from ..data.load import TaskData
+from ..data.registry import Task
 from ..data.sampling import language_codes
 from .batch import Batch
 
 _EXCHANGED = 0.5
 """The share of a disturbed copy's pieces that are exchanged for any of the vocabulary."""
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """What a student is calibrated on.
+
+    Attributes:
+        table: The texts, with `text` and `language`.
+        max_length: Tokens that a text is cut to.
+        copies: Disturbed copies of the texts that are read too, as a share of them.
+    """
+
+    table: Dataset
+    task: Task
+    max_length: int
+    copies: float
+
+    @classmethod
+    def sample(
+        cls, data: TaskData, per_language: int, *, max_length: int, copies: float
+    ) -> CalibrationData:
+        """At most so many texts of each language of the training split, the same whatever the seed."""
+        table = data.splits["train"]
+        return cls(table.select(sample_rows(table, per_language)), data.task, max_length, copies)
+
+    def counts(self) -> dict[str, int]:
+        """Texts by language."""
+        codes, languages = language_codes(self.table)
+        counts = np.bincount(codes, minlength=len(languages))
+        return dict(zip(languages, counts.tolist(), strict=True))
 
 
 def sample_rows(table: Dataset, per_language: int) -> np.ndarray:
@@ -64,10 +97,10 @@ class Texts:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A batch's ids for the teacher and for the student, both (B, T)."""
-        rows = self._rows[list(batch.texts)].tolist()
+        rows = self._rows[list(batch.texts)]
         examples = [
             self._disturbed(example["input_ids"], text) if text >= len(self._examples) else example
-            for text, example in zip(batch.texts, self._examples.__getitems__(rows), strict=True)
+            for text, example in zip(batch.texts, examples_at(self._examples, rows), strict=True)
         ]
         mine = self._collate(examples)["input_ids"].to(self._device)
         return (mine if self._pieces is None else self._pieces[mine]), mine

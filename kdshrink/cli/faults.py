@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from ..config.fields import shown
-from ..hub.client import cache_fault, chain_of
+from ..hub.errors import cache_fault, chain_of
 
 
 def known_fault(error: BaseException) -> str | None:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import signal
 import sys
-from types import FrameType
 
 from .. import __version__
 from ..errors import KdshrinkError, Terminated
+from ..signals import raise_on_sigterm
 from . import console
 from .app import app
 from .faults import known_fault
 from .streams import flush_stdout, steady_streams
-
-
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise Terminated(128 + number)
 
 
 def _quiet_libraries() -> None:
@@ -64,7 +59,7 @@ def _prepare() -> None:
     console.show_log()
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         console.hide(os.environ.get(variable))
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    raise_on_sigterm()
 
 
 def _told(error: BaseException) -> int:

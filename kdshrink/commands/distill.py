@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from ..config.commands import DistillConfig, input_paths
+from ..calibration.texts import CalibrationData
+from ..config.commands import DistillConfig
 from ..config.fields import LOSS_TERMS
 from ..data.batching import steps_per_epoch
 from ..data.labels import read_label_map
@@ -16,34 +18,56 @@ from ..data.load import TaskData, load_data
 from ..distillation.comparison import Comparison
 from ..distillation.loss_evaluator import LossEvaluator
 from ..distillation.matching import map_pieces
-from ..distillation.pair import load_pair
-from ..distillation.student import prepare_student
+from ..distillation.objective import Objective
+from ..distillation.pair import Pair, load_pair
+from ..distillation.student import Student, check_base, given_student, make_student
 from ..distillation.targets import TargetSource, open_cache
 from ..distillation.trainer import DistillationTrainer
 from ..distributed import require_processes
 from ..errors import UnlabelledError, UsageError
 from ..evaluation.evaluator import Evaluator, check_labels
 from ..models.architectures import family_of
-from ..models.devices import describe_device, pick_device, to_device
-from ..models.loading import fitting_length, load_tokenizer, model_sizes, prefix_words, require_task
-from ..models.sharding import shard
-from ..models.source import Source, find_model, require_classes, require_plain, require_single_texts
-from ..models.whole import check_whole
-from ..output import CHECKPOINTS, open_output
-from ..progress import Progress, silent
-from ..publishing.push import check_push, pushed
-from ..publishing.record import make_record
-from ..training.checkpoints import Identity, check_resume, start_run
-from ..training.result import TrainResult, effective, finished_result, load_best, save_result
-from ..training.run import run_training
-from ..training.setup import (
-    development_evaluator,
-    encode_splits,
-    plan_batches,
-    trained_collator,
-    training_arguments,
+from ..models.devices import describe_device, to_device
+from ..models.loading import (
+    fitting_length,
+    load_tokenizer,
+    model_sizes,
+    prefix_words,
+    require_task,
 )
-from ..training.trackers import require_trackers
+from ..models.sharding import shard
+from ..models.source import (
+    Source,
+    find_model,
+    require_classes,
+    require_plain,
+    require_single_texts,
+)
+from ..models.whole import check_whole
+from ..output import CHECKPOINTS
+from ..progress import Progress, silent
+from ..record import Record
+from ..shrinking.plan import Shape
+from ..training.checkpoints import Identity, Start
+from ..training.result import TrainResult, effective, load_best
+from ..training.run import run_training
+from ..training.setup import development_evaluator, encode_splits
+from .inputs import data_request
+from .options import access_of, record_of
+from .training import TrainingCommand
+
+_SPLITS = ("train", "validation")
+
+
+def distill(config: DistillConfig, progress: Progress | None = None) -> TrainResult:
+    """Distil a teacher into a smaller student of its own weights, of its base's, or of none.
+
+    Raises:
+        KdshrinkError: As `errors` lists.
+    """
+    output_dir = config.output_dir or Path(_default_name(config))
+    with TrainingCommand.open("distill", config, output_dir) as command:
+        return _distill(command, config, progress or silent)
 
 
 def _default_name(config: DistillConfig) -> str:
@@ -57,6 +81,85 @@ def _default_name(config: DistillConfig) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class _Models:
+    """The models that a distillation starts from.
+
+    Attributes:
+        tokenizer: The teacher's.
+        base: What --init from-base cuts, if that is asked for and known by now.
+    """
+
+    teacher: Source
+    tokenizer: PreTrainedTokenizerBase
+    student: Source | None
+    base: Source | None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What stands before the training loop.
+
+    Attributes:
+        encoded: The splits as the student reads them.
+        length: Tokens that a text is cut to.
+    """
+
+    student: Student
+    encoded: dict[str, Any]
+    length: int
+    comparison: Comparison | None
+    start: Start
+    pair: Pair
+
+
+def _distill(command: TrainingCommand, config: DistillConfig, progress: Progress) -> TrainResult:
+    models = _find_models(config)
+    teacher = models.teacher
+    named = {"teacher": teacher, "student": models.student}
+    if config.base is not None:
+        named["base"] = models.base
+    identity = command.identify({role: one for role, one in named.items() if one is not None})
+    data = _load_data(config, teacher)
+    identity = identity.with_data(data.source)
+    if done := command.finished(identity):
+        return done
+    arguments = command.arguments()
+    if config.shard_teacher:
+        require_processes()
+    prepared = _prepare(command, config, models, data, identity, arguments, progress)
+    trainer = _make_trainer(command, config, teacher, data, prepared, arguments, progress)
+    run = run_training(trainer, prepared.start.checkpoint)
+    compared = None
+    if prepared.comparison is not None:
+        prepared.comparison.add_distilled(load_best(run, prepared.pair.learner.student))
+        trainer.accelerator.wait_for_everyone()  # the first one removes the checkpoints next
+        compared = prepared.comparison.to_dict()
+    record = _record(command, config, teacher, data, prepared, arguments)
+    return command.save(run, prepared.student.tokenizer, record, compared)
+
+
+def _find_models(config: DistillConfig) -> _Models:
+    renamed = read_label_map(config.label_map)
+    teacher = find_model(config.teacher, access_of(config)).renamed(renamed)
+    require_plain(teacher)
+    require_classes(teacher)
+    require_single_texts(teacher)
+    family_of(teacher.config, "distilled")
+    if config.student is None:
+        family_of(teacher.config, "shrunk")
+    _check_terms(config, teacher)
+    check_whole(teacher, teacher.task)
+    tokenizer = load_tokenizer(teacher)
+    student = base = None
+    if config.student is not None:
+        student = find_model(config.student, teacher.access).renamed(renamed)
+    if config.init == "from-base":
+        base = find_model(_name_of_base(config, teacher), teacher.access)
+        check_base(base, teacher, tokenizer)
+    return _Models(teacher, tokenizer, student, base)
+
+
 def _check_terms(config: DistillConfig, teacher: Source) -> None:
     possible = LOSS_TERMS if teacher.task else ("embedding", "hidden", "attention")
     if not any(config.weight(term) for term in possible):
@@ -66,12 +169,27 @@ def _check_terms(config: DistillConfig, teacher: Source) -> None:
         )
 
 
-def _load_data(config: DistillConfig, source: Source) -> TaskData:
-    labelled = config.weight("task") > 0 and source.task is not None
+def _name_of_base(config: DistillConfig, teacher: Source) -> str:
+    name = config.base or teacher.record.base
+    if not name:
+        raise UsageError(
+            f"--init from-base: nothing says which model {teacher.name} was fine-tuned from.\n"
+            "Name it with --base."
+        )
+    return str(name)
+
+
+def _load_data(config: DistillConfig, teacher: Source) -> TaskData:
+    """What the student is trained on: with labels, unless nothing is learned from them.
+
+    Raises:
+        DataError: The teacher is for another task or other labels.
+    """
+    labelled = config.weight("task") > 0 and teacher.task is not None
     try:
-        return load_data(
-            config,
-            ("train", "validation"),
+        data = load_data(
+            data_request(config),
+            _SPLITS,
             purpose="train",
             labels="required" if labelled else "optional",
             token=config.token,
@@ -80,115 +198,151 @@ def _load_data(config: DistillConfig, source: Source) -> TaskData:
         raise UnlabelledError(
             f"{error}\nTo distil without labels, switch off their term: --weight task=0."
         ) from error
+    if teacher.task is not None:
+        require_task(teacher, data.task)
+        if data.labels is not None:
+            check_labels(data, teacher)
+    return data
 
 
-def distill(config: DistillConfig, progress: Progress | None = None) -> TrainResult:
-    """Distil a teacher into a smaller student of its own weights, of its base's, or of none.
-
-    Raises:
-        KdshrinkError: As `errors` lists.
-    """
-    output_dir = config.output_dir or Path(_default_name(config))
-    with open_output(
-        output_dir,
-        "distill",
-        overwrite=config.overwrite,
-        resume=config.resume,
-        inputs=input_paths(config),
-    ):
-        return _distill(config, output_dir, progress or silent)
-
-
-def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> TrainResult:
-    repo_id = check_push(config, output_dir)
-    device = pick_device(config.device)
-    require_trackers(config.report_to)
-    source = find_model(config.teacher, config).renamed(read_label_map(config.label_map))
-    require_plain(source)
-    require_classes(source)
-    require_single_texts(source)
-    family_of(source.config, "distilled")
-    if config.student is None:
-        family_of(source.config, "shrunk")
-    _check_terms(config, source)
-    check_whole(source, config, source.task)
-    tokenizer = load_tokenizer(source, config)
-    models = {"teacher": source}
-    for role, name in (("student", config.student), ("base", config.base)):
-        if name is not None:
-            models[role] = find_model(name, config)
-    identity = Identity.of("distill", config, models)
-    check_resume(output_dir, config, identity)
-    data = _load_data(config, source)
+def _prepare(
+    command: TrainingCommand,
+    config: DistillConfig,
+    models: _Models,
+    data: TaskData,
+    identity: Identity,
+    arguments: TrainingArguments,
+    progress: Progress,
+) -> _Prepared:
+    """Find or make the student, encode the data, and load both models."""
+    teacher, tokenizer, device = models.teacher, models.tokenizer, command.device
     if data.task == "token":
         prefix_words(tokenizer)
-    if source.task is not None:
-        require_task(source, data.task)
-        if data.labels is not None:
-            check_labels(data, source)
-
-    identity = identity.with_data(data.source)
-    if done := finished_result(output_dir, config, identity):
-        return pushed(done, repo_id, config)
-    labelled = data if source.task is not None else replace(data, labels=None)
-    arguments = training_arguments(config, output_dir, device)
-    if config.shard_teacher:
-        require_processes()
+    labelled = data if teacher.task is not None else replace(data, labels=None)
+    objective = Objective(
+        config.weights, config.attention_target, config.prediction_loss, config.temperature
+    )
     with tempfile.TemporaryDirectory() as folder:
-        student = prepare_student(config, source, tokenizer, data, Path(folder), progress)
+        student = _student(command, config, models, data, Path(folder), progress)
         pieces = map_pieces(student.tokenizer, tokenizer, data)
         length = fitting_length(config.max_length, student.tokenizer, student.source.config)
-        encoded = encode_splits(
-            labelled, ("train", "validation"), student.tokenizer, length, student.labels
-        )
-        comparing = config.compare
-        if comparing is None:
-            comparing = config.data == "sample" and not config.shard_teacher
+        encoded = encode_splits(labelled, _SPLITS, student.tokenizer, length, student.labels)
         comparison = None
-        if comparing and labelled.labels is not None:
-            comparison = Comparison(config, data, source, tokenizer, student, device, progress)
+        if _comparing(config) and labelled.labels is not None:
+            comparison = _comparison(command, config, data, models, student, progress)
         with arguments.main_process_first(local=False):
-            start = start_run(config, output_dir, identity)
+            start = command.start(identity)
             set_seed(config.seed)
-            pair = load_pair(config, source, student, encoded, pieces, output_dir, device)
+            pair = load_pair(
+                teacher,
+                student,
+                encoded,
+                pieces,
+                objective,
+                command.output_dir,
+                device,
+                dropout=config.dropout,
+                seed=config.seed,
+            )
     teacher_model = pair.teacher.recorder.model
     if arguments.bf16 and device.type == "cuda":
         teacher_model.bfloat16()
     (shard if config.shard_teacher else to_device)(teacher_model, device)
-    batches = plan_batches(config, arguments, encoded["train"])
+    return _Prepared(student, encoded, length, comparison, start, pair)
+
+
+def _student(
+    command: TrainingCommand,
+    config: DistillConfig,
+    models: _Models,
+    data: TaskData,
+    folder: Path,
+    progress: Progress,
+) -> Student:
+    teacher, tokenizer = models.teacher, models.tokenizer
+    if models.student is not None:
+        return given_student(models.student, teacher, tokenizer, data.task, config.layer_map)
+    calibration = None
+    if config.init == "calibrated":
+        calibration = CalibrationData.sample(
+            data,
+            config.calibration_samples,
+            max_length=config.max_length,
+            copies=config.calibration_copies,
+        )
+    return make_student(
+        teacher,
+        models.base or teacher,
+        tokenizer,
+        Shape(config.layers, config.layer_map, config.hidden_size, config.intermediate_size),
+        config.init or "from-teacher",
+        folder,
+        seed=config.seed,
+        calibration=calibration,
+        device=command.device,
+        progress=progress,
+    )
+
+
+def _comparing(config: DistillConfig) -> bool:
+    if config.compare is None:
+        return config.data == "sample" and not config.shard_teacher
+    return config.compare
+
+
+def _comparison(
+    command: TrainingCommand,
+    config: DistillConfig,
+    data: TaskData,
+    models: _Models,
+    student: Student,
+    progress: Progress,
+) -> Comparison:
+    everything = data_request(config, languages=("all",))
+    return Comparison(
+        load_data(everything, ("test",), purpose="evaluate", token=config.token),
+        data.languages,
+        models.teacher,
+        models.tokenizer,
+        student,
+        command.device,
+        progress,
+        max_length=config.max_length,
+        seed=config.seed,
+    )
+
+
+def _make_trainer(
+    command: TrainingCommand,
+    config: DistillConfig,
+    teacher: Source,
+    data: TaskData,
+    prepared: _Prepared,
+    arguments: TrainingArguments,
+    progress: Progress,
+) -> DistillationTrainer:
+    encoded, pair = prepared.encoded, prepared.pair
+    batches = command.batches(arguments, encoded["train"])
     steps = steps_per_epoch(batches, config.gradient_accumulation_steps)
     epochs = config.num_train_epochs if config.max_steps is None else config.max_steps / steps
     with arguments.main_process_first(local=False):
         cache = open_cache(
             config.cache_teacher,
             pair.teacher,
-            source.directory,
+            teacher.directory,
             encoded["train"],
-            output_dir / CHECKPOINTS,
-            token_logits=source.task == "token",
+            command.output_dir / CHECKPOINTS,
+            token_logits=teacher.task == "token",
             epochs=epochs,
         )
-    evaluator: Evaluator | LossEvaluator
-    if labelled.labels is None:
-        evaluator = LossEvaluator(
-            data.splits["validation"],
-            encoded["validation"],
-            pair.learner,
-            pair.teacher,
-            pair.collate,
-            2 * config.batch_size,
-            device,
-        )
-    else:
-        evaluator = development_evaluator(data, encoded, student.labels, pair.collate, device)
-    trainer = DistillationTrainer(
+    return DistillationTrainer(
         targets=TargetSource(pair.teacher, encoded["train"], batches, pair.collate, cache),
         texts=data.splits["train"],
         weights={term: config.weight(term) for term in LOSS_TERMS},
         batches=batches,
         table=pair.table,
-        evaluator=evaluator,
-        output_dir=output_dir,
+        evaluator=_evaluator(command, config, teacher, data, prepared),
+        output_dir=command.output_dir,
         progress=progress,
         what="distill",
         patience=config.early_stopping_patience,
@@ -196,19 +350,51 @@ def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> Tra
         args=arguments,
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
-        data_collator=trained_collator(pair.learner.student, pair.collate, batches, config, device),
+        data_collator=command.collator(pair.learner.student, pair.collate, batches),
     )
-    run = run_training(trainer, start.checkpoint)
-    if comparison is not None:
-        comparison.add_distilled(load_best(run, pair.learner.student))
-        trainer.accelerator.wait_for_everyone()  # the first one removes the checkpoints next
-    record = make_record(
+
+
+def _evaluator(
+    command: TrainingCommand,
+    config: DistillConfig,
+    teacher: Source,
+    data: TaskData,
+    prepared: _Prepared,
+) -> Evaluator | LossEvaluator:
+    """What scores the development set: by its labels where a classifier is taught, else by the loss."""
+    encoded, pair = prepared.encoded, prepared.pair
+    if teacher.task is not None and data.labels is not None:
+        labels = prepared.student.labels
+        return development_evaluator(data, encoded, labels, pair.collate, command.device)
+    return LossEvaluator(
+        data.splits["validation"],
+        encoded["validation"],
+        pair.learner,
+        pair.teacher,
+        pair.collate,
+        2 * config.batch_size,
+        command.device,
+    )
+
+
+def _record(
+    command: TrainingCommand,
+    config: DistillConfig,
+    teacher: Source,
+    data: TaskData,
+    prepared: _Prepared,
+    arguments: TrainingArguments,
+) -> Record:
+    student, pair = prepared.student, prepared.pair
+    # What an encoder without a task saw is pretraining, and leaves a language unseen for any task.
+    languages = {*student.training_languages, *data.languages} if teacher.task else set()
+    return record_of(
         "distill",
         config,
-        describe_device(device),
-        [source, *student.sources],
+        describe_device(command.device),
+        [teacher, *student.sources],
         data.source,
-        teacher=source.describe(),
+        teacher=teacher.describe(),
         sizes={
             "the teacher": model_sizes(pair.teacher.recorder.model),
             "this model": model_sizes(pair.learner.student),
@@ -216,18 +402,12 @@ def _distill(config: DistillConfig, output_dir: Path, progress: Progress) -> Tra
         student=config.student,
         start=student.start,
         **({} if student.calibration is None else {"calibration": student.calibration}),
-        base=(source.record or {}).get("base"),
+        base=teacher.record.base,
         data=data.source,
-        task=source.task,
+        task=teacher.task,
         layers=list(student.layers),
-        of_layers=source.depth,
+        of_layers=teacher.depth,
         heads=student.heads,
-        # What an encoder without a task saw is pretraining, and leaves a language unseen for any task.
-        training_languages=(
-            sorted({*student.training_languages, *data.languages}) if source.task else []
-        ),
-        **effective(start, arguments, length),
+        training_languages=sorted(languages),
+        **effective(prepared.start, arguments, prepared.length),
     )
-    compared = None if comparison is None else comparison.to_dict()
-    result = save_result(output_dir, run, student.tokenizer, record, compared)
-    return pushed(result, repo_id, config)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ from ..models.loading import load_classifier, require_task
 from ..models.source import Source, find_model, require_classes, require_plain, require_single_texts
 from ..output import check_file, final_files, open_output
 from ..progress import Progress, silent
-from ..publishing.record import make_record, write_record
+from ..publishing.record import write_record
+from .inputs import data_request
+from .options import access_of, record_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +57,11 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
 
 def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> EvalResult:
     split = split_named(config.split or "test")
-    source = find_model(config.model, config).renamed(read_label_map(config.label_map))
+    source = find_model(config.model, access_of(config)).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
     require_single_texts(source)
-    data = load_data(config, (split,), purpose="evaluate", token=config.token)
+    data = load_data(data_request(config), (split,), purpose="evaluate", token=config.token)
     model, evaluator = _load(config, source, data, device)
     began = time.perf_counter()
     predictions = evaluator.predict(model, progress)
@@ -94,7 +96,7 @@ def _keep(
     """Write a kdshrink.json of the evaluation, if a directory is named for it."""
     if config.output_dir is None or not is_first():
         return
-    record = make_record(
+    record = record_of(
         command,
         config,
         describe_device(device),
@@ -120,7 +122,7 @@ def _load(
         )
     require_task(source, data.task)
     check_labels(data, source)
-    loaded = load_classifier(source, config, data.task)
+    loaded = load_classifier(source, data.task)
     evaluator = make_evaluator(
         data,
         next(iter(data.splits)),
@@ -203,13 +205,13 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
 
 
 def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress) -> ZeroShotResult:
-    source = find_model(config.model, config).renamed(read_label_map(config.label_map))
+    source = find_model(config.model, access_of(config)).renamed(read_label_map(config.label_map))
     require_plain(source)
     require_classes(source)
     require_single_texts(source)
     split = split_named(config.split or "test")
-    everything = replace(config, languages=config.languages or ("all",))
-    data = load_data(everything, (split,), purpose="evaluate", token=config.token)
+    request = data_request(config, languages=config.languages or ("all",))
+    data = load_data(request, (split,), purpose="evaluate", token=config.token)
     present = language_codes(data.splits[split])[1]
     seen, unseen, seen_from = _language_groups(config, source, data, present)
     if not unseen:

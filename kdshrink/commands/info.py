@@ -11,11 +11,13 @@ from typing import Any
 
 from ..config.commands import InfoConfig
 from ..errors import HubError, ModelError
-from ..hub.client import reason
+from ..hub.errors import reason
 from ..models.source import Source, find_model
 from ..progress import Progress
 from ..publishing.card import hub_base
 from ..publishing.record import licences
+from ..record import Results
+from .options import access_of
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 """Bytes a number of each type of safetensors; those of its other types take one."""
@@ -76,42 +78,41 @@ def info(config: InfoConfig, progress: Progress | None = None) -> ModelInfo:
         ModelError: It is missing or damaged.
         HubError: The Hub cannot be reached, or refuses.
     """
-    source = find_model(config.model, config, weights=False)
+    source = find_model(config.model, access_of(config), weights=False)
     shape = source.config
-    record = source.record or {}
-    results = record.get("results") or {}
-    development = results.get("development") or {}
-    headers = _headers(source, config)
-    layers_of = record.get("of_layers")
+    record = source.record
+    results = record.results or Results()
+    development = results.development
+    headers = _headers(source)
     return ModelInfo(
         model=source.name,
         revision=source.commit,
-        kdshrink_version=record.get("kdshrink_version"),
-        command=record.get("command"),
-        teacher=(record.get("teacher") or {}).get("model"),
-        source=(record.get("source") or {}).get("model"),
-        base=record.get("base"),
-        hub_base=hub_base(record),
+        kdshrink_version=record.kdshrink_version,
+        command=record.command,
+        teacher=None if record.teacher is None else record.teacher.model,
+        source=None if record.source is None else record.source.model,
+        base=record.base,
+        hub_base=hub_base(record.to_dict()),
         architecture=(shape.get("architectures") or [None])[0],
         task=source.task,
         labels=list(source.labels) if source.task else [],
         layers=shape.get("num_hidden_layers"),
-        layer_map=list(record.get("layers") or []) if layers_of else [],
-        layers_of=layers_of,
+        layer_map=list(record.layers) if record.of_layers else [],
+        layers_of=record.of_layers,
         hidden_size=shape.get("hidden_size"),
         heads=shape.get("num_attention_heads"),
         vocabulary=shape.get("vocab_size"),
         parameters=None if headers is None else sum(map(_numbers, headers)),
         bytes=None if headers is None else sum(_numbers(h) * _width(h) for h in headers),
         training_languages=source.training_languages,
-        data=record.get("data"),
-        metric=results.get("metric"),
-        score=results.get("score"),
-        split="development" if development else None,
-        mean_over_languages=development.get("mean_over_languages"),
-        per_language=results.get("per_language") or {},
-        licences=licences([source]),
-        chain=list(record.get("chain") or []),
+        data=None if record.data is None else record.data.to_dict(),
+        metric=results.metric,
+        score=results.score,
+        split=None if development is None else "development",
+        mean_over_languages=None if development is None else development.mean_over_languages,
+        per_language={name: row.to_dict() for name, row in (results.per_language or {}).items()},
+        licences=[licence.to_dict() for licence in licences([source])],
+        chain=[step.to_dict() for step in record.chain],
     )
 
 
@@ -126,13 +127,13 @@ def _width(tensor: Mapping[str, Any]) -> int:
     return _BYTES.get(tensor["dtype"], 1)
 
 
-def _headers(source: Source, config: InfoConfig) -> list[Mapping[str, Any]] | None:
+def _headers(source: Source) -> list[Mapping[str, Any]] | None:
     """Type and shape of every tensor of its safetensors; None if it has none."""
     here = sorted(source.directory.glob("*.safetensors"))
     if here:
         tensors = [(n, t) for path in here for n, t in _read_header(path).items()]
     elif source.commit is not None:
-        tensors = _remote_headers(source, config)
+        tensors = _remote_headers(source)
     else:
         return None
     kept = [t for name, t in tensors if name != "__metadata__" and not name.endswith(_NO_PARAMETER)]
@@ -155,7 +156,7 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is damaged: {error}.\nFetch or copy it again.") from error
 
 
-def _remote_headers(source: Source, config: InfoConfig) -> list[tuple[str, Mapping[str, Any]]]:
+def _remote_headers(source: Source) -> list[tuple[str, Mapping[str, Any]]]:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
@@ -163,13 +164,15 @@ def _remote_headers(source: Source, config: InfoConfig) -> list[tuple[str, Mappi
         return []
     hub_id = source.name.partition("@")[0]
     try:
-        found = HfApi(token=config.token).get_safetensors_metadata(hub_id, revision=source.commit)
+        found = HfApi(token=source.access.token).get_safetensors_metadata(
+            hub_id, revision=source.commit
+        )
     except NotASafetensorsRepoError:
         return []
     except SafetensorsParsingError as error:
         raise ModelError(f"{source.name}: its safetensors are damaged.\n{error}") from error
     except OSError as error:
-        raise HubError(f"{source.name}: {reason(error, config.token)}.") from error
+        raise HubError(f"{source.name}: {reason(error, source.access.token)}.") from error
     return [
         (name, {"dtype": str(tensor.dtype), "shape": tensor.shape})
         for file in found.files_metadata.values()

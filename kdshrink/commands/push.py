@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from ..config.commands import PushConfig
-from ..config.groups import SourceOptions
 from ..errors import ModelError
 from ..models.source import find_model
-from ..output import name_of
 from ..progress import Progress
 from ..publishing.push import PushResult, push_directory
+from .options import destination_of
 
 
 def push(config: PushConfig, progress: Progress | None = None) -> PushResult:
@@ -21,9 +20,8 @@ def push(config: PushConfig, progress: Progress | None = None) -> PushResult:
     directory = config.directory
     if not directory.is_dir():
         raise ModelError(f"{directory}: there is no such directory.")
-    find_model(str(directory.absolute()), SourceOptions())
+    find_model(str(directory.absolute()))
     weights = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
     if not weights:
         raise ModelError(f"{directory}: there are no weights beside its config.json.")
-    name = config.hub_model_id or name_of(directory)
-    return push_directory(directory, name, config, config.token)
+    return push_directory(directory, destination_of(config, directory))

@@ -14,10 +14,11 @@ from ..progress import Board, unseen
 from ..reproduction.data_tables import report_data
 from ..reproduction.executor import execute, interrupted, visible_gpus
 from ..reproduction.experiments import EXPERIMENTS
-from ..reproduction.grid import Grid, make_grid
+from ..reproduction.grid import Choice, Grid, make_grid
 from ..reproduction.plan import Plan
 from ..reproduction.report import REPORT, Report, check_place
 from ..reproduction.results import Measured, measure
+from ..reproduction.scales import SCALES
 
 RUNS = "runs"
 
@@ -69,9 +70,10 @@ def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceR
     if config.name == "data":
         if config.plan:
             return ReproduceResult(config.name, output_dir, None, shell=f"{again}\n")
-        rows = report_data(config, output_dir / config.name)
+        place = output_dir / config.name
+        rows = report_data(place, config.scale, config.data, config.data_dirs)
         return ReproduceResult(config.name, output_dir, output_dir / config.name / REPORT, rows)
-    grid = make_grid(EXPERIMENTS[config.name], config)
+    grid = grid_of(config)
     cells = grid.cells()
     wanted = [run for cell in cells for run in (cell.runs or {}).values()]
     extra = () if config.device == "auto" else ("--device", config.device)
@@ -112,6 +114,21 @@ def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceR
         outcome.found,
         listed,
     )
+
+
+def grid_of(config: ReproduceConfig) -> Grid:
+    """The experiment of a config on the models and data at hand."""
+    choice = Choice(
+        config.models,
+        config.data,
+        config.data_dirs,
+        config.seeds,
+        config.attention_target,
+        config.own_rows,
+        config.plan,
+    )
+    scale = SCALES[config.scale].with_steps(config.teacher_steps, config.max_steps)
+    return make_grid(EXPERIMENTS[config.name], scale, choice)
 
 
 def _report(grid: Grid, measured: Sequence[Measured], folder: Path) -> Report:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..config.commands import ShrinkConfig, input_paths
 from ..files import write_text
@@ -17,21 +14,17 @@ from ..models.source import Source, find_model, tokenizer_files
 from ..output import final_files, name_of, open_output
 from ..progress import Progress, silent
 from ..publishing.card import model_card
-from ..publishing.push import PushResult, check_push, pushed
-from ..publishing.record import make_record, write_record
-from ..shrinking.vocabulary import (
-    Text,
-    TrimmedTokenizer,
-    count_pieces,
-    read_settings,
-    trim_tokenizer,
-)
-from ..shrinking.vocabulary_cost import held_out_cost, is_held_out
-from ..shrinking.weights import CopyReport
+from ..publishing.push import PushResult, pushed
+from ..publishing.record import write_record
+from ..record import Record
+from ..shrinking.plan import Shape, StudentPlan, plan_student
+from ..shrinking.vocabulary import TrimmedTokenizer
+from ..shrinking.vocabulary_cost import trim_by_texts
+from ..shrinking.weights import CopyReport, check_source, note_pipeline, shrink_source
+from .options import access_of, ready_destination, record_of
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a plain copy is made without loading transformers
     from ..data.load import TaskData
-from ..shrinking.weights import check_source, note_pipeline, plan_for, shrink_source
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
     Raises:
         KdshrinkError: As `errors` lists.
     """
-    source = find_model(config.model, config)
+    source = find_model(config.model, access_of(config))
     output_dir = config.output_dir or Path(_default_name(config, source))
     with open_output(output_dir, "shrink", overwrite=config.overwrite, inputs=input_paths(config)):
         return _shrink(source, config, output_dir, progress or silent)
@@ -81,63 +74,108 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
 def _shrink(
     source: Source, config: ShrinkConfig, output_dir: Path, progress: Progress
 ) -> ShrinkResult:
-    repo_id = check_push(config, output_dir)
+    destination = ready_destination(config, output_dir)
     tokenizer_files(source)
-    plan = plan_for(source, config, calibrated=config.init == "calibrated")
+    shape = Shape(config.layers, config.layer_map, config.hidden_size, config.intermediate_size)
+    plan = plan_student(source.config, shape, calibrated=config.init == "calibrated")
     check_source(source, plan)
     note_pipeline(source)
     texts = _calibration_texts(source, config) if config.init == "calibrated" else None
-    trimmed, vocabulary, calibration, heads, device = None, None, None, None, None
+    trimmed, vocabulary = None, None
     if config.vocab_from is not None:
         trimmed, vocabulary = _trim(source, config, progress)
     with final_files(output_dir) as folder:
         plan, report = shrink_source(
             source,
-            config,
+            shape,
             folder,
             init=config.init,
             seed=config.seed,
             trimmed=trimmed,
             progress=progress,
         )
+        calibration = None
         if texts is not None:
-            from ..calibration.calibrate import calibrate_student
-            from ..models.devices import describe_device, pick_device
-
             kept = None if trimmed is None else trimmed.kept
-            options: Any = {"kept": kept, "progress": progress}
-            done = calibrate_student(source, folder, plan, texts, config, **options)
-            calibration = {**done.to_dict(), "data": texts.source}
-            heads = done.heads
-            device = describe_device(pick_device(config.device))
-        record = make_record(
-            "shrink",
-            config,
-            device,
-            [source],
-            None if vocabulary is None else vocabulary["data"],
-            source=source.describe(),
-            base=(source.record or {}).get("base") or (None if source.task else source.name),
-            task=source.task,
-            data=(source.record or {}).get("data"),
-            training_languages=[] if config.init == "scratch" else source.training_languages,
-            layers=list(plan.layers),
-            of_layers=source.depth,
-            heads=heads,
-            **({} if calibration is None else {"calibration": calibration}),
-        )
+            calibration = _calibrate(source, folder, plan, texts, config, kept, progress)
         result = ShrinkResult(
             output_dir,
             tuple(plan.layers),
             plan.width,
             report,
             vocabulary,
-            calibration,
+            None if calibration is None else calibration.described,
         )
-        record["results"] = {k: v for k, v in result.to_dict().items() if k != "output_dir"}
-        write_text(folder / "README.md", model_card(name_of(output_dir), record))
+        record = _record(source, config, plan, result, calibration)
+        write_text(folder / "README.md", model_card(name_of(output_dir), record.to_dict()))
         write_record(folder, record)
-    return pushed(result, repo_id, config)
+    return pushed(result, destination)
+
+
+@dataclass(frozen=True)
+class _Calibrated:
+    """How a student was calibrated.
+
+    Attributes:
+        described: What the result says of it.
+        heads: For each layer, the teacher's head that each of its heads stands for.
+    """
+
+    described: dict[str, Any]
+    heads: Any
+    device: str
+
+
+def _calibrate(
+    source: Source,
+    folder: Path,
+    plan: StudentPlan,
+    texts: TaskData,
+    config: ShrinkConfig,
+    kept: Sequence[int] | None,
+    progress: Progress,
+) -> _Calibrated:
+    from ..calibration.calibrate import calibrate_student
+    from ..calibration.texts import CalibrationData
+    from ..models.devices import describe_device, pick_device
+
+    device = pick_device(config.device)
+    data = CalibrationData.sample(
+        texts,
+        config.calibration_samples,
+        max_length=config.max_length,
+        copies=config.calibration_copies,
+    )
+    done = calibrate_student(source, folder, plan, data, device, kept=kept, progress=progress)
+    described = {**done.to_dict(), "data": texts.source}
+    return _Calibrated(described, done.heads, str(describe_device(device)))
+
+
+def _record(
+    source: Source,
+    config: ShrinkConfig,
+    plan: StudentPlan,
+    result: ShrinkResult,
+    calibration: _Calibrated | None,
+) -> Record:
+    former = source.record
+    return record_of(
+        "shrink",
+        config,
+        None if calibration is None else calibration.device,
+        [source],
+        None if result.vocabulary is None else result.vocabulary["data"],
+        source=source.describe(),
+        base=former.base or (None if source.task else source.name),
+        task=source.task,
+        data=None if former.data is None else former.data.to_dict(),
+        training_languages=[] if config.init == "scratch" else source.training_languages,
+        layers=list(plan.layers),
+        of_layers=source.depth,
+        heads=None if calibration is None else calibration.heads,
+        **({} if calibration is None else {"calibration": calibration.described}),
+        results={k: v for k, v in result.to_dict().items() if k != "output_dir"},
+    )
 
 
 def _trim(
@@ -146,41 +184,20 @@ def _trim(
     """Cut the tokenizer down to the text of --vocab-from; what was done, for the result."""
     from ..data.load import load_data
     from ..models.loading import load_tokenizer, prefix_words
+    from .inputs import data_request
 
-    tokenizer = load_tokenizer(source, config, source.task)
-    wanted = replace(config, data=config.vocab_from)
-    data = load_data(wanted, None, purpose="evaluate", labels="unused", token=config.token)
+    tokenizer = load_tokenizer(source, source.task)
+    request = data_request(config, data=config.vocab_from)
+    data = load_data(request, None, purpose="evaluate", labels="unused", token=config.token)
     if data.task == "token":
         prefix_words(tokenizer)
-    total = sum(map(len, data.splits.values()))
-    chosen = np.zeros(len(tokenizer), dtype=np.int64)
-    held_counts = np.zeros_like(chosen)
-    held_texts: dict[str, list[Text]] = {}
-    done = 0
-    for table in data.splits.values():
-        for batch in table.select_columns(["text", "language"]).iter(1000):
-            rows = range(done, done + len(batch["text"]))
-            held = [i for i, row in enumerate(rows) if is_held_out(row)]
-            rest = [
-                text for text, row in zip(batch["text"], rows, strict=True) if not is_held_out(row)
-            ]
-            if rest:
-                chosen += count_pieces(tokenizer, [rest])
-            if held:
-                held_counts += count_pieces(tokenizer, [[batch["text"][i] for i in held]])
-            for i in held:
-                held_texts.setdefault(batch["language"][i], []).append(batch["text"][i])
-            done = rows.stop
-            progress("count pieces", done, total, {})
-    limits: Any = {"vocab_size": config.vocab_size, "min_count": config.vocab_min_count}
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        settings = read_settings(Path(folder))
-    estimate = trim_tokenizer(tokenizer, chosen, settings, **limits)
-    costs = held_out_cost(
-        tokenizer.backend_tokenizer, estimate.backend(), tokenizer.unk_token, held_texts
+    trimmed, costs = trim_by_texts(
+        tokenizer,
+        list(data.splits.values()),
+        vocab_size=config.vocab_size,
+        min_count=config.vocab_min_count,
+        progress=progress,
     )
-    trimmed = trim_tokenizer(tokenizer, chosen + held_counts, settings, **limits)
     return trimmed, {
         "before": len(tokenizer),
         "after": len(trimmed.kept),
@@ -196,10 +213,11 @@ def _calibration_texts(source: Source, config: ShrinkConfig) -> TaskData:
         ModelError: Models of this type cannot be calibrated.
     """
     from ..data.load import load_data
+    from .inputs import data_request
 
     family_of(source.config, "calibrated")
-    wanted = replace(config, data=config.data or config.vocab_from)
-    return load_data(wanted, ("train",), purpose="train", labels="unused", token=config.token)
+    request = data_request(config, data=config.data or config.vocab_from)
+    return load_data(request, ("train",), purpose="train", labels="unused", token=config.token)
 
 
 def _default_name(config: ShrinkConfig, source: Source) -> str:

@@ -10,8 +10,6 @@ from itertools import pairwise
 import numpy as np
 from torch.utils.data import Sampler
 
-from ..config.groups import TrainingOptions
-
 
 @dataclass(frozen=True)
 class Padding:
@@ -109,21 +107,6 @@ def cut_by_tokens(lengths: np.ndarray, tokens: int, size: int | None = None) -> 
         if count > 1 and (count > most or count * int(length) > tokens):
             cuts.append(row)
     return cuts
-
-
-def make_batches(
-    lengths: np.ndarray, config: TrainingOptions, *, rank: int = 0, world: int = 1
-) -> Batches:
-    """The batches that a config asks for."""
-    return Batches(
-        lengths,
-        size=config.batch_size,
-        tokens=config.tokens_per_batch,
-        by_length=config.batches == "by-length",
-        seed=config.seed,
-        rank=rank,
-        world=world,
-    )
 
 
 def steps_per_epoch(batches: Batches, accumulation: int) -> int:

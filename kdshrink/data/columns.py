@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from ..config.groups import DataOptions
 from ..errors import DataError, UnlabelledError, listed
 from .registry import Task
+from .request import ColumnChoice
 from .shard import Columns, Kind, Table
 
 Labels = Literal["required", "optional", "unused"]
@@ -27,8 +27,14 @@ def joint_kinds(tables: Sequence[Table]) -> dict[str, Kind]:
     return kinds
 
 
-def find_columns(config: DataOptions, kinds: Mapping[str, Kind], labels: Labels) -> Columns:
+def find_columns(
+    data: str, kinds: Mapping[str, Kind], choice: ColumnChoice, labels: Labels
+) -> Columns:
     """The columns of custom data: those that flags name, else those of a usual name.
+
+    Args:
+        data: What messages call it.
+        kinds: Its columns.
 
     Raises:
         DataError: There is none, or one that cannot be read, or text and labels do not go together.
@@ -36,39 +42,37 @@ def find_columns(config: DataOptions, kinds: Mapping[str, Kind], labels: Labels)
 
     def find(flag: str, said: str | None, usual: Sequence[str]) -> str | None:
         if said is not None and said not in kinds:
-            raise DataError(
-                f"{flag} {said}: {config.data} has no such column.\nIt has: {listed(kinds)}."
-            )
+            raise DataError(f"{flag} {said}: {data} has no such column.\nIt has: {listed(kinds)}.")
         return said or next((name for name in usual if name in kinds), None)
 
     label = None
     if labels != "unused":
-        label = find("--label-column", config.label_column, _LABEL_COLUMNS)
+        label = find("--label-column", choice.label, _LABEL_COLUMNS)
     usual: Sequence[str] = _TEXT_COLUMNS
     if label is not None and kinds[label] == "list":  # beside a list of tags, a list of words
         usual = sorted(usual, key=lambda name: kinds.get(name) != "list")
-    text = find("--text-column", config.text_column, usual)
-    language = find("--language-column", config.language_column, _LANGUAGE_COLUMNS)
+    text = find("--text-column", choice.text, usual)
+    language = find("--language-column", choice.language, _LANGUAGE_COLUMNS)
     if text is None:
-        raise _not_found(config, kinds, "text", "--text-column")
+        raise _not_found(data, kinds, "text", "--text-column")
     if label is None and labels == "required":
-        raise _not_found(config, kinds, "labels", "--label-column")
+        raise _not_found(data, kinds, "labels", "--label-column")
     for name in filter(None, (text, label)):
         if kinds[name] == "other":
             raise DataError(
-                f"{config.data}: the column {name!r} holds objects, binary data or the like.\n"
+                f"{data}: the column {name!r} holds objects, binary data or the like.\n"
                 "Text, numbers, classes, or lists of them can be read; of pandas, what "
                 "to_json(orient='records', lines=True) writes."
             )
     task: Task = "token" if kinds[text] == "list" else "sequence"
-    if config.task is not None and config.task != task:
+    if choice.task is not None and choice.task != task:
         raise DataError(
-            f"--task {config.task}: the column {text!r} of {config.data} holds {_KINDS[kinds[text]]}.\n"
+            f"--task {choice.task}: the column {text!r} of {data} holds {_KINDS[kinds[text]]}.\n"
             "Token classification needs lists of words and of tags, sequence classification text."
         )
     if label is not None and kinds[label] != kinds[text]:
         raise DataError(
-            f"{config.data}: the column {text!r} holds {_KINDS[kinds[text]]}, and the labels' column "
+            f"{data}: the column {text!r} holds {_KINDS[kinds[text]]}, and the labels' column "
             f"{label!r} {'lists' if kinds[label] == 'list' else 'single values'}.\n"
             "Name two that go together with --text-column and --label-column; several labels per "
             "text are not supported."
@@ -76,12 +80,12 @@ def find_columns(config: DataOptions, kinds: Mapping[str, Kind], labels: Labels)
     return Columns(text, label, language, task)
 
 
-def _not_found(config: DataOptions, kinds: Mapping[str, Kind], what: str, flag: str) -> DataError:
+def _not_found(data: str, kinds: Mapping[str, Kind], what: str, flag: str) -> DataError:
     error = UnlabelledError if what == "labels" else DataError
     if what == "labels" and set(kinds) == {"text"}:
-        return error(f"{config.data}: it has text alone, and no labels.")
+        return error(f"{data}: it has text alone, and no labels.")
     return error(
-        f"{config.data}: no column has a usual name for {what}.\n"
+        f"{data}: no column has a usual name for {what}.\n"
         f"It has: {listed(kinds)}. Say which with {flag}.{_separator_hint(kinds)}"
     )
 

@@ -134,6 +134,12 @@ def token_counts(encoded: Dataset) -> np.ndarray:
     return _column(encoded, "length")
 
 
+def examples_at(encoded: Dataset, rows: np.ndarray) -> list[dict[str, Any]]:
+    """The examples in these rows, in their order."""
+    # What PyTorch's DataLoader calls. Indexing gives columns instead, to be put together again.
+    return encoded.__getitems__(rows.tolist())
+
+
 def cut_off(encoded: Dataset) -> np.ndarray:
     """(n,) words (for texts: 1 or 0) of each encoded example beyond the maximum length, int32."""
     return _column(encoded, "cut_off")

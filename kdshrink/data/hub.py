@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +13,14 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, get_dataset_config_names, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from ..config.groups import DataOptions
 from ..data import arrow
-from ..errors import DataError, HubError, listed
-from ..hub.client import is_hub_fault, is_network_fault, reason, use_timeouts
-from .local import FileTable, Reading
+from ..errors import DataError, HubError, KdshrinkError, listed
+from ..hub.client import use_timeouts
+from ..hub.errors import Fault, fault_of, hub_errors, is_hub_fault, reason
+from .local import FileTable
 from .registry import NAMED, NamedData
+from .request import Reading
 from .shard import SPLIT_NAMES, SPLITS, Columns, Kind, Shard, Table
 
 logger = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ def named_hub_shards(named: NamedData, token: str | None) -> list[Shard]:
 def _fetch(named: NamedData, revision: str | None, patterns: list[str], token: str | None) -> Path:
     """Files of a data set in the Hub's cache; the directory is named by the commit."""
     use_timeouts()
-    with _hub_errors(named.hub_id):
+    with hub_errors(_told(named.hub_id)):
         folder = snapshot_download(
             named.hub_id,
             repo_type="dataset",
@@ -119,12 +118,12 @@ def _fetch_parquet(
     return tables
 
 
-def hub_shards(hub_id: str, config: DataOptions, token: str | None) -> list[Shard]:
+def hub_shards(hub_id: str, languages: Collection[str], token: str | None) -> list[Shard]:
     """Shards of a Hub data set: its only configuration, or those named like the languages asked for."""
     commit = _commit(hub_id, None, token)
-    with _hub_errors(hub_id):
+    with hub_errors(_told(hub_id)):
         configurations = get_dataset_config_names(hub_id, token=token, revision=commit)
-    wanted = [name for name in configurations if name in (config.languages or ())]
+    wanted = [name for name in configurations if name in languages]
     if len(configurations) == 1:
         chosen: list[tuple[str | None, str]] = [(None, configurations[0])]
     elif wanted:
@@ -156,19 +155,20 @@ def _commit(hub_id: str, revision: str | None, token: str | None) -> str | None:
     use_timeouts()
     try:
         return HfApi(token=token).dataset_info(hub_id, revision=revision).sha
-    except OfflineModeIsEnabled:
-        return None
-    except RepositoryNotFoundError as error:
-        raise _no_such_data(hub_id) from error
-    except HFValidationError as error:
-        raise DataError(
-            f"--data {hub_id}: neither a file or directory here nor a possible Hub id.\n"
-            f"Give an existing path, a Hub id, or one of {', '.join(NAMED)}."
-        ) from error
     except Exception as error:
-        if is_network_fault(error):
+        fault = fault_of(error)
+        if fault is Fault.OFFLINE:
+            return None
+        if fault is Fault.NETWORK:
             logger.warning("%s: %s; looking into the cache", hub_id, reason(error, token))
             return None
+        if fault is Fault.BAD_NAME:
+            raise DataError(
+                f"--data {hub_id}: neither a file or directory here nor a possible Hub id.\n"
+                f"Give an existing path, a Hub id, or one of {', '.join(NAMED)}."
+            ) from error
+        if fault in (Fault.MISSING, Fault.GATED):
+            raise _no_such_data(hub_id) from error
         if is_hub_fault(error):
             raise HubError(
                 f"--data {hub_id}: {reason(error, token)}.\nRun the command again later."
@@ -176,27 +176,25 @@ def _commit(hub_id: str, revision: str | None, token: str | None) -> str | None:
         raise
 
 
-@contextmanager
-def _hub_errors(hub_id: str) -> Iterator[None]:
-    """Turn what datasets and huggingface_hub raise into errors that say what to do."""
-    try:
-        yield
-    except (DataError, HubError):
-        raise
-    except (DatasetNotFoundError, RepositoryNotFoundError) as error:
-        raise _no_such_data(hub_id) from error
-    except Exception as error:
+def _told(hub_id: str) -> Callable[[Fault, Exception], KdshrinkError | None]:
+    """What to tell of data that could not be read."""
+
+    def tell(fault: Fault, error: Exception) -> KdshrinkError | None:
+        if isinstance(error, (DataError, HubError)):
+            return None
+        if fault in (Fault.MISSING, Fault.GATED) or isinstance(error, DatasetNotFoundError):
+            return _no_such_data(hub_id)
         if is_hub_fault(error):
-            raise HubError(
+            return HubError(
                 f"--data {hub_id}: {reason(error, None)}.\n"
                 "Check the network and HF_ENDPOINT, or read the data from files: --data-dir DIR for a "
                 "named data set, --data PATH for your own."
-            ) from error
+            )
         if isinstance(error, (DatasetGenerationError, ValueError, RuntimeError, FileNotFoundError)):
-            raise DataError(
-                f"--data {hub_id}: it could not be read from the Hub.\n{error}"
-            ) from error
-        raise
+            return DataError(f"--data {hub_id}: it could not be read from the Hub.\n{error}")
+        return None
+
+    return tell
 
 
 def _no_such_data(hub_id: str) -> DataError:
@@ -207,5 +205,5 @@ def _no_such_data(hub_id: str) -> DataError:
 
 
 def _from_hub(hub_id: str, **arguments: Any) -> Any:
-    with _hub_errors(hub_id):
+    with hub_errors(_told(hub_id)):
         return load_dataset(hub_id, **arguments)

@@ -6,7 +6,7 @@ Everything stays in Arrow's memory maps; what is held per example is an index.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
-from ..config.groups import DataOptions
 from ..errors import DataError, UsageError, listed
 from .columns import Labels, columns_of, find_columns, joint_kinds
 from .examples import (
@@ -31,12 +30,12 @@ from .examples import (
 from .hub import hub_shards, named_hub_shards
 from .labels import read_label_map
 from .languages import language_of, select_languages
-from .local import Reading, directory_shards, file_shard, is_data_file, separator_of
+from .local import directory_shards, file_shard, is_data_file
 from .registry import NAMED, NamedData, Task, Unit
+from .request import DataRequest, LanguageChoice
 from .sampling import choose_rows, held_out_rows, stratified_rows
-from .shard import SPLIT_OF, SPLITS, Columns, Shard, Table, describe_shards
+from .shard import SPLIT_OF, SPLITS, Columns, Shard, describe_shards
 from .store import read_table
-from .streams import ENCODING, check_encoding
 
 logger = logging.getLogger(__name__)
 
@@ -45,25 +44,23 @@ WHOLE_FILE = "all"
 """What a single file is called where a split is named: it has none."""
 
 
-def find_shards(config: DataOptions, token: str | None = None) -> list[Shard]:
-    """List what there is of `config.data`, reading nothing but names where that is possible.
+def find_shards(request: DataRequest, token: str | None = None) -> list[Shard]:
+    """List what there is of `request.data`, reading nothing but names where that is possible.
 
     Raises:
         DataError: No such data, or a directory without any.
         HubError: The Hub cannot be reached, or refuses.
     """
-    name = str(config.data)
+    name, reading = request.data, request.reading
     named = NAMED.get(name)
-    encoding = check_encoding(config.encoding or ENCODING)
-    reading = Reading(separator_of(config.separator), encoding)
     if named is not None:
-        if config.data_dir is not None:
-            return directory_shards(config.data_dir, named, reading)
+        if request.data_dir is not None:
+            return directory_shards(request.data_dir, named, reading)
         if not named.hub_id:
             with resources.as_file(resources.files("kdshrink.sample") / "data") as folder:
                 return directory_shards(folder, named, reading)
         return named_hub_shards(named, token)
-    if config.data_dir is not None:
+    if request.data_dir is not None:
         raise DataError(
             f"--data-dir goes with a named data set, and --data is {name!r}.\n"
             f"Name one of {', '.join(NAMED)}, or give the directory itself to --data."
@@ -80,7 +77,7 @@ def find_shards(config: DataOptions, token: str | None = None) -> list[Shard]:
             f"--data {name}: there is no such file or directory.\n"
             f"Give an existing path, a Hub id, or one of {', '.join(NAMED)}."
         )
-    return hub_shards(name, config, token)
+    return hub_shards(name, request.languages.wanted or (), token)
 
 
 @dataclass(frozen=True)
@@ -122,14 +119,14 @@ def split_named(typed: str) -> str:
 
 
 def load_data(
-    config: DataOptions,
+    request: DataRequest,
     splits: Sequence[str] | None,
     *,
     purpose: Literal["train", "evaluate"],
     labels: Labels = "required",
     token: str | None = None,
 ) -> TaskData:
-    """Read what `config` asks for.
+    """Read what is asked for.
 
     Args:
         splits: Of train, validation and test; None takes those that there are. For training, a tenth
@@ -141,12 +138,12 @@ def load_data(
         DataError: Unknown data, language, split, column or label, or nothing left.
         HubError: The Hub cannot be reached, or refuses.
     """
-    shards = find_shards(config, token)
-    renamed = read_label_map(config.label_map)
-    named = NAMED.get(str(config.data))
+    shards = find_shards(request, token)
+    renamed = read_label_map(request.label_map)
+    named = NAMED.get(request.data)
     if named is not None:
-        return _load_named(config, named, shards, splits, purpose, labels, renamed)
-    return _load_custom(config, shards, splits, purpose, labels, renamed)
+        return _load_named(request, named, shards, splits, purpose, labels, renamed)
+    return _load_custom(request, shards, splits, purpose, labels, renamed)
 
 
 def _there(shards: Sequence[Shard]) -> list[str]:
@@ -155,16 +152,16 @@ def _there(shards: Sequence[Shard]) -> list[str]:
 
 
 def _groups(
-    config: DataOptions, units: Sequence[Unit], seen: Collection[str], unseen: Collection[str]
+    choice: LanguageChoice, units: Sequence[Unit], seen: Collection[str], unseen: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The seen and the unseen languages, after --seen-languages and --unseen-languages."""
     names = [unit.name for unit in units]
-    if config.seen_languages is not None:
-        seen = set(select_languages(config.seen_languages, units, seen, unseen))
+    if choice.seen is not None:
+        seen = set(select_languages(choice.seen, units, seen, unseen))
         unseen = [name for name in names if name not in seen]
-    if config.unseen_languages is not None:
-        unseen = set(select_languages(config.unseen_languages, units, seen, unseen))
-        if config.seen_languages is None:
+    if choice.unseen is not None:
+        unseen = set(select_languages(choice.unseen, units, seen, unseen))
+        if choice.seen is None:
             seen = [name for name in names if name not in unseen]
     if both := sorted(set(seen) & set(unseen)):
         raise DataError(f"{listed(both)}: named in --seen-languages and in --unseen-languages.")
@@ -172,20 +169,15 @@ def _groups(
     return tuple(n for n in names if n in seen), tuple(n for n in names if n in unseen)
 
 
-def _are_groups(spec: Collection[str]) -> bool:
-    """Whether --languages names groups alone, so that what is not there may be left out."""
-    return set(spec) <= {"all", "seen", "unseen"}
-
-
-def _read(shard: Shard, tables: Sequence[Table], columns: Columns) -> list[Part]:
+def _read(shard: Shard, columns: Columns) -> list[Part]:
     return [
         Part(shard.language, table, read_table(table, columns_of(table, columns)))
-        for table in tables
+        for table in shard.tables
     ]
 
 
 def _load_named(
-    config: DataOptions,
+    request: DataRequest,
     named: NamedData,
     shards: list[Shard],
     splits: Sequence[str] | None,
@@ -193,19 +185,14 @@ def _load_named(
     labels: Labels,
     renamed: Mapping[str, str],
 ) -> TaskData:
-    seen, unseen = _groups(config, named.units, named.seen, named.unseen)
-    spec = config.languages or ("all",)
-    languages = select_languages(spec, named.units, seen, unseen)
-    where = config.data_dir or named.name
-    present = {shard.language for shard in shards}
-    languages = _present(named, languages, present, spec, f"{where} has no data of")
-    if purpose == "train":
-        trained = {shard.language for shard in shards if shard.split == "train"}
-        languages = _present(named, languages, trained, spec, "there is no training data in")
-    for split in splits or ():
-        having = {shard.language for shard in shards if shard.split == split}
-        if having and split != "validation":
-            languages = _present(named, languages, having, spec, f"there is no {split} split in")
+    choice = request.languages
+    seen, unseen = _groups(choice, named.units, named.seen, named.unseen)
+    languages = select_languages(choice.wanted or ("all",), named.units, seen, unseen)
+    for having, lacking in _needed(request, named, shards, splits, purpose):
+        missing = [name for name in languages if name not in having]
+        required = choice.by_name or len(missing) == len(languages)
+        _tell_missing(named.name, lacking, missing, having, required)
+        languages = tuple(name for name in languages if name in having)
 
     splits = _there(shards) if splits is None else splits
     column = named.label_column if labels != "unused" else None
@@ -213,7 +200,7 @@ def _load_named(
     chosen = [shard for shard in shards if shard.split in splits and shard.language in languages]
     shards_of = {split: [s for s in chosen if s.split == split] for split in splits}
     parts = {
-        split: [part for shard in found for part in _read(shard, shard.tables, columns)]
+        split: [part for shard in found for part in _read(shard, columns)]
         for split, found in shards_of.items()
         if found
     }
@@ -224,11 +211,11 @@ def _load_named(
     for split, read in parts.items():
         table = examples(read, labelling, named.task, column)
         names = [str(shard.language) for shard in shards_of[split]]
-        loaded[split] = _chosen(table, names, split, config)
-    if not config.data_dir and named.hub_id:
+        loaded[split] = _chosen(table, names, split, request.sampling.limit(split))
+    if not request.data_dir and named.hub_id:
         origin = {"hub_id": named.hub_id, "requested_revision": named.hub_revision}
     else:
-        origin = {"data_dir": str(config.data_dir)} if config.data_dir else {}
+        origin = {"data_dir": str(request.data_dir)} if request.data_dir else {}
     data = TaskData(
         named.name,
         named.task,
@@ -239,60 +226,84 @@ def _load_named(
         unseen,
         origin,
     )
-    return _finish(config, data, chosen, labelling, splits, purpose)
+    return _finish(data, chosen, labelling, splits, purpose, request.sampling.train_fraction)
 
 
-def _present(
+def _needed(
+    request: DataRequest,
     named: NamedData,
-    languages: tuple[str, ...],
+    shards: Sequence[Shard],
+    splits: Sequence[str] | None,
+    purpose: str,
+) -> Iterator[tuple[set[str | None], str]]:
+    """Each thing that a language must have: the languages that do, and what the others lack."""
+    yield {shard.language for shard in shards}, f"{request.data_dir or named.name} has no data of"
+    if purpose == "train":
+        trained = {shard.language for shard in shards if shard.split == "train"}
+        yield trained, "there is no training data in"
+    for split in splits or ():
+        having = {shard.language for shard in shards if shard.split == split}
+        if having and split != "validation":
+            yield having, f"there is no {split} split in"
+
+
+def _tell_missing(
+    data: str,
+    lacking: str,
+    missing: Sequence[str],
     having: Collection[str | None],
-    spec: Collection[str],
-    told: str,
-) -> tuple[str, ...]:
-    """The languages that have something; the others may be missing only where no name asks for them."""
-    missing = [name for name in languages if name not in having]
-    if missing and (not _are_groups(spec) or len(missing) == len(languages)):
+    required: bool,
+) -> None:
+    """Say which languages lack something, if any does.
+
+    Args:
+        lacking: What they lack, as a message says it before their names.
+        having: The languages that have it.
+        required: Whether they may not be left out.
+
+    Raises:
+        DataError: There is one, and it is required.
+    """
+    if missing and required:
         raise DataError(
-            f"{named.name}: {told} {listed(missing)}.\n"
+            f"{data}: {lacking} {listed(missing)}.\n"
             f"There is some in: {listed(sorted(filter(None, having))) or 'none'}."
         )
     if missing:
-        logger.info("%s: %s %s", named.name, told, listed(missing))
-    return tuple(name for name in languages if name in having)
+        logger.info("%s: %s %s", data, lacking, listed(missing))
 
 
-def _chosen(table: Dataset, languages: Sequence[str], split: str, config: DataOptions) -> Dataset:
-    rows = choose_rows(table, languages, split, config)
+def _chosen(table: Dataset, languages: Sequence[str], split: str, most: int | None) -> Dataset:
+    rows = choose_rows(table, languages, split, most)
     whole = len(rows) == len(table) and bool((np.diff(rows) == 1).all())
     return table if whole else table.select(rows)
 
 
 def _load_custom(
-    config: DataOptions,
+    request: DataRequest,
     shards: list[Shard],
     splits: Sequence[str] | None,
     purpose: str,
     labels: Labels,
     renamed: Mapping[str, str],
 ) -> TaskData:
-    name = str(config.data)
+    name, choice = request.data, request.languages
     asked_for = splits is not None
     splits = _there(shards) if splits is None else splits
     whole_file = Path(name).expanduser().is_file()
-    opened = [(shard, shard.tables) for shard in shards]
-    tables = [table for _, found in opened for table in found]
-    columns = find_columns(config, joint_kinds(tables), labels)
+    tables = [table for shard in shards for table in shard.tables]
+    columns = find_columns(name, joint_kinds(tables), request.columns, labels)
     parts: dict[str, list[Part]] = {}
-    for shard, found in opened:
+    for shard in shards:
         split = splits[0] if whole_file and purpose == "evaluate" else shard.split
-        parts.setdefault(split, []).extend(_read(shard, found, columns))
+        parts.setdefault(split, []).extend(_read(shard, columns))
+    everything = [part for read in parts.values() for part in read]
     if columns.task == "sequence":
-        check_no_written_lists([part for read in parts.values() for part in read], columns.text)
+        check_no_written_lists(everything, columns.text)
     labelling = None
     asked = [part for split in splits for part in parts.get(split, ())]
     if columns.label is not None and (labels == "required" or all_labelled(asked)):
         names = next(filter(None, (t.class_names(columns.label) for t in tables)), None)
-        everything = [part for read in parts.values() for part in read]
         labelling = custom_labels(everything, columns.label, columns.task, names, renamed)
     elif columns.label is not None:
         logger.info("%s: not all examples have a label; none is used", name)
@@ -300,16 +311,18 @@ def _load_custom(
     units = tuple(
         Unit(language, language_of(language)) for language in sorted(set().union(*present.values()))
     )
-    seen, unseen = _groups(config, units, (), ())
-    languages = select_languages(config.languages or ("all",), units, seen, unseen)
+    seen, unseen = _groups(choice, units, (), ())
+    languages = select_languages(choice.wanted or ("all",), units, seen, unseen)
     loaded = {}
     for split in splits:
-        missing = [language for language in languages if language not in present.get(split, ())]
-        if asked_for and missing and split in parts:
-            _tell_missing(config, split, missing)
+        having = present.get(split, set())
+        missing = [language for language in languages if language not in having]
+        if asked_for and split in parts:
+            lacking = f"there is no {split} split in"
+            _tell_missing(name, lacking, missing, having, choice.by_name)
         if len(missing) < len(languages):
             table = examples(parts[split], labelling, columns.task, columns.label)
-            loaded[split] = _chosen(table, languages, split, config)
+            loaded[split] = _chosen(table, languages, split, request.sampling.limit(split))
     decisive = ["train"] if purpose == "train" and "train" in loaded else list(loaded)
     read = set().union(*(present[split] for split in decisive))
     languages = tuple(language for language in languages if language in read)
@@ -325,28 +338,16 @@ def _load_custom(
         {"hub_id" if on_hub else "path": name},
         whole_file=whole_file,
     )
-    return _finish(config, data, shards, labelling, splits, purpose)
-
-
-def _tell_missing(config: DataOptions, split: str, missing: Sequence[str]) -> None:
-    """Say which languages a split that was asked for has not.
-
-    Raises:
-        DataError: They were asked for by name.
-    """
-    told = f"{config.data}: there is no {split} split in {listed(missing)}"
-    if not _are_groups(config.languages or ("all",)):
-        raise DataError(f"{told}.")
-    logger.info("%s", told)
+    return _finish(data, shards, labelling, splits, purpose, request.sampling.train_fraction)
 
 
 def _finish(
-    config: DataOptions,
     data: TaskData,
     shards: Sequence[Shard],
     labelling: Labelling | None,
     splits: Sequence[str],
     purpose: str,
+    train_fraction: float,
 ) -> TaskData:
     """Hold out a development set where there is none, and check that nothing asked for is missing."""
     loaded = dict(data.splits)
@@ -359,8 +360,8 @@ def _finish(
                 f"{data.name}: there is no {split} split in {listed(data.languages)}.\n"
                 f"Splits found: {', '.join(loaded) or 'none'}."
             )
-    if "train" in loaded and config.train_fraction < 1:
-        chosen = stratified_rows(loaded["train"], config.train_fraction, labelling is not None)
+    if "train" in loaded and train_fraction < 1:
+        chosen = stratified_rows(loaded["train"], train_fraction, labelling is not None)
         loaded["train"] = loaded["train"].select(chosen)
     source = {
         "name": data.name,

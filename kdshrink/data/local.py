@@ -17,32 +17,14 @@ from ..data import arrow, conll, rows
 from ..errors import DataError, listed
 from ..files import sha256_of
 from .registry import NamedData
+from .request import Reading
 from .shard import SPLIT_OF, SPLITS, Columns, Kind, Rows, Shard, Table
-from .streams import COMPRESSIONS, ENCODING, endings
+from .streams import COMPRESSIONS, endings
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "iob2", "conll", "conllu", "txt")
 _ROWS = 10_000
 _PART = re.compile(r"(.+?)-(\d{5})-of-(\d{5})")
 _IGNORED = re.compile(r"\..*|__MACOSX")
-_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How text files are to be read.
-
-    Attributes:
-        separator: Between the fields of CSV and TSV; None for a comma, and in .tsv a tab, where no field
-            is quoted.
-    """
-
-    separator: str | None = None
-    encoding: str = ENCODING
-
-
-def separator_of(typed: str | None) -> str | None:
-    """The separator that --separator names: a character, or tab, comma, semicolon."""
-    return None if typed is None else _SEPARATORS.get(typed, typed)
 
 
 @dataclass(frozen=True)

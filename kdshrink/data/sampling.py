@@ -9,8 +9,6 @@ from zlib import crc32
 import numpy as np
 from datasets import Dataset
 
-from ..config.groups import DataOptions
-
 
 def language_codes(table: Dataset) -> tuple[np.ndarray, list[str]]:
     """Each example's language as an index (int32) into the names that follow, in order of first use."""
@@ -24,14 +22,12 @@ def language_codes(table: Dataset) -> tuple[np.ndarray, list[str]]:
 
 
 def choose_rows(
-    table: Dataset, languages: Sequence[str], split: str, config: DataOptions
+    table: Dataset, languages: Sequence[str], split: str, most: int | None
 ) -> np.ndarray:
-    """Rows of these languages, one after another, each cut to --max-samples.
+    """Rows of these languages, one after another, at most so many of each.
 
     Which rows are kept does not depend on --seed.
     """
-    limits = [config.max_samples, config.max_eval_samples if split != "train" else None]
-    most = min((limit for limit in limits if limit is not None), default=None)
     codes, names = language_codes(table)
     in_order = np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[in_order], np.arange(len(names) + 1))

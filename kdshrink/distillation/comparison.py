@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.commands import DistillConfig
 from ..data.languages import comparable
-from ..data.load import TaskData, load_data
+from ..data.load import TaskData
 from ..data.sampling import language_codes
 from ..errors import DataError
 from ..evaluation.evaluator import Evaluator, make_evaluator
@@ -27,44 +27,47 @@ class Comparison:
     Making one scores the teacher and the untrained student.
 
     Args:
-        data: What the student is trained on.
+        test: The test split, in all its languages.
+        trained_on: The languages that the student is trained on.
         teacher: The teacher's files, which are read for this alone.
         tokenizer: The teacher's.
+        seed: Of the student's head, where its files have none.
     """
 
     def __init__(
         self,
-        config: DistillConfig,
-        data: TaskData,
+        test: TaskData,
+        trained_on: Sequence[str],
         teacher: Source,
         tokenizer: PreTrainedTokenizerBase,
         student: Student,
         device: torch.device,
         progress: Progress,
+        *,
+        max_length: int,
+        seed: int,
     ) -> None:
-        everything = replace(config, languages=("all",))
-        test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
         if test.whole_file:
             raise DataError(
                 f"--compare: {test.name} is a single file, all of which is trained on.\n"
                 "Give a directory with a test split, or compare after the run, with kdshrink zero-shot."
             )
         present = language_codes(test.splits["test"])[1]
-        trained = {comparable(name) for name in data.languages}
+        trained = {comparable(name) for name in trained_on}
         self._groups = {
             "seen": [name for name in present if comparable(name) in trained],
             "unseen": [name for name in present if comparable(name) not in trained],
         }
         self._models: dict[str, Any] = {}
         self._progress = progress
-        options: Any = {"max_length": config.max_length, "batch_size": None, "device": device}
+        options: Any = {"max_length": max_length, "batch_size": None, "device": device}
         evaluator = make_evaluator(test, "test", tokenizer, teacher, **options)
-        whole = to_device(load_weights(teacher, config, teacher.task), device)
+        whole = to_device(load_weights(teacher, teacher.task), device)
         self._add("teacher", whole, evaluator)
         named = {**student.source.config, "id2label": dict(enumerate(student.labels))}
         labelled = replace(student.source, config=named)
         self._evaluator = make_evaluator(test, "test", student.tokenizer, labelled, **options)
-        untrained = to_device(student.load(config, teacher.task), device)
+        untrained = to_device(student.load(teacher.task, seed), device)
         self._add("untrained student", untrained, self._evaluator)
 
     def add_distilled(self, model: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..data.encoding import Collator, token_counts
+from ..data.encoding import Collator, examples_at, token_counts
 from ..data.sampling import language_codes
 from ..evaluation.evaluator import not_finite
 from ..evaluation.results import EvalResult, LanguageScore
@@ -51,7 +51,7 @@ class LossEvaluator:
             total = 0.0
             for start in range(0, len(order), self.batch_size):
                 chosen = order[start : start + self.batch_size]
-                batch = self.collate(self.encoded.__getitems__(chosen.tolist()))
+                batch = self.collate(examples_at(self.encoded, chosen))
                 batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
                 targets = self.teacher.targets(batch["input_ids"], batch["attention_mask"])
                 terms = self.learner(**batch, targets=targets)

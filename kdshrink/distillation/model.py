@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..config.fields import LOSS_TERMS
-from ..config.groups import ObjectiveOptions
 from ..data.encoding import IGNORED
-from ..distillation import losses
 from ..models.activations import Recorder, centre
 from ..training.losses import task_cross_entropy
+from . import losses
+from .objective import Objective
 from .teacher import Targets
 
 
@@ -40,7 +40,7 @@ class DistillationModel(nn.Module):
         self,
         student: PreTrainedModel,
         recorder: Recorder,
-        objective: ObjectiveOptions,
+        objective: Objective,
         teacher_width: int,
         task: str | None,
         basis: Tensor | None = None,

@@ -11,7 +11,6 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..config.commands import DistillConfig
 from ..data.encoding import Collator
 from ..models.activations import Recorder
 from ..models.architectures import Head
@@ -22,6 +21,7 @@ from ..output import CHECKPOINTS
 from ..training.setup import set_dropout
 from .matching import match_classes
 from .model import DistillationModel
+from .objective import Objective
 from .student import Student
 from .teacher import Teacher
 
@@ -29,21 +29,21 @@ from .teacher import Teacher
 def _recorder(
     model: PreTrainedModel,
     layers: Sequence[int],
-    config: DistillConfig,
+    objective: Objective,
     heads: Sequence[Sequence[Head]] | None = None,
 ) -> Recorder:
     return Recorder(
         model,
         layers,
-        hidden=config.weight("hidden") > 0,
-        attention=config.attention_target if config.weight("attention") else None,
-        embedding=config.weight("embedding") > 0,
+        hidden=objective.weight("hidden") > 0,
+        attention=objective.attention_target if objective.weight("attention") else None,
+        embedding=objective.weight("embedding") > 0,
         heads=heads,
     )
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """Student and teacher with the embedding rows alone that the data can reach, in one order."""
 
     learner: DistillationModel
@@ -53,36 +53,47 @@ class _Pair:
 
 
 def load_pair(
-    config: DistillConfig,
     source: Source,
     student: Student,
     encoded: Mapping[str, Dataset],
     pieces: Tensor | None,
+    objective: Objective,
     output_dir: Path,
     device: torch.device,
-) -> _Pair:
-    """The learner on its device, the teacher still on the CPU."""
+    *,
+    dropout: float | None,
+    seed: int,
+) -> Pair:
+    """The learner on its device, the teacher still on the CPU.
+
+    Args:
+        source: The teacher.
+        pieces: For each of the student's tokens the teacher's id; None if they are the same.
+        output_dir: Where the run's checkpoints go, and the embedding table with them.
+        dropout: As in `set_dropout`.
+        seed: Of the student's head, where its files have none.
+    """
     vocabulary = student.source.vocabulary
     kept = reachable_ids(student.tokenizer, list(encoded.values()), vocabulary)
-    model = student.load(config, source.task, kept)
-    set_dropout(model, config.dropout, calibrated=student.is_calibrated)
+    model = student.load(source.task, seed, kept)
+    set_dropout(model, dropout, calibrated=student.is_calibrated)
     table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, student.source.directory, model, kept)
     rows = kept if pieces is None else pieces[kept]
-    teacher_model = load_weights(source, config, source.task, rows).eval()
+    teacher_model = load_weights(source, source.task, rows).eval()
     classes = None
     if source.task is not None:
         classes = match_classes(student.labels, source.labels).to(device)
     learner = DistillationModel(
         model,
-        _recorder(model, range(1, len(student.layers) + 1), config),
-        config,
+        _recorder(model, range(1, len(student.layers) + 1), objective),
+        objective,
         teacher_model.config.hidden_size,
         source.task,
         student.basis,
     ).to(device)
-    return _Pair(
+    return Pair(
         learner,
-        Teacher(_recorder(teacher_model, student.layers, config, student.heads), classes),
+        Teacher(_recorder(teacher_model, student.layers, objective, student.heads), classes),
         Collator(int(student.tokenizer.pad_token_id), compact_ids(kept, vocabulary)),
         table,
     )

@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibration.calibrate import calibrate_student, read_basis
-from ..config.commands import DistillConfig
-from ..data.labels import read_label_map
-from ..data.load import TaskData
+from ..calibration.texts import CalibrationData
 from ..data.registry import Task
-from ..errors import ModelError, ShapeError, UsageError
+from ..errors import ModelError, ShapeError
 from ..models.architectures import Head
 from ..models.loading import load_tokenizer, load_weights, load_with_head, require_task
 from ..models.source import Source, find_model, require_classes
 from ..models.whole import check_whole
 from ..progress import Progress
 from ..shrinking.layer_map import choose_layers
+from ..shrinking.plan import Shape
 from ..shrinking.weights import shrink_source
 from .matching import same_tokenizer
 
@@ -57,71 +57,94 @@ class Student:
         """Whether its weights are as calibrating made them, here or before."""
         return self.calibration is not None or self.source.is_calibrated
 
-    def load(
-        self, config: DistillConfig, task: Task | None, rows: Tensor | None = None
-    ) -> PreTrainedModel:
-        """Its model, with a new head where its files have none (`rows`: as in `load_weights`)."""
+    def load(self, task: Task | None, seed: int, rows: Tensor | None = None) -> PreTrainedModel:
+        """Its model, with a new head of this seed where its files have none.
+
+        Args:
+            rows: As in `load_weights`.
+        """
         if task is None:
-            return load_weights(self.source, config, None, rows)
-        return load_with_head(self.source, config, task, self.labels, config.seed, rows)
+            return load_weights(self.source, None, rows)
+        return load_with_head(self.source, task, self.labels, seed, rows)
 
 
-def prepare_student(
-    config: DistillConfig,
+def given_student(
+    source: Source,
     teacher: Source,
     tokenizer: PreTrainedTokenizerBase,
-    data: TaskData,
-    folder: Path,
-    progress: Progress,
+    task: Task,
+    layer_map: str | None,
 ) -> Student:
-    """Find the student that --student names, or make the one that --init asks for.
+    """A student that was made before.
 
     Args:
-        data: What it will be distilled on; --init calibrated reads its texts.
-        folder: An empty directory, for the files of a student that is made.
+        source: Its files.
+        tokenizer: The teacher's.
+        task: That of the data.
+        layer_map: Which of the teacher's layers its own stand for; None for what its record says.
 
     Raises:
-        ShapeError: No such student can be cut, or its layers cannot be mapped to the teacher's.
-        ModelError: The student, the base or its tokenizer does not fit the teacher.
+        ShapeError: Its layers cannot be mapped to the teacher's.
+        ModelError: It does not fit the teacher.
     """
-    depth = teacher.depth
-    if config.student is not None:
-        source = find_model(config.student, config).renamed(read_label_map(config.label_map))
-        require_classes(source)
-        if source.task != teacher.task:
-            if teacher.task is None:
-                raise ModelError(
-                    f"{source.name} has a head, and the teacher {teacher.name} has none."
-                )
-            require_task(source, teacher.task)
-        check_whole(source, config, teacher.task)
-        layers, heads = _places_of(source, config, depth)
-        own = source.depth
-        if own != len(layers):
-            raise ShapeError(f"--layer-map names {len(layers)} layers, and the student has {own}.")
-        return Student(
-            source,
-            tokenizer
-            if same_tokenizer(source, teacher)
-            else load_tokenizer(source, config, data.task),
-            source.labels if teacher.task else (),
-            layers,
-            f"from {source.name}",
-            tuple(source.training_languages),
-            (source,),
-            heads,
-            _fitting_basis(source, teacher),
+    require_classes(source)
+    if source.task != teacher.task:
+        if teacher.task is None:
+            raise ModelError(f"{source.name} has a head, and the teacher {teacher.name} has none.")
+        require_task(source, teacher.task)
+    check_whole(source, teacher.task)
+    layers, heads = _places_of(source, layer_map, teacher.depth)
+    if source.depth != len(layers):
+        raise ShapeError(
+            f"--layer-map names {len(layers)} layers, and the student has {source.depth}."
         )
-    shape = replace(config, layers=_default_layers(config, depth))
-    init = config.init or "from-teacher"
-    origin = _base_of(config, teacher, tokenizer) if init == "from-base" else teacher
-    how = {"from-scratch": "scratch", "calibrated": "calibrated"}.get(init, "copy")
-    plan, _ = shrink_source(origin, shape, folder, init=how, seed=config.seed)
-    report = None
-    if init == "calibrated":
-        report = calibrate_student(teacher, folder, plan, data, config, progress=progress)
+    shared = same_tokenizer(source, teacher)
     return Student(
-        find_model(str(folder), config),
+        source,
+        tokenizer if shared else load_tokenizer(source, task),
+        source.labels if teacher.task else (),
+        layers,
+        f"from {source.name}",
+        tuple(source.training_languages),
+        (source,),
+        heads,
+        _fitting_basis(source, teacher),
+    )
+
+
+def make_student(
+    teacher: Source,
+    origin: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    shape: Shape,
+    init: str,
+    folder: Path,
+    *,
+    seed: int,
+    calibration: CalibrationData | None,
+    device: torch.device,
+    progress: Progress,
+) -> Student:
+    """Make a student out of its teacher or of its base.
+
+    Args:
+        origin: What is cut: the teacher, or its base.
+        tokenizer: The teacher's.
+        init: As --init has it.
+        folder: An empty directory, for its files.
+        calibration: The texts that init="calibrated" reads.
+
+    Raises:
+        ShapeError: No such student can be cut.
+    """
+    shape = replace(shape, layers=_default_layers(shape, teacher.depth))
+    how = {"from-scratch": "scratch", "calibrated": "calibrated"}.get(init, "copy")
+    plan, _ = shrink_source(origin, shape, folder, init=how, seed=seed)
+    report = None
+    if calibration is not None:
+        report = calibrate_student(teacher, folder, plan, calibration, device, progress=progress)
+    return Student(
+        find_model(str(folder), teacher.access),
         tokenizer,
         teacher.labels if teacher.task else (),
         tuple(plan.layers),
@@ -145,10 +168,10 @@ def _fitting_basis(student: Source, teacher: Source) -> Tensor | None:
     return basis
 
 
-def _default_layers(config: DistillConfig, depth: int) -> int | None:
-    if config.layers is not None or config.layer_map is not None:
-        return config.layers
-    if config.hidden_size is not None:
+def _default_layers(shape: Shape, depth: int) -> int | None:
+    if shape.layers is not None or shape.layer_map is not None:
+        return shape.layers
+    if shape.hidden_size is not None:
         return depth
     if depth % 2:
         raise ShapeError(
@@ -158,32 +181,28 @@ def _default_layers(config: DistillConfig, depth: int) -> int | None:
 
 
 def _places_of(
-    source: Source, config: DistillConfig, depth: int
+    source: Source, layer_map: str | None, depth: int
 ) -> tuple[tuple[int, ...], tuple[tuple[Head, ...], ...] | None]:
     """The teacher's layers of a given student: --layer-map, its record, or uniform; and the heads."""
     own = source.depth
-    record = source.record or {}
-    if config.layer_map is None and record.get("layers") and record.get("of_layers") == depth:
-        heads = record.get("heads")
-        return tuple(record["layers"]), heads and tuple(
-            tuple(Head(*head) for head in layer) for layer in heads
-        )
-    return tuple(choose_layers(depth, own, config.layer_map)), None
+    record = source.record
+    if layer_map is None and record.layers and record.of_layers == depth:
+        if record.heads is None:
+            return record.layers, None
+        return record.layers, tuple(tuple(Head(*one) for one in layer) for layer in record.heads)
+    return tuple(choose_layers(depth, own, layer_map)), None
 
 
-def _base_of(config: DistillConfig, teacher: Source, tokenizer: PreTrainedTokenizerBase) -> Source:
-    name = config.base or (teacher.record or {}).get("base")
-    if not name:
-        raise UsageError(
-            f"--init from-base: nothing says which model {teacher.name} was fine-tuned from.\n"
-            "Name it with --base."
-        )
-    base = find_model(name, config)
+def check_base(base: Source, teacher: Source, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make sure that a base is whole and has the vocabulary of the teacher that was made of it.
+
+    Raises:
+        ModelError: It is not, or has another.
+    """
     require_classes(base)
-    check_whole(base, config, base.task)
-    if load_tokenizer(base, config, teacher.task).get_vocab() != tokenizer.get_vocab():
+    check_whole(base, base.task)
+    if load_tokenizer(base, teacher.task).get_vocab() != tokenizer.get_vocab():
         raise ModelError(
-            f"--base {name}: its tokenizer is not that of the teacher {teacher.name}.\n"
+            f"--base {base.name}: its tokenizer is not that of the teacher {teacher.name}.\n"
             "Give the base that the teacher was fine-tuned from, with the same vocabulary."
         )
-    return base

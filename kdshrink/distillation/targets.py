@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..data.batching import Batches, cut_by_tokens
-from ..data.encoding import token_counts
+from ..data.encoding import examples_at, token_counts
 from ..distributed import largest
 from ..models.devices import forward_positions
 from ..models.onednn import packed_linears
@@ -123,7 +123,7 @@ class TargetSource:
         made: dict[int, ExampleTargets] = {}
         for begin, end in pairwise(cuts):
             chosen = rows[begin:end].tolist()
-            batch = self.collate(self.examples.__getitems__(chosen))
+            batch = self.collate(examples_at(self.examples, rows[begin:end]))
             inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
             with self.packing:
                 targets = self.teacher.targets(**inputs)
@@ -136,7 +136,7 @@ class TargetSource:
             if self.cache is not None:
                 self.cache.write(chosen, split)
         for _ in range(spare):  # another process has more forwards to make
-            shortest = self.collate(self.examples.__getitems__(rows[:1].tolist()))
+            shortest = self.collate(examples_at(self.examples, rows[:1]))
             self.teacher.targets(**{name: t.to(self.device) for name, t in shortest.items()})
         return made
 

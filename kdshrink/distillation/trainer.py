@@ -37,10 +37,10 @@ class DistillationTrainer(TermTrainer):
     def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return model(**inputs)
 
-    def _check_finite(self) -> None:
+    def check_finite(self) -> None:
         if (row := self.targets.first_bad) is not None:
             raise not_finite("The teacher", self.texts, row)
-        super()._check_finite()
+        super().check_finite()
 
     def term_units(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         mask = inputs["attention_mask"]

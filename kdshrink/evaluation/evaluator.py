@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import cut_by_tokens
-from ..data.encoding import Collator, cut_off, encode, token_counts
+from ..data.encoding import Collator, cut_off, encode, examples_at, token_counts
 from ..data.labels import match_labels
 from ..data.load import WHOLE_FILE, TaskData
 from ..data.registry import Task
@@ -102,7 +102,7 @@ def predict(
     done, mine, first_bad = 0, sum(map(len, batches)), total
     with _evaluating(model), packed_linears(device):
         for rows in batches:
-            batch = examples.__getitems__(rows.tolist())
+            batch = examples_at(examples, rows)
             inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}
             logits = model(**inputs).logits.float()
             if len(bad := rows[_not_finite(logits, inputs["attention_mask"])]):
@@ -113,11 +113,8 @@ def predict(
             if bounds is None:
                 classes[rows], probabilities[rows] = indices, values
             else:
-                for line, row in enumerate(rows):
-                    positions = np.asarray(batch[line]["positions"])
-                    kept = np.flatnonzero(positions >= 0)
-                    classes[bounds[row] + kept] = indices[line, positions[kept]]
-                    probabilities[bounds[row] + kept] = values[line, positions[kept]]
+                words, there = _places(rows, batch, bounds)
+                classes[words], probabilities[words] = indices[there], values[there]
             done += len(rows)
             progress(what, done * total // mine, total, {})
     if together:
@@ -127,6 +124,28 @@ def predict(
     if together:
         classes, probabilities = (joined(answers, device) for answers in (classes, probabilities))
     return Predictions(classes, probabilities, bounds)
+
+
+def _places(
+    rows: np.ndarray, examples: Sequence[Mapping[str, Any]], bounds: np.ndarray
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Where the predictions of a batch's words belong among all words, and where they stand in the batch.
+
+    Args:
+        rows: (B,) the numbers of the examples.
+        bounds: The number of each example's first word.
+
+    Returns:
+        (W,), and the lines and the positions in them, each (W,).
+    """
+    words, lines, columns = [], [], []
+    for line, row in enumerate(rows):
+        positions = np.asarray(examples[line]["positions"])
+        kept = np.flatnonzero(positions >= 0)
+        words.append(bounds[row] + kept)
+        lines.append(np.full(len(kept), line))
+        columns.append(positions[kept])
+    return np.concatenate(words), (np.concatenate(lines), np.concatenate(columns))
 
 
 class _BadAnswerError(ModelError):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import HubError, ModelError
+from ..errors import HubError, KdshrinkError, ModelError
 from ..files import sha256_of
-from .client import cache_fault, is_network_fault, reason, use_timeouts
+from .client import use_timeouts
+from .errors import Fault, cache_fault, hub_errors, is_network_fault, reason
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def fetch_model(
     where = f"{hub_id}@{revision}" if revision else hub_id
     began = time.time()
     wanted = [*_SMALL_FILES, *(["*.py"] if code else [])]
-    with _told(where, token):
+    with hub_errors(_told(where, token)):
         if constants.is_offline_mode():
             return _cached(hub_id, revision, wanted, weights)
         try:
@@ -136,54 +136,37 @@ def _check_content(snapshot: Path, since: float) -> None:
             )
 
 
-@contextmanager
-def _told(where: str, token: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into errors that say what to do."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def _told(where: str, token: str | None) -> Callable[[Fault, Exception], KdshrinkError | None]:
+    """What to tell of a model that could not be fetched."""
 
-    try:
-        yield
-    except HFValidationError as error:
-        raise ModelError(
-            f"{where}: neither a directory here nor a possible Hub id.\n{str(error).splitlines()[0]}"
-        ) from error
-    except GatedRepoError as error:
-        raise HubError(
-            f"{where}: the Hub keeps this model behind a gate.\n"
-            "Ask for access on its page, then pass --token or set HF_TOKEN."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise HubError(f"{where}: this model has no such revision on the Hub.") from error
-    except RepositoryNotFoundError as error:
-        raise HubError(_missing(where, token)) from error
-    except OfflineModeIsEnabled as error:
-        raise HubError(_not_cached(where)) from error
-    except LocalEntryNotFoundError as error:
-        from huggingface_hub import constants
-
-        if constants.is_offline_mode():
-            raise HubError(_not_cached(where)) from error
-        raise HubError(f"{where}: {reason(error, token)}.\n{_ADVICE}") from error
-    except HubError as error:
-        raise HubError(f"{where}: {error}.\n{_ADVICE}") from error
-    except (OSError, RuntimeError, ValueError) as error:
-        if told := cache_fault(error):
-            raise HubError(f"{where}: it cannot be fetched.\n{told}") from error
-        raise HubError(f"{where}: {reason(error, token)}.\n{_ADVICE}") from error
-    except Exception as error:
-        if is_network_fault(error):
-            raise HubError(
+    def tell(fault: Fault, error: Exception) -> KdshrinkError | None:
+        if fault is Fault.BAD_NAME:
+            return ModelError(
+                f"{where}: neither a directory here nor a possible Hub id.\n{str(error).splitlines()[0]}"
+            )
+        if fault is Fault.GATED:
+            return HubError(
+                f"{where}: the Hub keeps this model behind a gate.\n"
+                "Ask for access on its page, then pass --token or set HF_TOKEN."
+            )
+        if fault is Fault.NO_REVISION:
+            return HubError(f"{where}: this model has no such revision on the Hub.")
+        if fault is Fault.MISSING:
+            return HubError(_missing(where, token))
+        if fault is Fault.OFFLINE:
+            return HubError(_not_cached(where))
+        if isinstance(error, (HubError, OSError, RuntimeError, ValueError)):
+            if told := cache_fault(error):
+                return HubError(f"{where}: it cannot be fetched.\n{told}")
+            return HubError(f"{where}: {reason(error, token)}.\n{_ADVICE}")
+        if fault is Fault.NETWORK:
+            return HubError(
                 f"{where}: there is no such directory here, and {reason(error, token)}.\n"
                 "Check the network, point HF_ENDPOINT to a mirror, or give the path of a local checkpoint."
-            ) from error
-        raise
+            )
+        return None
+
+    return tell
 
 
 _ADVICE = "Run the command again; what was fetched whole is kept and not fetched again."

@@ -41,5 +41,10 @@ def compile_in_place(model: nn.Module, device: torch.device) -> None:
             f"--torch-compile needs a C++ compiler on a CPU, and there is no {compiler}.\n"
             "Install one, name it in CXX, or leave --torch-compile out."
         )
-    torch._dynamo.config.recompile_limit = _SHAPES
+    _allow_shapes(_SHAPES)
     model.compile(dynamic=False)
+
+
+def _allow_shapes(count: int) -> None:
+    """Let torch.compile make code for so many shapes before it gives up and runs a model as it is."""
+    torch._dynamo.config.recompile_limit = count

@@ -70,7 +70,9 @@ class CompactEmbedding(nn.Embedding):
     decay: Tensor
 
     def __init__(self, rows: Tensor, padding_idx: int | None) -> None:
-        super().__init__(len(rows), rows.shape[1], padding_idx=padding_idx, _weight=rows)
+        # On no device, so that no other rows are drawn first.
+        super().__init__(len(rows), rows.shape[1], padding_idx=padding_idx, device="meta")
+        self.weight = nn.Parameter(rows)
         self.register_buffer("decay", torch.ones((), dtype=torch.float64))
 
 

@@ -14,7 +14,6 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..config.groups import SourceOptions
 from ..data.registry import Task
 from ..errors import ModelError
 from .architectures import find_family
@@ -50,9 +49,7 @@ def model_sizes(model: PreTrainedModel) -> dict[str, int]:
     }
 
 
-def load_tokenizer(
-    source: Source, options: SourceOptions, task: Task | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source, task: Task | None = None) -> PreTrainedTokenizerBase:
     """Load a model's own tokenizer.
 
     Args:
@@ -64,10 +61,12 @@ def load_tokenizer(
     """
     tokenizer_files(source)
     # Else the tokenizer would read it, and its faults would be told as the tokenizer's.
-    config = read_config(source, options)
+    config = read_config(source)
     with _tokenizer_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(
-            source.directory, config=config, trust_remote_code=options.trust_remote_code
+            source.directory,
+            config=config,
+            trust_remote_code=source.access.trust_remote_code,
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(
@@ -160,20 +159,18 @@ def require_task(source: Source, task: Task) -> None:
         )
 
 
-def load_classifier(source: Source, options: SourceOptions, task: Task) -> Loaded:
+def load_classifier(source: Source, task: Task) -> Loaded:
     """Load a fine-tuned model and its tokenizer, in float32.
 
     Raises:
         ModelError: It is damaged, or has no head for the task.
     """
     require_task(source, task)
-    tokenizer = load_tokenizer(source, options, task)
-    return Loaded(load_weights(source, options, task), tokenizer)
+    tokenizer = load_tokenizer(source, task)
+    return Loaded(load_weights(source, task), tokenizer)
 
 
-def load_weights(
-    source: Source, options: SourceOptions, task: Task | None, rows: Tensor | None = None
-) -> PreTrainedModel:
+def load_weights(source: Source, task: Task | None, rows: Tensor | None = None) -> PreTrainedModel:
     """Load a model with the head that it has for the task (None: the bare encoder), in float32.
 
     Args:
@@ -182,14 +179,13 @@ def load_weights(
     Raises:
         ModelError: The weights are damaged, not whole, or not finite.
     """
-    model = _assemble(source, options, task, None, rows)
+    model = _assemble(source, task, None, rows)
     _check_finite(source, model, None if rows is not None else model.get_input_embeddings())
     return model
 
 
 def load_with_head(
     source: Source,
-    options: SourceOptions,
     task: Task,
     labels: Sequence[str],
     seed: int,
@@ -208,23 +204,22 @@ def load_with_head(
     """
     if source.task == task and sorted(source.labels) == sorted(labels):
         try:
-            return _assemble(source, options, task, None, rows)
+            return _assemble(source, task, None, rows)
         except MissingHeadError:
             logger.warning("%s: its head is not in its weights, so a new one is drawn", source.name)
             labels = source.labels
     set_seed(seed)
-    return _assemble(source, options, task, labels, rows)
+    return _assemble(source, task, labels, rows)
 
 
 def _assemble(
     source: Source,
-    options: SourceOptions,
     task: Task | None,
     labels: Sequence[str] | None,
     rows: Tensor | None,
 ) -> PreTrainedModel:
     """A model of a source's tensors, read one at a time: with a new head for labels, or its own."""
-    shell = check_whole(source, options, task, labels)
+    shell = check_whole(source, task, labels)
     config: Any = shell.config
     vocabulary = config.vocab_size
     table = embedding_name(shell)

@@ -40,10 +40,8 @@ class PackedLinears(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         inputs, weight, bias = (*args, None)[:3]
         if weight not in self._packed:
-            self._packed[weight] = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-        return torch.ops.mkldnn._linear_pointwise(
-            inputs, self._packed[weight], bias, "none", [], ""
-        )
+            self._packed[weight] = _pack(weight)
+        return _packed_linear(inputs, self._packed[weight], bias)
 
 
 def packed_linears(device: torch.device) -> AbstractContextManager[object]:
@@ -52,6 +50,16 @@ def packed_linears(device: torch.device) -> AbstractContextManager[object]:
         torch.ops.mkldnn, "_linear_pointwise"
     )
     return PackedLinears() if possible and device.type == "cpu" else nullcontext()
+
+
+def _pack(weight: Tensor) -> Tensor:
+    """A weight in oneDNN's own order, which nothing but `_packed_linear` reads."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+
+
+def _packed_linear(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """`functional.linear` of a packed weight."""
+    return torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
 
 
 def _packable(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..config.groups import SourceOptions
 from ..data.registry import Task
 from ..errors import ModelError, listed, short
 from ..files import read_json
 from ..hub.download import fetch_model
-from ..output import CHECKPOINTS, RECORD
+from ..output import CHECKPOINTS
+from ..record import Record, read_record
 from .architectures import config_keys
 from .labels import class_names
 
@@ -60,6 +60,23 @@ _LEAST = {key: 1 for size in _SIZES for key in config_keys(size)} | {"type_vocab
 
 
 @dataclass(frozen=True)
+class Access:
+    """How a model on the Hub is reached, and what it may do here.
+
+    Attributes:
+        revision: Branch, tag or commit, where the model's name tells none.
+        trust_remote_code: Whether code that comes with the model may run.
+    """
+
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+    trust_remote_code: bool = False
+
+
+PUBLIC = Access()
+
+
+@dataclass(frozen=True)
 class Source:
     """A model's files on this machine.
 
@@ -67,15 +84,17 @@ class Source:
         name: What the user called it.
         directory: Where its files are.
         config: Its config.json.
-        record: Its kdshrink.json, if kdshrink made it.
+        record: Its kdshrink.json; an empty one if kdshrink did not make it.
         commit: The commit on the Hub, if it came from there.
+        access: How it was found: what loads it goes by this too.
     """
 
     name: str
     directory: Path
     config: Mapping[str, Any]
-    record: Mapping[str, Any] | None = None
+    record: Record = field(default_factory=Record)
     commit: str | None = None
+    access: Access = PUBLIC
 
     @property
     def task(self) -> Task | None:
@@ -121,13 +140,12 @@ class Source:
 
     @property
     def training_languages(self) -> list[str]:
-        return list((self.record or {}).get("training_languages", []))
+        return list(self.record.training_languages)
 
     @property
     def is_calibrated(self) -> bool:
         """Whether its weights are as calibrating made them, not trained since."""
-        record = self.record or {}
-        return record.get("command") == "shrink" and bool(record.get("calibration"))
+        return self.record.command == "shrink" and self.record.calibration is not None
 
     def renamed(self, names: Mapping[str, str]) -> Source:
         """The source with new names of its classes, where `names` has them (--label-map).
@@ -157,7 +175,7 @@ def _task_of(config: Mapping[str, Any]) -> Task | None:
     return next((task for end, task in _HEADS.items() if architecture.endswith(end)), None)
 
 
-def find_model(name: str, options: SourceOptions, *, weights: bool = True) -> Source:
+def find_model(name: str, access: Access = PUBLIC, *, weights: bool = True) -> Source:
     """Find a model: `sample`, `sample-base`, a local directory, or a Hub id (ID@REVISION too).
 
     Args:
@@ -182,10 +200,10 @@ def find_model(name: str, options: SourceOptions, *, weights: bool = True) -> So
         hub_id, _, revision = name.partition("@")
         directory, commit = fetch_model(
             hub_id,
-            revision or options.revision,
-            options.token,
+            revision or access.revision,
+            access.token,
             weights=weights,
-            code=options.trust_remote_code,
+            code=access.trust_remote_code,
         )
     config = read_json(directory / "config.json")
     if config is None:
@@ -196,7 +214,8 @@ def find_model(name: str, options: SourceOptions, *, weights: bool = True) -> So
             hint = f" It is a PEFT adapter.\n{MERGE}"
         raise ModelError(f"{name}: there is no config.json, so this is not a model.{hint}")
     _check_config(name, config)
-    return Source(name, directory, _plain(config), read_json(directory / RECORD), commit)
+    record = read_record(directory) or Record()
+    return Source(name, directory, _plain(config), record, commit, access)
 
 
 def _check_config(name: str, config: Mapping[str, Any]) -> None:

@@ -24,7 +24,6 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ..config.groups import SourceOptions
 from ..data.registry import Task
 from ..errors import ModelError
 from .architectures import FAMILIES, config_keys
@@ -67,14 +66,14 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def read_config(source: Source, options: SourceOptions) -> PreTrainedConfig:
+def read_config(source: Source) -> PreTrainedConfig:
     """transformers' configuration of a model, with the names of its classes.
 
     Raises:
         ModelError: config.json cannot be read, or is of a type that transformers does not know.
     """
     kind = str(source.config.get("model_type"))
-    remote = options.trust_remote_code and "auto_map" in source.config
+    remote = source.access.trust_remote_code and "auto_map" in source.config
     if not remote and kind not in CONFIG_MAPPING:
         raise ModelError(
             f"{source.name}: config.json names the model_type {kind!r:.80}, which this transformers "
@@ -97,9 +96,7 @@ def read_config(source: Source, options: SourceOptions) -> PreTrainedConfig:
     return config
 
 
-def make_shell(
-    source: Source, options: SourceOptions, head: Head, labels: Sequence[str] | None = None
-) -> PreTrainedModel:
+def make_shell(source: Source, head: Head, labels: Sequence[str] | None = None) -> PreTrainedModel:
     """A model without weights, on the meta device.
 
     Args:
@@ -108,14 +105,14 @@ def make_shell(
     Raises:
         ModelError: config.json describes no model.
     """
-    config = read_config(source, options)
+    config = read_config(source)
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: i for i, name in enumerate(labels)}
     auto: Any = _AUTO[head]
     try:
         with torch.device("meta"):
-            return auto.from_config(config, trust_remote_code=options.trust_remote_code)
+            return auto.from_config(config, trust_remote_code=source.access.trust_remote_code)
     except Exception as error:
         raise ModelError(
             f"{source.name}: config.json describes no model that can be made.\n{first_line(error)}"
@@ -128,9 +125,7 @@ def is_of_encoder(shell: PreTrainedModel, name: str) -> bool:
     return name.startswith(f"{shell.base_model_prefix}.") or name.split(".")[0] in modules
 
 
-def check_whole(
-    source: Source, options: SourceOptions, head: Head, labels: Sequence[str] | None = None
-) -> PreTrainedModel:
+def check_whole(source: Source, head: Head, labels: Sequence[str] | None = None) -> PreTrainedModel:
     """Raise ModelError unless the weights are all that config.json describes, and nothing besides.
 
     With `labels`, or for a bare encoder, a head in the files is passed over, and none need be there.
@@ -146,7 +141,7 @@ def check_whole(
     layers = max(source.config.get(key, 0) for key in config_keys("num_hidden_layers"))
     if layers > len(specs):  # before a model of so many is made
         raise _not_whole(source, f"There are {len(specs)} tensors for {layers} layers.")
-    shell = make_shell(source, options, head, labels)
+    shell = make_shell(source, head, labels)
     encoder_only = head is None or labels is not None
     given = {n: s for n, s in specs.items() if not encoder_only or is_of_encoder(shell, n)}
     _check_types(source, shell, given)

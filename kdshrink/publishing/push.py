@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config.groups import HubOptions, HubTarget, SourceOptions
-from ..distributed import is_first
 from ..errors import HubError, Interrupted, KdshrinkError, Terminated, UsageError
-from ..hub.client import chain_of, reason, use_timeouts
+from ..hub.client import use_timeouts
+from ..hub.errors import Fault, chain_of, hub_errors, reason
 from ..models.source import find_model
 from ..output import CHECKPOINTS, name_of
 
@@ -46,97 +44,112 @@ class PushResult:
         return content | {"directory": str(self.directory)}
 
 
-def check_push(config: HubOptions, output_dir: Path) -> str | None:
-    """Make sure, before any work, that the result may be pushed; the repository is made if need be.
+@dataclass(frozen=True)
+class Destination:
+    """Where on the Hub a directory goes.
+
+    Attributes:
+        name: ORG/NAME, or a name in the user's own account.
+        private: Whether the repository is made private, if it is made.
+        revision: The branch; main if None.
+        create_pr: Whether a pull request is opened instead.
+    """
+
+    name: str
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    token: str | None = field(default=None, repr=False)
+
+
+def ready(destination: Destination) -> Destination:
+    """Make sure, before any work, that a result may be pushed; the repository is made if need be.
 
     Returns:
-        The repository's full name; None if nothing is to be pushed, or another process will.
+        The destination by its full name.
 
     Raises:
         HubError: The Hub cannot be reached, or the name or the token will not do.
         UsageError: The name cannot be one.
     """
-    if not config.push_to_hub or not is_first():
-        return None
-    name = config.hub_model_id or name_of(output_dir)
-    with _told(f"--push-to-hub: {name}", config.token, "Nothing was done yet."):
-        return _ready_repository(name, config, config.token)
+    what = f"--push-to-hub: {destination.name}"
+    with hub_errors(_told(what, destination.token, "Nothing was done yet.")):
+        return replace(destination, name=_ready_repository(destination))
 
 
-def pushed(result: Result, repo_id: str | None, config: HubOptions) -> Result:
-    """Push a command's result where `check_push` said; the result with what became of it."""
-    if repo_id is None:
+def pushed(result: Result, destination: Destination | None) -> Result:
+    """Push a command's result, if it is to go anywhere; the result with what became of it."""
+    if destination is None:
         return result
-    done = push_directory(result.output_dir, repo_id, config, config.token)  # type: ignore[attr-defined]
+    done = push_directory(result.output_dir, destination)  # type: ignore[attr-defined]
     return replace(result, pushed=done)  # type: ignore[type-var]
 
 
-def push_directory(directory: Path, name: str, target: HubTarget, token: str | None) -> PushResult:
+def push_directory(directory: Path, target: Destination) -> PushResult:
     """Send a directory's files in one commit; what is there already is not sent again.
 
     Raises:
         HubError: It failed. The message has the directory and the command that tries again.
         Interrupted: A signal came.
     """
-    with_token = ", with the same --token" if token is not None else ""
-    command = push_command(directory, name, target)
+    with_token = ", with the same --token" if target.token is not None else ""
+    command = push_command(directory, target)
     again = f"{directory} is whole. Push it again{with_token} with:\n{command}"
     try:
-        with _told(name, token, again):
-            repo_id = _ready_repository(name, target, token)
-            return _commit(directory, repo_id, target, token)
+        with hub_errors(_told(target.name, target.token, again)):
+            return _commit(directory, _ready_repository(target), target)
     except Terminated:
         raise Interrupted(f"Stopped by SIGTERM before the push ended. {again}", 143) from None
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped by Ctrl-C before the push ended. {again}", 130) from None
 
 
-def push_command(directory: Path, name: str, target: HubTarget) -> str:
+def push_command(directory: Path, target: Destination) -> str:
     """The command that pushes a directory; the token is left out."""
-    words = ["kdshrink", "push", str(directory), "--hub-model-id", name]
+    words = ["kdshrink", "push", str(directory), "--hub-model-id", target.name]
     if target.private:
         words.append("--private")
-    if target.hub_revision:
-        words += ["--hub-revision", target.hub_revision]
+    if target.revision:
+        words += ["--hub-revision", target.revision]
     if target.create_pr:
         words.append("--create-pr")
     return shlex.join(words)
 
 
-@contextmanager
-def _told(what: str, token: str | None, ending: str) -> Iterator[None]:
-    """Turn whatever the Hub's client raises into a HubError of two or three lines."""
-    from huggingface_hub.errors import HFValidationError
+def _told(
+    what: str, token: str | None, ending: str
+) -> Callable[[Fault, Exception], KdshrinkError | None]:
+    """What to tell of a push that failed, in two or three lines."""
 
-    try:
-        yield
-    except HFValidationError as error:
-        raise UsageError(
-            f"{what}: this cannot be a repository's name on the Hub.\n"
-            "Give ORG/NAME with --hub-model-id, of letters, digits, '-', '_' and '.'."
-        ) from error
-    except KdshrinkError as error:
-        if not isinstance(error, HubError):
-            raise
-        raise HubError(f"{what}: {error}.\n{ending}") from error
-    # Besides HTTP errors the client raises RuntimeError around an upload, ValueError and KeyError for
-    # an answer that it cannot read; whatever it was, the way to try again must be told.
-    except (OSError, RuntimeError, ValueError, LookupError) as error:
-        raise HubError(f"{what}: {reason(error, token)}.\n{ending}") from error
-    except Exception as error:
-        if any(type(one).__module__.startswith("httpx") for one in chain_of(error)):
-            raise HubError(f"{what}: {reason(error, token)}.\n{ending}") from error
-        raise
+    def tell(fault: Fault, error: Exception) -> KdshrinkError | None:
+        if fault is Fault.BAD_NAME:
+            return UsageError(
+                f"{what}: this cannot be a repository's name on the Hub.\n"
+                "Give ORG/NAME with --hub-model-id, of letters, digits, '-', '_' and '.'."
+            )
+        if isinstance(error, KdshrinkError) and not isinstance(error, HubError):
+            return None
+        # Besides HTTP errors the client raises RuntimeError around an upload, ValueError and KeyError for
+        # an answer that it cannot read; whatever it was, the way to try again must be told.
+        known = (HubError, OSError, RuntimeError, ValueError, LookupError)
+        if isinstance(error, known) or any(
+            type(one).__module__.startswith("httpx") for one in chain_of(error)
+        ):
+            return HubError(f"{what}: {reason(error, token)}.\n{ending}")
+        return None
+
+    return tell
 
 
-def _ready_repository(name: str, target: HubTarget, token: str | None) -> str:
+def _ready_repository(target: Destination) -> str:
     """The repository's full name, when it is there and may be written to."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
 
+    name = target.name
     validate_repo_id(name)
     use_timeouts()
-    api = HfApi(token=token)
+    api = HfApi(token=target.token)
     who = api.whoami()
     repo_id = name if "/" in name else f"{who['name']}/{name}"
     if target.create_pr:
@@ -152,13 +165,13 @@ def _ready_repository(name: str, target: HubTarget, token: str | None) -> str:
     return repo_id
 
 
-def _commit(directory: Path, repo_id: str, target: HubTarget, token: str | None) -> PushResult:
+def _commit(directory: Path, repo_id: str, target: Destination) -> PushResult:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    api = HfApi(token=token)
-    if target.hub_revision:
-        api.create_branch(repo_id, branch=target.hub_revision, exist_ok=True)
-    before = api.model_info(repo_id, revision=target.hub_revision).sha
+    api = HfApi(token=target.token)
+    if target.revision:
+        api.create_branch(repo_id, branch=target.revision, exist_ok=True)
+    before = api.model_info(repo_id, revision=target.revision).sha
     paths = model_files(directory)
     size = sum(path.stat().st_size for path in paths)
     logger.info("pushing %d files (%.1f MB) to %s", len(paths), size / 1e6, repo_id)
@@ -173,7 +186,7 @@ def _commit(directory: Path, repo_id: str, target: HubTarget, token: str | None)
             for path in paths
         ],
         commit_message=f"Upload {repo_id.partition('/')[2]} with kdshrink",
-        revision=target.hub_revision,
+        revision=target.revision,
         create_pr=target.create_pr,
     )
     return PushResult(
@@ -201,10 +214,11 @@ def _card_for(directory: Path, repo_id: str) -> bytes | None:
     """The card with the repository's name in place of the directory's, unless it was edited by hand."""
     from .card import model_card
 
-    record = find_model(str(directory.absolute()), SourceOptions()).record
+    found = find_model(str(directory.absolute())).record
     path = directory / _CARD
-    if record is None or not path.is_file():
+    if found.command is None or not path.is_file():
         return None
+    record = found.to_dict()
     if path.read_text(encoding="utf-8") != model_card(name_of(directory), record):
         return None
     return model_card(repo_id, record).encode()

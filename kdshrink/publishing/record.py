@@ -5,67 +5,69 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..config.command_line import command_line
 from ..files import write_json
 from ..models.source import Source
-from ..output import RECORD
+from ..record import RECORD, SCHEMA, Licence, Record
 
 logger = logging.getLogger(__name__)
 
 
 def make_record(
     command: str,
-    config: Any,
+    options: Mapping[str, Any],
+    line: str,
     device: object,
     sources: Sequence[Source],
     read: Mapping[str, Any] | None,
     **facts: Any,
-) -> dict[str, Any]:
-    """What kdshrink.json says of how a directory was made. The token is left out.
+) -> Record:
+    """What kdshrink.json says of how a directory was made.
 
     Args:
         command: The subcommand, such as "distill".
-        config: Its config.
+        options: Its options, without secrets.
+        line: The command line that gives them.
         sources: The models that it started from; their chains of commands are taken over.
         read: The data that this command read, if any.
-        facts: What else is known, such as training languages and results.
+        facts: What else is known, such as training languages and results, as the file has it.
     """
     packages = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "huggingface-hub")
-    secret = {item.name for item in fields(config) if item.metadata["secret"]}
-    options = {name: value for name, value in asdict(config).items() if name not in secret}
     version = metadata.version("kdshrink")
     step = {
-        "command": command_line(command, config),
+        "command": line,
         "kdshrink_version": version,
         "models": [source.describe() for source in sources],
         "data": _identity(read),
     }
-    former = [one for source in sources for one in (source.record or {}).get("chain", [])]
-    return {
+    former = [one.to_dict() for source in sources for one in source.record.chain]
+    content = {
+        "schema": SCHEMA,
         "kdshrink_version": version,
         "command": command,
-        "config": options,
-        "seed": getattr(config, "seed", None),
+        "config": dict(options),
+        "seed": options.get("seed"),
         "versions": {
             "python": sys.version.split()[0],
             **{name: metadata.version(name) for name in packages},
         },
         "device": None if device is None else str(device),
         "chain": [*(one for i, one in enumerate(former) if one not in former[:i]), step],
-        "licences": licences(sources),
+        "licences": [licence.to_dict() for licence in licences(sources)],
         **facts,
     }
+    return Record.from_dict(content)
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+def write_record(folder: Path, record: Record) -> None:
     """Write kdshrink.json into a folder that is complete but for it: it lists what the command wrote."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    write_json(folder / RECORD, {**record, "files": sorted({*names, RECORD})})
+    whole = replace(record, files=tuple(sorted({*names, RECORD})))
+    write_json(folder / RECORD, whole.to_dict())
 
 
 def _identity(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -79,28 +81,28 @@ def _identity(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def licences(sources: Sequence[Source]) -> list[dict[str, str]]:
-    """The licences that the sources name, each once: `license`, and its name and link if it has them."""
-    found = []
+def licences(sources: Sequence[Source]) -> list[Licence]:
+    """The licences that the sources name, each once."""
+    found: list[Licence] = []
     for source in sources:
-        for licence in (source.record or {}).get("licences") or _licence_of_card(source.directory):
+        for licence in source.record.licences or _licence_of_card(source.directory):
             if licence not in found:
                 found.append(licence)
     return found
 
 
-def _licence_of_card(directory: Path) -> list[dict[str, str]]:
+def _licence_of_card(directory: Path) -> tuple[Licence, ...]:
     """What the metadata of a directory's model card says of its licence."""
     from huggingface_hub import metadata_load
 
     card = directory / "README.md"
     if not card.is_file():
-        return []
+        return ()
     try:
         said = metadata_load(card) or {}
     except ValueError as error:
         logger.warning("%s: its metadata cannot be read: %s", card, str(error).splitlines()[0])
-        return []
+        return ()
     kept = ("license", "license_name", "license_link")
-    licence = {name: str(said[name]) for name in kept if isinstance(said.get(name), str)}
-    return [licence] if "license" in licence else []
+    licence = {name: said[name] for name in kept if isinstance(said.get(name), str)}
+    return (Licence.from_dict(licence),) if "license" in licence else ()

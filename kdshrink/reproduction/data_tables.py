@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..config.commands import ReproduceConfig
 from ..data.registry import NAMED, NamedData
 from ..errors import DataError, KdshrinkError
 from ..files import write_json, write_text
 from .paper import read_paper
 from .report import REPORT, RESULTS, as_csv, check_place
+from .scales import ScaleName
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def count_examples(named: NamedData, directory: Path | None) -> dict[tuple[str, 
     Raises:
         KdshrinkError: The data is not there.
     """
-    from ..config.groups import DataOptions
     from ..data.load import find_shards
+    from ..data.request import DataRequest
     from ..data.shard import Columns
     from ..data.store import batches_of, read_table
 
@@ -75,7 +75,7 @@ def count_examples(named: NamedData, directory: Path | None) -> dict[tuple[str, 
             for table in shard.tables
             for batch in batches_of(read_table(table, columns))
         )
-        for shard in find_shards(DataOptions(data=named.name, data_dir=directory))
+        for shard in find_shards(DataRequest(data=named.name, data_dir=directory))
     }
 
 
@@ -148,27 +148,31 @@ def _beside(figure: int | None) -> str:
     return "" if figure is None else f" ({figure:,})"
 
 
-def report_data(config: ReproduceConfig, place: Path) -> list[dict[str, Any]]:
+def report_data(
+    place: Path, scale: ScaleName, wanted: Sequence[str] | None, directories: Mapping[str, Path]
+) -> list[dict[str, Any]]:
     """Count what there is and write report.md, results.csv and results.json; the sizes.
+
+    Args:
+        wanted: Names of data sets; None for all of the scale.
+        directories: Where data sets are read from; the others come from the Hub at scale full alone.
 
     Raises:
         KdshrinkError: A data set that the user named is not there.
     """
-    check_place(place, config.name)
-    names = config.data or tuple(
-        name for name in NAMED if name != "sample" or config.scale == "sample"
-    )
+    check_place(place, "data")
+    names = wanted or tuple(name for name in NAMED if name != "sample" or scale == "sample")
     sizes: list[Size] = []
     units: list[Unit] = []
     for name in names:
         counts, reason = {}, None
-        directory = config.data_dirs.get(name)
+        directory = directories.get(name)
         try:
-            if config.scale != "full" and directory is None and name != "sample":
+            if scale != "full" and directory is None and name != "sample":
                 raise DataError("no data at this scale (--data-dir)")
             counts = count_examples(NAMED[name], directory)
         except KdshrinkError as error:
-            if config.data is not None:
+            if wanted is not None:
                 raise
             reason = str(error).splitlines()[0]
         size, those = _measure(NAMED[name], counts, reason)

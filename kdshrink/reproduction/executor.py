@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from ..errors import Interrupted
-from ..output import RECORD
 from ..progress import Board, RunState
+from ..signals import caught_signals
 from ..training.log import last_entry
 from .plan import Plan, Run
+from .results import read_results, score_of
 
 _POLL_SECONDS = 0.2
 _LOCKED_SECONDS = 2.0
@@ -45,6 +41,9 @@ class Outcome:
     reasons: dict[str, str] = field(default_factory=dict)
     blocked: set[str] = field(default_factory=set)
     signal: int | None = None
+
+    def note_signal(self, number: int) -> None:
+        self.signal = number
 
 
 class _Lock:
@@ -219,7 +218,7 @@ class _Executor:
             )
         if name in self.outcome.done or name in self.outcome.found:
             if name not in self.scores:
-                self.scores[name] = _score(folder / name / RECORD)
+                self.scores[name] = _score(folder / name)
             return RunState(name, "done", figures=self.scores[name])
         return RunState(name, "waiting")
 
@@ -232,9 +231,8 @@ def _steps(run: Run) -> int | None:
     return None
 
 
-def _score(record: Path) -> dict[str, float]:
-    results: Mapping[str, Any] = json.loads(record.read_text(encoding="utf-8"))["results"]
-    score = results.get("unseen", results).get("score")
+def _score(directory: Path) -> dict[str, float]:
+    score = score_of(read_results(directory))
     return {} if score is None else {"score": score}
 
 
@@ -245,26 +243,6 @@ def _reason(log: Path, code: int) -> str:
     begin = next((i for i, line in reversed([*enumerate(said)]) if line.startswith("error:")), -1)
     told = " ".join(said[begin:]).removeprefix("error: ") if said else "it said nothing"
     return f"{told} (exit code {code})"
-
-
-@contextmanager
-def _signals(outcome: Outcome) -> Iterator[None]:
-    """Note Ctrl-C and SIGTERM; a second one interrupts at once."""
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if outcome.signal is not None:
-            raise KeyboardInterrupt
-        outcome.signal = number
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = {n: signal.signal(n, receive) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def visible_gpus(device: str) -> list[str]:
@@ -292,7 +270,7 @@ def execute(plan: Plan, jobs: int | None, gpus: Sequence[str], board: Board) -> 
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     executor = _Executor(plan, jobs or max(1, len(gpus)), gpus, Outcome())
-    with _signals(executor.outcome):
+    with caught_signals(executor.outcome.note_signal):
         try:
             while executor.open_runs() and executor.outcome.signal is None:
                 executor.collect()

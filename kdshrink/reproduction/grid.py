@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from ..config.commands import ReproduceConfig
 from ..errors import KdshrinkError, UsageError
 from .experiments import Case, Experiment
 from .inputs import PAPER_MODELS, Data, Model, open_data, open_model
 from .paper import read_paper
 from .results import Cell, figures_of
 from .runs import Lab
-from .scales import SCALES, Options, Scale
+from .scales import Options, Scale
 
 _PAPER_LABELS = tuple(PAPER_MODELS)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of an experiment is run; None stands for all that the scale has.
+
+    Attributes:
+        models: Pretrained encoders, Hub ids or directories.
+        data: Names of data sets.
+        data_dirs: Directories of data sets, by name; the others come from the Hub.
+        attention_target: As in `Objective`.
+        own_rows: Whether rows are added that the paper does not have.
+        planning: Whether runs are listed alone, so that the Hub need not be reached.
+    """
+
+    models: Sequence[str] | None = None
+    data: Sequence[str] | None = None
+    data_dirs: Mapping[str, Path] = field(default_factory=dict)
+    seeds: tuple[int, ...] | None = None
+    attention_target: Literal["scores", "probabilities"] = "scores"
+    own_rows: bool = False
+    planning: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,7 +51,7 @@ class Grid:
     """
 
     experiment: Experiment
-    config: ReproduceConfig
+    choice: Choice
     scale: Scale
     models: tuple[Model, ...]
     data: tuple[Data, ...]
@@ -38,7 +59,7 @@ class Grid:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return self.config.seeds or self.scale.seeds
+        return self.choice.seeds or self.scale.seeds
 
     def cells(self) -> list[Cell]:
         """The cells of the experiment's table: those that run, then those that do not."""
@@ -74,11 +95,11 @@ class Grid:
             seed,
             f"{slug}-{data.name}",
             self.experiment.section,
-            self.config.attention_target,
+            self.choice.attention_target,
         )
 
     def _cases(self) -> list[Case]:
-        return [case for case in self.experiment.cases if self.config.own_rows or not case.own]
+        return [case for case in self.experiment.cases if self.choice.own_rows or not case.own]
 
     def _column(self, case: Case, model: str, data: str) -> str:
         if self.experiment.columns == "data":
@@ -126,7 +147,7 @@ class Grid:
             f"Seeds: {', '.join(map(str, self.seeds))}; the paper has {paper['set_up']['seeds']}."
         )
         lines.append(
-            f"Distillation: attention {self.config.attention_target}, soft cross-entropy of the logits; "
+            f"Distillation: attention {self.choice.attention_target}, soft cross-entropy of the logits; "
             "the paper's text does not settle either."
         )
         return lines
@@ -182,7 +203,7 @@ def paper_data(name: str) -> str:
     return "massive" if name == "sample" else name
 
 
-def make_grid(experiment: Experiment, config: ReproduceConfig) -> Grid:
+def make_grid(experiment: Experiment, scale: Scale, choice: Choice) -> Grid:
     """See what is at hand for an experiment.
 
     What the user named must be there; what the scale would take by itself may be absent.
@@ -190,17 +211,16 @@ def make_grid(experiment: Experiment, config: ReproduceConfig) -> Grid:
     Raises:
         KdshrinkError: Something that the user named is not there, or nothing is.
     """
-    scale = SCALES[config.scale].with_steps(config.teacher_steps, config.max_steps)
     absent: dict[str, str] = {}
     models = _find(
-        config.models,
+        choice.models,
         {
             label: PAPER_MODELS[label] if scale.name == "full" else None
             for label in experiment.models or _PAPER_LABELS
         }
         if scale.name != "sample"
         else {"XLM-R": scale.models[0], "mDeBERTa": None},
-        lambda name: open_model(name, planning=config.plan),
+        lambda name: open_model(name, planning=choice.planning),
         absent,
         "no model of this architecture was given (--models)",
     )
@@ -209,14 +229,14 @@ def make_grid(experiment: Experiment, config: ReproduceConfig) -> Grid:
             f"--scale {scale.name} has no model to begin with: {'; '.join(dict.fromkeys(absent.values()))}.\n"
             "Name pretrained encoders with --models."
         )
-    names = {name: name if _at_hand(name, scale, config) else None for name in experiment.data}
+    names = {name: name if _at_hand(name, scale, choice) else None for name in experiment.data}
     if scale.name == "sample":
         names = {"sample": "sample", **names}
     data = _find(
-        config.data,
+        choice.data,
         names,
         lambda name: open_data(
-            name, config.data_dirs.get(name), scale.languages.get(name), planning=config.plan
+            name, choice.data_dirs.get(name), scale.languages.get(name), planning=choice.planning
         ),
         absent,
         "no data at this scale (--data, --data-dir)",
@@ -226,12 +246,12 @@ def make_grid(experiment: Experiment, config: ReproduceConfig) -> Grid:
             f"--scale {scale.name} has no data: {'; '.join(absent.values())}.\n"
             "Name directories with --data-dir, as in --data-dir massive=corpora/massive."
         )
-    return Grid(experiment, config, scale, _unlike(models), tuple(data), absent)
+    return Grid(experiment, choice, scale, _unlike(models), tuple(data), absent)
 
 
-def _at_hand(name: str, scale: Scale, config: ReproduceConfig) -> bool:
+def _at_hand(name: str, scale: Scale, choice: Choice) -> bool:
     """Whether a data set is used without being named: from its directory, else from the Hub."""
-    return name in config.data_dirs or (name in scale.data and not config.data_dirs)
+    return name in choice.data_dirs or (name in scale.data and not choice.data_dirs)
 
 
 def _find(

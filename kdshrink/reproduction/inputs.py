@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.groups import DataOptions, SourceOptions
 from ..data.registry import NAMED
 from ..errors import HubError, ModelError
 from ..files import sha256_of
@@ -103,7 +102,7 @@ def open_model(name: str, *, planning: bool = False) -> Model:
         ModelError: It is not there, or is no model.
     """
     try:
-        source = find_model(name, SourceOptions(), weights=False)
+        source = find_model(name, weights=False)
     except HubError:
         if not planning or name not in PAPER_MODELS.values():
             raise
@@ -158,10 +157,11 @@ def open_data(
         HubError: The Hub cannot be reached.
     """
     from ..data.load import find_shards
+    from ..data.request import DataRequest
 
     named = NAMED[name]
     try:
-        shards = find_shards(DataOptions(data=name, data_dir=directory))
+        shards = find_shards(DataRequest(data=name, data_dir=directory))
         digests = {
             (str(shard.language), shard.split): " ".join(map(sha256_of, shard.paths))
             or shard.commit

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..output import RECORD
+from ..errors import ModelError
+from ..record import RECORD, Record, Results, read_record
 from ..training.log import read_curve
 from .experiments import Case, Experiment
 from .paper import paper_figures
@@ -119,32 +119,59 @@ def figures_of(
     return tuple(found)
 
 
-def read_record(run: Run, folder: Path) -> dict[str, Any]:
-    """The kdshrink.json of a finished run."""
-    return json.loads((folder / run.name / RECORD).read_text(encoding="utf-8"))
+def _lacking(directory: Path, field: str) -> ModelError:
+    return ModelError(
+        f"{directory / RECORD} does not tell {field}.\nRemove the directory, and the run is made again."
+    )
+
+
+def read_results(directory: Path) -> Results:
+    """The results of a finished run.
+
+    Raises:
+        ModelError: Its record does not tell them.
+    """
+    record = read_record(directory)
+    if record is None or record.results is None:
+        raise _lacking(directory, "results")
+    return record.results
+
+
+def score_of(results: Results) -> float | None:
+    """The score that a run is told by: of zero-shot on the unseen languages."""
+    return results.score if results.unseen is None else results.unseen.score
 
 
 def read_value(case: Case, run: Run, folder: Path) -> float:
     """What is told of a case, from the records of the run that tells it."""
-    results = read_record(run, folder)["results"]
+    results = read_results(folder / run.name)
     if case.measure == "loss":
         assert case.at is not None
         curve = read_curve(folder / run.name)
-        reached = [point.value for point in curve if point.step <= case.at * results["steps"]]
+        if results.steps is None:
+            raise _lacking(folder / run.name, "its steps")
+        reached = [point.value for point in curve if point.step <= case.at * results.steps]
         return (reached or [curve[0].value])[-1]
     if case.start == "random":
-        name = "majority_accuracy" if case.measure == "majority accuracy" else "random_score"
-        return 100 * results[name]
-    return 100 * results.get("unseen", results)["score"]
+        by_accuracy = case.measure == "majority accuracy"
+        value = results.majority_accuracy if by_accuracy else results.random_score
+    else:
+        value = score_of(results)
+    if value is None:
+        raise _lacking(folder / run.name, "a score")
+    return 100 * value
 
 
-def model_sizes(run: Run, folder: Path) -> tuple[int, int | None]:
+def model_sizes(run: Run, folder: Path) -> tuple[int | None, int | None]:
     """Parameters of the model that a run made or scored, and the examples that it was trained on."""
     made = run if run.makes_model else run.inputs[0]
-    record = read_record(made, folder)
     if made.command == "shrink":
-        return record["results"]["parameters_after"], None
-    return record["sizes"]["this model"]["parameters"], record["data"]["examples"]["train"]
+        return read_results(folder / made.name).parameters_after, None
+    record = read_record(folder / made.name) or Record()
+    if "this model" not in record.sizes:
+        raise _lacking(folder / made.name, "the model's size")
+    examples = None if record.data is None else record.data.examples.get("train")
+    return record.sizes["this model"].parameters, examples
 
 
 def measure(cells: Sequence[Cell], folder: Path, reasons: Mapping[str, str]) -> list[Measured]:

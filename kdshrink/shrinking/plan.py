@@ -27,6 +27,20 @@ _HEAD_CLASSES = ("ForSequenceClassification", "ForTokenClassification", _LANGUAG
 
 
 @dataclass(frozen=True)
+class Shape:
+    """The shape that a student is asked to have; None leaves a size as the teacher's.
+
+    Attributes:
+        layer_map: Which of the teacher's layers to take, as `choose_layers` has it.
+    """
+
+    layers: int | None = None
+    layer_map: str | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+
+
+@dataclass(frozen=True)
 class StudentPlan:
     """What a student takes of its teacher.
 
@@ -65,19 +79,16 @@ class StudentPlan:
 
 def plan_student(
     config: Mapping[str, Any],
-    layers: int | None = None,
-    layer_map: str | None = None,
-    hidden_size: int | None = None,
-    intermediate_size: int | None = None,
+    shape: Shape,
     vocabulary: Sequence[int] | None = None,
     *,
     calibrated: bool = False,
 ) -> StudentPlan:
-    """Plan a student of this shape; None leaves a size as it is.
+    """Plan a student of this shape.
 
     The number of heads stays, so that heads become narrower; where the sizes divide, a student's head
     draws on the teacher's head of the same number alone. One set of indices serves every axis of
-    hidden width, another the inner axis of the FFN, in proportion unless `intermediate_size` says.
+    hidden width, another the inner axis of the FFN, in proportion unless the shape says.
 
     Args:
         config: The teacher's config.json.
@@ -92,9 +103,9 @@ def plan_student(
     family = family_of(config, "shrunk")
     sizes = _sizes(family, config)
     width, inner = sizes[HIDDEN], sizes[FFN]
-    chosen = choose_layers(sizes[LAYERS], layers, layer_map, any_count=calibrated)
-    student_width = hidden_size or width
-    student_inner = intermediate_size or round(inner * student_width / width)
+    chosen = choose_layers(sizes[LAYERS], shape.layers, shape.layer_map, any_count=calibrated)
+    student_width = shape.hidden_size or width
+    student_inner = shape.intermediate_size or round(inner * student_width / width)
     _check_width(family, config, student_width)
     if student_inner > inner:
         raise ShapeError(

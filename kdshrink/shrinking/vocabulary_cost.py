@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from ..progress import Progress
+from .vocabulary import Text, TrimmedTokenizer, count_pieces, read_settings, trim_tokenizer
+
 if TYPE_CHECKING:
-    pass
-from .vocabulary import Text
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 _HELD_OUT_EVERY = 10
 
@@ -24,6 +30,53 @@ class HeldOutCost:
     tokens_after: float
     unknown_before: float
     unknown_after: float
+
+
+def trim_by_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    tables: Sequence[Dataset],
+    *,
+    vocab_size: int | None,
+    min_count: int,
+    progress: Progress,
+) -> tuple[TrimmedTokenizer, dict[str, HeldOutCost]]:
+    """A tokenizer cut down to what texts use, and what that costs texts of each language.
+
+    The cost is that of a tokenizer trimmed by all texts but some that are held out, on these.
+
+    Args:
+        tables: The texts, with `text` and `language`.
+        vocab_size: Tokens to keep at most, special ones included; None for all that the texts use.
+        min_count: How often a token must be used.
+    """
+    total = sum(map(len, tables))
+    chosen = np.zeros(len(tokenizer), dtype=np.int64)
+    held_counts = np.zeros_like(chosen)
+    held_texts: dict[str, list[Text]] = {}
+    done = 0
+    for table in tables:
+        for batch in table.select_columns(["text", "language"]).iter(1000):
+            held = [is_held_out(done + i) for i in range(len(batch["text"]))]
+            rest = [text for text, out in zip(batch["text"], held, strict=True) if not out]
+            apart = [text for text, out in zip(batch["text"], held, strict=True) if out]
+            if rest:
+                chosen += count_pieces(tokenizer, [rest])
+            if apart:
+                held_counts += count_pieces(tokenizer, [apart])
+            for text, language, out in zip(batch["text"], batch["language"], held, strict=True):
+                if out:
+                    held_texts.setdefault(language, []).append(text)
+            done += len(held)
+            progress("count pieces", done, total, {})
+    limits: Any = {"vocab_size": vocab_size, "min_count": min_count}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        settings = read_settings(Path(folder))
+    estimate = trim_tokenizer(tokenizer, chosen, settings, **limits)
+    costs = held_out_cost(
+        tokenizer.backend_tokenizer, estimate.backend(), tokenizer.unk_token, held_texts
+    )
+    return trim_tokenizer(tokenizer, chosen + held_counts, settings, **limits), costs
 
 
 def held_out_cost(

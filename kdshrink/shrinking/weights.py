@@ -3,115 +3,26 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from ..config.groups import ShapeOptions, SourceOptions
-from ..files import write_json
-from ..models.source import Source, require_plain, tokenizer_files
-from ..progress import Progress, silent
-from .plan import StudentPlan, plan_student
-from .vocabulary import TrimmedTokenizer
-
-if TYPE_CHECKING:
-    pass
-
-
-import re
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ModelError, listed
+from ..files import write_json
 from ..models.architectures import Row
+from ..models.source import Source, require_plain, tokenizer_files
 from ..models.tensors import TensorReader, TensorSpec, write_tensors
+from ..progress import Progress, silent
+from .plan import Shape, StudentPlan, plan_student
+from .vocabulary import TrimmedTokenizer
 
 logger = logging.getLogger(__name__)
-logger = logging.getLogger(__name__)
-
-
-def plan_for(
-    source: Source,
-    shape: ShapeOptions,
-    vocabulary: list[int] | None = None,
-    *,
-    calibrated: bool = False,
-) -> StudentPlan:
-    """The plan of a student of this shape.
-
-    Raises:
-        ShapeError: No such student can be cut from this model.
-        ModelError: The model's family is not supported.
-    """
-    return plan_student(
-        dict(source.config),
-        shape.layers,
-        shape.layer_map,
-        shape.hidden_size,
-        shape.intermediate_size,
-        vocabulary,
-        calibrated=calibrated,
-    )
-
-
-def shrink_source(
-    source: Source,
-    shape: ShapeOptions,
-    folder: Path,
-    *,
-    init: str = "copy",
-    seed: int = 42,
-    trimmed: TrimmedTokenizer | None = None,
-    progress: Progress = silent,
-) -> tuple[StudentPlan, CopyReport]:
-    """Write the student's weights, config and tokenizer into an empty folder."""
-    kept = None if trimmed is None else trimmed.kept
-    plan = plan_for(source, shape, kept, calibrated=init == "calibrated")
-    report = copy_weights(source.directory, folder / "model.safetensors", plan, progress)
-    write_json(folder / "config.json", plan.config)
-    if init == "scratch":
-        _draw_weights(folder, seed)
-    if trimmed is not None:
-        trimmed.save(folder)
-    elif (source.directory / "tokenizer.json").exists():
-        for path in tokenizer_files(source):
-            shutil.copy2(path, folder)
-    else:
-        from ..models.loading import load_tokenizer
-
-        load_tokenizer(source, SourceOptions()).save_pretrained(folder)
-    return plan, report
-
-
-def check_source(source: Source, plan: StudentPlan) -> None:
-    """Raise ModelError unless the weights are those that the architecture has, whole."""
-    require_plain(source)
-    check_weights(source.directory, source.config, plan)
-
-
-def note_pipeline(source: Source) -> None:
-    """Tell what of a sentence-transformers model is not copied."""
-    if (source.directory / "modules.json").is_file():
-        logger.warning(
-            "%s is a sentence-transformers model, and only its transformer is copied: modules.json and the "
-            "folders that it names are left out, so name the pooling anew where the student is used",
-            source.name,
-        )
-
-
-def _draw_weights(folder: Path, seed: int) -> None:
-    """Replace the weights in a folder by random ones of the same shapes, any head included."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(folder)
-    architecture = getattr(transformers, config.architectures[0])
-    transformers.set_seed(seed)
-    architecture(config).save_pretrained(folder)
-
 
 PARTS = ("embeddings", "layers", "head")
 
@@ -292,3 +203,58 @@ def _cut(tensor: Tensor, row: Row, indices: Mapping[str, Tensor]) -> Tensor:
         if axis in indices:
             tensor = tensor.index_select(dimension, indices[axis])
     return tensor
+
+
+def shrink_source(
+    source: Source,
+    shape: Shape,
+    folder: Path,
+    *,
+    init: str = "copy",
+    seed: int = 42,
+    trimmed: TrimmedTokenizer | None = None,
+    progress: Progress = silent,
+) -> tuple[StudentPlan, CopyReport]:
+    """Write the student's weights, config and tokenizer into an empty folder."""
+    kept = None if trimmed is None else trimmed.kept
+    plan = plan_student(source.config, shape, kept, calibrated=init == "calibrated")
+    report = copy_weights(source.directory, folder / "model.safetensors", plan, progress)
+    write_json(folder / "config.json", plan.config)
+    if init == "scratch":
+        _draw_weights(folder, seed)
+    if trimmed is not None:
+        trimmed.save(folder)
+    elif (source.directory / "tokenizer.json").exists():
+        for path in tokenizer_files(source):
+            shutil.copy2(path, folder)
+    else:
+        from ..models.loading import load_tokenizer
+
+        load_tokenizer(source).save_pretrained(folder)
+    return plan, report
+
+
+def check_source(source: Source, plan: StudentPlan) -> None:
+    """Raise ModelError unless the weights are those that the architecture has, whole."""
+    require_plain(source)
+    check_weights(source.directory, source.config, plan)
+
+
+def note_pipeline(source: Source) -> None:
+    """Tell what of a sentence-transformers model is not copied."""
+    if (source.directory / "modules.json").is_file():
+        logger.warning(
+            "%s is a sentence-transformers model, and only its transformer is copied: modules.json and the "
+            "folders that it names are left out, so name the pooling anew where the student is used",
+            source.name,
+        )
+
+
+def _draw_weights(folder: Path, seed: int) -> None:
+    """Replace the weights in a folder by random ones of the same shapes, any head included."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    architecture = getattr(transformers, config.architectures[0])
+    transformers.set_seed(seed)
+    architecture(config).save_pretrained(folder)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..models.embeddings import count_decay
 from ..progress import Progress
+from ..signals import caught_signals
 
 
 class Signals(TrainerCallback):
@@ -51,23 +48,12 @@ class Signals(TrainerCallback):
         """The signal that all processes end by."""
         return self.received if self.processes == 1 else self._agreed
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
+    def _receive(self, number: int) -> None:
         self.received = number
 
-    @contextmanager
-    def caught(self) -> Iterator[None]:
+    def caught(self) -> AbstractContextManager[None]:
         """Catch the two signals; a second one interrupts at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        former = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+        return caught_signals(self._receive)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

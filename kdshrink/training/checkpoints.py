@@ -7,8 +7,8 @@ import logging
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -16,8 +16,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..config.fields import flag_of
-from ..config.groups import HubOptions, TrainingOptions
 from ..distributed import is_first, world_size
 from ..errors import OutputError, TrainingError
 from ..files import (
@@ -30,22 +28,32 @@ from ..files import (
     write_text,
 )
 from ..models.source import Source, fingerprint, tokenizer_files
-from ..output import CHECKPOINTS, LOG, RECORD, RUN
+from ..output import CHECKPOINTS, LOG, RUN
+from ..record import RECORD, Record, read_record
 
 logger = logging.getLogger(__name__)
 
 BEST = "best"
 BEST_SCORE = "score.json"
 
-_SOURCES = ("model", "teacher", "student", "base")
-_FREE = {
-    *(item.name for item in fields(HubOptions)),
-    *("output_dir", "overwrite", "resume", "device", "report_to", "logging_steps", "save_steps"),
-    *("save_total_limit", "cache_teacher", "shard_teacher", "torch_compile", "compare"),
-    *("trust_remote_code", "revision", "data", "data_dir", "label_map", *_SOURCES),
-}
-"""Options that may change when a run goes on; what models and data are, their content tells."""
+MODEL_OPTIONS = ("model", "teacher", "student", "base")
+"""Options that name a model."""
 _SHOWN = 10
+
+
+@dataclass(frozen=True)
+class RunOption:
+    """An option that decides the result of a run.
+
+    Attributes:
+        flag: What a user calls it.
+        default: Its value where nobody says one, and in runs of versions that did not have it.
+    """
+
+    name: str
+    flag: str
+    value: Any
+    default: Any
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Identity:
     """What decides the result of a run: kept with its checkpoints, compared when it goes on.
 
     Attributes:
-        options: Those that decide it, by the names of the config's fields.
+        options: Those that decide it, by name.
         models: By the option that names one: its name, and what tells its content.
         data: The same of the data; empty where it is not read yet.
         processes: How many share a batch's work; None if it was not recorded.
@@ -69,12 +77,13 @@ class Identity:
     began: str
 
     @classmethod
-    def of(cls, command: str, config: TrainingOptions, models: Mapping[str, Source]) -> Identity:
-        """What decides the run of a config; `with_data` adds the data."""
-        options = {item.name: getattr(config, item.name) for item in _decisive(config)}
+    def of(
+        cls, command: str, options: Sequence[RunOption], models: Mapping[str, Source]
+    ) -> Identity:
+        """What decides a run of these options and models; `with_data` adds the data."""
         return cls(
             command,
-            json.loads(to_json(options)),
+            json.loads(to_json({option.name: option.value for option in options})),
             {
                 role: {"name": source.name, "content": _content(source)}
                 for role, source in models.items()
@@ -98,32 +107,31 @@ class Identity:
         return cls(**{item.name: content[item.name] for item in fields(cls)})
 
     @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> Identity:
+    def of_record(cls, record: Record) -> Identity:
         """What a finished run's kdshrink.json tells of it."""
-        if "run" in record:
-            return cls.from_dict(record["run"])
-        config = record.get("config", {})
+        if record.run is not None:
+            return cls.from_dict(record.run)
+        config = record.config
         return cls(
-            str(record.get("command")),
-            {name: value for name, value in config.items() if name not in _FREE},
-            {role: {"name": config[role]} for role in _SOURCES if config.get(role)},
+            str(record.command),
+            config,
+            {role: {"name": config[role]} for role in MODEL_OPTIONS if config.get(role)},
             {},
             None,
-            str(record.get("kdshrink_version")),
+            str(record.kdshrink_version),
             "",
         )
 
-    def changes(self, recorded: Identity, config: TrainingOptions) -> list[str]:
+    def changes(self, recorded: Identity, options: Sequence[RunOption]) -> list[str]:
         """What would decide another result than the recorded run's, as an option or in words."""
         if self.command != recorded.command:
             return [f"{recorded.command} → {self.command}"]
         found = []
-        for item in _decisive(config):
-            default = item.default if item.default_factory is MISSING else item.default_factory()
-            usual = json.loads(to_json({"": default}))[""]
-            before, now = recorded.options.get(item.name, usual), self.options[item.name]
+        for option in options:
+            usual = json.loads(to_json({"": option.default}))[""]
+            before, now = recorded.options.get(option.name, usual), self.options[option.name]
             if before != now:
-                found.append(f"{flag_of(item)} {_told(before)} → {_told(now)}")
+                found.append(f"{option.flag} {_told(before)} → {_told(now)}")
         for role in sorted({*self.models, *recorded.models}):
             pair = (recorded.models.get(role), self.models.get(role))
             found += _change("MODEL" if role == "model" else f"--{role}", *pair)
@@ -132,10 +140,6 @@ class Identity:
         if recorded.processes not in (None, self.processes):
             found.append(f"processes {recorded.processes} → {self.processes}")
         return found
-
-
-def _decisive(config: TrainingOptions) -> list[Field[Any]]:
-    return [item for item in fields(config) if item.name not in _FREE]
 
 
 def _told(value: Any, *, end: bool = False) -> str:
@@ -186,7 +190,7 @@ def _recorded(output_dir: Path) -> Identity | None:
             kept = read_json(path) if begun else None
             return None if kept is None else Identity.from_dict(kept)
         path = output_dir / RECORD
-        return Identity.of_record(read_json(path) or {})
+        return Identity.of_record(read_record(output_dir) or Record())
     except (KeyError, TypeError, AttributeError) as error:
         raise OutputError(
             f"{path} is damaged: it does not tell the run that it is of.\n"
@@ -194,16 +198,16 @@ def _recorded(output_dir: Path) -> Identity | None:
         ) from error
 
 
-def check_resume(output_dir: Path, config: TrainingOptions, identity: Identity) -> None:
+def check_resume(output_dir: Path, identity: Identity, options: Sequence[RunOption]) -> None:
     """Make sure that --resume goes on with the same run.
 
     Raises:
         OutputError: What decides the result is not what was recorded.
     """
-    recorded = _recorded(output_dir) if config.resume else None
+    recorded = _recorded(output_dir)
     if recorded is None:
         return
-    changes = identity.changes(recorded, config)
+    changes = identity.changes(recorded, options)
     if changes:
         more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise OutputError(
@@ -225,11 +229,11 @@ def is_finished(output_dir: Path) -> bool:
     """Whether a directory holds a whole result, and no run that was begun after it."""
     if not (output_dir / "config.json").exists():
         return False
-    record = read_json(output_dir / RECORD)
+    record = read_record(output_dir)
     kept = read_json(output_dir / CHECKPOINTS / RUN)
     if record is None:
         return False
-    return kept is None or kept.get("began") == (record.get("run") or {}).get("began")
+    return kept is None or kept.get("began") == (record.run or {}).get("began")
 
 
 @dataclass(frozen=True)
@@ -308,23 +312,22 @@ class Start:
         return {"run": asdict(self.identity), **({} if step is None else {"resumed_from": step})}
 
 
-def start_run(config: TrainingOptions, output_dir: Path, identity: Identity) -> Start:
+def start_run(output_dir: Path, identity: Identity, *, resume: bool) -> Start:
     """Make the place for checkpoints and find the one to resume from.
 
     A fresh run clears the checkpoints of an older one.
 
     Raises:
-        OutputError: --resume of another run, or of one whose checkpoints are all damaged.
+        OutputError: --resume of a run whose checkpoints are all damaged.
     """
-    check_resume(output_dir, config, identity)
     folder = output_dir / CHECKPOINTS
-    last = last_checkpoint(output_dir) if config.resume else None
-    kept = read_json(folder / RUN) if config.resume else None
+    last = last_checkpoint(output_dir) if resume else None
+    kept = read_json(folder / RUN) if resume else None
     if kept is not None and last is not None:
         identity = Identity.from_dict(kept)
     if not is_first():
         return Start(last, identity)
-    if config.resume:
+    if resume:
         _drop_damaged(output_dir, last)
     if last is None:
         empty_directory(folder)

@@ -5,24 +5,24 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from ..config.groups import TrainingOptions
 from ..distributed import is_first
 from ..errors import OutputError
 from ..evaluation.results import EvalResult
-from ..files import read_json, write_text
+from ..files import write_text
 from ..models.devices import to_device
-from ..output import CHECKPOINTS, LOG, RECORD, final_files, name_of, remove_checkpoints
+from ..output import CHECKPOINTS, LOG, final_files, name_of, remove_checkpoints
 from ..publishing.card import model_card
 from ..publishing.push import PushResult
 from ..publishing.record import write_record
-from .checkpoints import BEST_SCORE, Identity, Start, check_resume, is_finished
+from ..record import RECORD, Record, Results, read_record
+from .checkpoints import BEST_SCORE, Start, is_finished
 from .run import Run
 
 logger = logging.getLogger(__name__)
@@ -64,41 +64,50 @@ class TrainResult:
         return result
 
 
-def finished_result(
-    output_dir: Path, config: TrainingOptions, identity: Identity
-) -> TrainResult | None:
-    """The result of a run that ended, for --resume of a finished directory.
+def finished_result(output_dir: Path) -> TrainResult | None:
+    """The result of a run that ended, for --resume of a finished directory; None if it did not.
 
     Raises:
-        OutputError: It is of another run, or its record is damaged.
+        OutputError: Its record is damaged.
     """
-    if not config.resume or not is_finished(output_dir):
+    if not is_finished(output_dir):
         return None
-    check_resume(output_dir, config, identity)
     logger.info("%s is finished already: there is nothing to resume", output_dir)
-    try:
-        results = (read_json(output_dir / RECORD) or {})["results"]
-        result = TrainResult(
-            output_dir=output_dir,
-            development=EvalResult.from_dict(results["development"]),
-            comparison=results.get("comparison"),
-            **{name: results[name] for name in _RECORDED},
-        )
-    except (KeyError, TypeError, AttributeError) as error:
+    result = _recorded_result(output_dir)
+    if result is None:
         raise OutputError(
             f"{output_dir / RECORD} is damaged: it does not tell the results of a training run.\n"
             "Start again with --overwrite in place of --resume."
-        ) from error
+        )
     if is_first():
         remove_checkpoints(output_dir)
     return result
+
+
+def _recorded_result(output_dir: Path) -> TrainResult | None:
+    """The result that a directory's record tells; None where it does not."""
+    record = read_record(output_dir) or Record()
+    results = record.results or Results()
+    figures: dict[str, Any] = {name: getattr(results, name) for name in _RECORDED}
+    if results.development is None or None in figures.values():
+        return None
+    try:
+        development = EvalResult.from_dict(results.development.to_dict())
+    except (KeyError, TypeError):
+        return None
+    return TrainResult(
+        output_dir=output_dir,
+        development=development,
+        comparison=None if results.comparison is None else results.comparison.to_dict(),
+        **figures,
+    )
 
 
 def save_result(
     output_dir: Path,
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
-    record: dict[str, Any],
+    record: Record,
     comparison: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Move the best model, its tokenizer, card, record and log into output_dir.
@@ -118,10 +127,11 @@ def save_result(
     if not is_first():
         return result
     results = result.to_dict()
-    record["results"] = {
-        **{name: value for name, value in results.items() if name != "output_dir"},
-        "development": run.development.to_dict(),
-    }
+    del results["output_dir"]
+    record = replace(
+        record,
+        results=Results.from_dict({**results, "development": run.development.to_dict()}),
+    )
     with final_files(output_dir) as folder:
         for path in run.best_dir.iterdir():
             if path.name != BEST_SCORE:
@@ -130,7 +140,7 @@ def save_result(
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(folder)
-        write_text(folder / "README.md", model_card(name_of(output_dir), record))
+        write_text(folder / "README.md", model_card(name_of(output_dir), record.to_dict()))
         shutil.copy2(output_dir / CHECKPOINTS / LOG, folder)
         write_record(folder, record)
     return result

@@ -51,7 +51,7 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
     with signals.caught(), disk_errors(trainer.result_dir):
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     seconds = time.perf_counter() - began
-    trainer._check_finite()
+    trainer.check_finite()
     if signals.ending is not None:
         raise Interrupted(
             f"Stopped by {signal.Signals(signals.ending).name} after step "

@@ -1,104 +1,24 @@
-"""A training run before its loop: arguments, batches, dropout, encoded splits, evaluation."""
+"""What a training loop needs: dropout, encoded splits, batches of a compiled model, an evaluator."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.groups import TrainingOptions
-from ..data.batching import Batches, make_batches, steps_per_epoch
-from ..data.encoding import Collator, cut_off, encode, in_scheme_of, needs_own_scheme, token_counts
+from ..data.batching import Batches
+from ..data.encoding import Collator, cut_off, encode, in_scheme_of, needs_own_scheme
 from ..data.labels import match_labels
 from ..data.load import TaskData
-from ..errors import UsageError
 from ..evaluation.evaluator import Evaluator
 from ..models.compilation import compile_in_place, length_buckets
-from ..output import CHECKPOINTS
-from .trackers import tracker_names
 
 logger = logging.getLogger(__name__)
-
-
-def training_arguments(
-    config: TrainingOptions, output_dir: Path, device: torch.device
-) -> TrainingArguments:
-    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults.
-
-    Raises:
-        UsageError: accelerate was told to shard what is trained, or this machine cannot do what is asked.
-    """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
-        raise UsageError(
-            "ACCELERATE_USE_FSDP is set, and what is trained cannot be sharded: checkpoints need it whole.\n"
-            "Start with torchrun; --shard-teacher spreads distill's teacher over the processes."
-        )
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    try:
-        arguments = _transformers_arguments(config, output_dir, device)
-    except ValueError as error:  # bfloat16 on a GPU that has none, say
-        said = str(error).partition("\n")[0]
-        raise UsageError(f"transformers refuses these training options: {said}") from error
-    # Several GPUs in one process would mean nn.DataParallel, which cannot return named terms.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-def _transformers_arguments(
-    config: TrainingOptions, output_dir: Path, device: torch.device
-) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(output_dir / CHECKPOINTS),
-        use_cpu=device.type == "cpu",
-        seed=config.seed,
-        bf16=(device.type == "cuda") if config.bf16 is None else config.bf16,
-        num_train_epochs=config.num_train_epochs,
-        max_steps=-1 if config.max_steps is None else config.max_steps,
-        learning_rate=config.learning_rate,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        eval_strategy="steps",
-        save_strategy="steps",
-        logging_steps=config.logging_steps,
-        # It would wait for the device at every step; what is not finite is found by other means.
-        logging_nan_inf_filter=False,
-        save_total_limit=config.save_total_limit,
-        report_to=tracker_names(config.report_to),
-        remove_unused_columns=False,
-        dataloader_pin_memory=device.type == "cuda",
-        disable_tqdm=True,
-    )
-
-
-def plan_batches(
-    config: TrainingOptions, arguments: TrainingArguments, encoded: Dataset
-) -> Batches:
-    """The run's batches; when to evaluate and to save, each epoch unless said, goes to `arguments`."""
-    batches = make_batches(
-        token_counts(encoded), config, rank=arguments.process_index, world=arguments.world_size
-    )
-    logger.info(
-        "%d batches an epoch; %.1f %% of their positions are padding",
-        len(batches),
-        100 * batches.padding().share,
-    )
-    # An epoch is told in steps: transformers evaluates at an epoch's end after it saved there, so that
-    # a run killed in between would resume without that evaluation.
-    epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
-    arguments.eval_steps = config.eval_steps or epoch
-    arguments.save_steps = config.save_steps or epoch
-    return batches
 
 
 def set_dropout(model: nn.Module, rate: float | None, *, calibrated: bool) -> None:
@@ -117,16 +37,10 @@ def set_dropout(model: nn.Module, rate: float | None, *, calibrated: bool) -> No
             module.p = rate or 0.0
 
 
-def trained_collator(
-    model: PreTrainedModel,
-    collate: Collator,
-    batches: Batches,
-    config: TrainingOptions,
-    device: torch.device,
+def compiled_collator(
+    model: PreTrainedModel, collate: Collator, batches: Batches, device: torch.device
 ) -> Collator:
-    """What makes the batches to train on: of few lengths, where the model is compiled, as it is here."""
-    if not config.torch_compile:
-        return collate
+    """Compile a model in place; what makes batches of few lengths for it."""
     compile_in_place(model, device)
     return replace(collate, buckets=length_buckets(batches.lengths))
 

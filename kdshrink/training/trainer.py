@@ -12,8 +12,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback, Trainer
 
 from ..data.batching import Batches
 from ..data.encoding import IGNORED
@@ -148,7 +147,7 @@ class TermTrainer(Trainer):
             self._first_bad.masked_fill_(newly_bad, step)
         return (values * self._scale).sum()
 
-    def _check_finite(self) -> None:
+    def check_finite(self) -> None:
         first_bad = self._first_bad.tolist()
         if max(first_bad) < 0:
             return
@@ -167,7 +166,7 @@ class TermTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self._check_finite()
+        self.check_finite()
         if "loss" in logs and self._steps:
             sums = self.accelerator.reduce(self._sums.clone(), "mean")
             means = (sums / self._steps).tolist()
@@ -195,7 +194,7 @@ class TermTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Score the model on the development set, and keep it if it is the best so far."""
-        self._check_finite()
+        self.check_finite()
         with torch.compiler.set_stance("force_eager"):  # its batches have too many shapes
             result = self.evaluator.score(self.trained_model)
         if not math.isfinite(result.score):
@@ -233,6 +232,6 @@ class TermTrainer(Trainer):
             write_json(folder / BEST_SCORE, scored)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._check_finite()
+        self.check_finite()
         with disk_errors(self.result_dir):
             super()._save_checkpoint(model, trial)

@@ -25,6 +25,8 @@ from transformers import PreTrainedModel
 
 from kdshrink.calibration.calibrate import calibrate_student
 from kdshrink.calibration.sweep import Settings
+from kdshrink.calibration.texts import CalibrationData
+from kdshrink.commands.inputs import data_request
 from kdshrink.config.commands import ShrinkConfig
 from kdshrink.data.load import load_data
 from kdshrink.evaluation.evaluator import Evaluator, Predictions, make_evaluator
@@ -32,6 +34,7 @@ from kdshrink.models.devices import pick_device, to_device
 from kdshrink.models.loading import load_tokenizer, load_weights
 from kdshrink.models.source import find_model
 from kdshrink.shrinking.layer_map import spread
+from kdshrink.shrinking.plan import Shape
 from kdshrink.shrinking.weights import shrink_source
 
 
@@ -72,25 +75,28 @@ class Start:
 
 def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
     """The student, and the seconds that it took to make."""
-    source = find_model(config.model, config)
+    source = find_model(config.model)
     depth = source.config["num_hidden_layers"]
-    config = replace(
-        config,
-        layer_map=start.layer_map or ",".join(map(str, spread(depth, start.layers))),
-        hidden_size=start.width,
-        calibration_samples=start.samples or config.calibration_samples,
-        calibration_copies=config.calibration_copies if start.copies is None else start.copies,
-    )
-    data = load_data(config, ("train",), purpose="train")
+    layer_map = start.layer_map or ",".join(map(str, spread(depth, start.layers)))
+    shape = Shape(layer_map=layer_map, hidden_size=start.width)
+    copies = config.calibration_copies if start.copies is None else start.copies
+    data = load_data(data_request(config), ("train",), purpose="train")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         init = "copy" if start.copied else "calibrated"
-        plan, _ = shrink_source(source, config, folder, init=init)
+        plan, _ = shrink_source(source, shape, folder, init=init)
         if not start.copied:
-            calibrate_student(source, folder, plan, data, config, settings=start.settings)
+            texts = CalibrationData.sample(
+                data,
+                start.samples or config.calibration_samples,
+                max_length=config.max_length,
+                copies=copies,
+            )
+            device = pick_device(config.device)
+            calibrate_student(source, folder, plan, texts, device, settings=start.settings)
         seconds = time.perf_counter() - began
-        return load_weights(find_model(name, config), config, source.task), seconds
+        return load_weights(find_model(name), source.task), seconds
 
 
 def main() -> None:
@@ -118,16 +124,16 @@ def main() -> None:
         device=options.device,
     )
     device = pick_device(options.device)
-    source = find_model(options.teacher, config)
+    source = find_model(options.teacher)
     assert source.task is not None
-    teacher = to_device(load_weights(source, config, source.task), device)
-    tokenizer = load_tokenizer(source, config)
+    teacher = to_device(load_weights(source, source.task), device)
+    tokenizer = load_tokenizer(source)
     evaluators: dict[str, Evaluator] = {}
     for group, names in (("seen", options.seen), ("unseen", options.unseen)):
         wanted = replace(
             config, languages=tuple(names.split(",")), max_eval_samples=options.max_eval_samples
         )
-        data = load_data(wanted, ("test",), purpose="evaluate")
+        data = load_data(data_request(wanted), ("test",), purpose="evaluate")
         evaluators[group] = make_evaluator(
             data, "test", tokenizer, source, max_length=512, batch_size=64, device=device
         )

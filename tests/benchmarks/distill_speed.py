@@ -117,16 +117,16 @@ def peers_data(options: argparse.Namespace) -> tuple[Any, Any]:
     """The training texts that kdshrink takes, as a tokenised data set, and what pads a batch."""
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
-    from kdshrink.config.groups import DataOptions
     from kdshrink.data.load import load_data
+    from kdshrink.data.request import DataRequest, LanguageChoice, Sampling
 
     tokenizer = AutoTokenizer.from_pretrained(options.work / "teacher")
     data = load_data(
-        DataOptions(
+        DataRequest(
             data="massive",
             data_dir=options.data_dir,
-            languages=tuple(options.languages.split(",")),
-            max_samples=options.samples,
+            languages=LanguageChoice(wanted=tuple(options.languages.split(","))),
+            sampling=Sampling(max_samples=options.samples),
         ),
         ("train",),
         purpose="train",

@@ -25,7 +25,6 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from kdshrink.config.commands import EvalConfig
 from kdshrink.data.encoding import Collator, encode
 from kdshrink.evaluation.evaluator import predict
 from kdshrink.models.loading import load_classifier
@@ -58,9 +57,8 @@ def lines_of_many_lengths(texts: list[str], tokenizer: Any, count: int) -> list[
 
 
 def ours(name: str, device: torch.device) -> Answer:
-    options = EvalConfig(model=name, data="none")
-    source = find_model(name, options)
-    loaded = load_classifier(source, options, "sequence")
+    source = find_model(name)
+    loaded = load_classifier(source, "sequence")
     model = loaded.model.to(device)  # type: ignore[arg-type]
     collate = Collator(int(loaded.tokenizer.pad_token_id))
 

@@ -1,4 +1,4 @@
-"""What good input gives today, to be compared with what it gives after a change of how data is read.
+"""What good input gives today, to be compared with what it gives after a change.
 
     python tests/benchmarks/golden.py OUT.json massive=DIR tsm=DIR universal-ner=DIR [--only data|runs]
     python tests/benchmarks/golden.py --compare A.json B.json
@@ -7,7 +7,9 @@ The first writes one JSON. `data`: for the sample and the named data sets given 
 of massive a few languages), and for custom data made of them as JSON lines, CSV, TSV, parquet and IOB2, by
 groups of languages, --max-samples, --max-eval-samples and --train-fraction: the number of rows of each split
 and the SHA-256 of its texts, labels and languages in their order, and the names of the labels in theirs.
-`runs`: what short commands on one thread end with: scores, losses, predictions and weights, to the bit.
+`runs`: what short commands on one thread end with: scores, losses, predictions, weights, records and what
+cards say for machines, to the bit: finetune, eval, zero-shot, shrink (copied, scratch, calibrated, of a trimmed
+vocabulary, of each family), distill (each start, both tasks, resumed after SIGTERM), reproduce at sample scale.
 The second lists what differs, and exits 1 if anything does.
 
 Which kdshrink is measured is what this Python imports: PYTHONPATH chooses another checkout.
@@ -21,10 +23,13 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +50,7 @@ SELECTIONS: tuple[dict[str, Any], ...] = (
 )
 NOT_OF_THE_RESULT = {
     *("output_dir", "train_seconds", "seconds", "examples_per_second", "peak_memory_bytes"),
-    *("train_examples_per_second", "time", "elapsed"),
+    *("train_examples_per_second", "time", "elapsed", "began", "schema"),
 }
 """What no two runs share, or what says where they were run."""
 
@@ -71,9 +76,13 @@ def read(purpose: str, splits: Sequence[str], **options: Any) -> dict[str, Any]:
     from kdshrink.data.load import load_data
     from kdshrink.errors import KdshrinkError
 
-    config = EvalConfig(model="unused", **options)
+    request: Any = EvalConfig(model="unused", **options)
+    with suppress(ImportError):  # a checkout whose load_data takes the config itself
+        from kdshrink.commands.inputs import data_request
+
+        request = data_request(request)
     try:
-        data = load_data(config, splits, purpose=purpose)  # type: ignore[arg-type]
+        data = load_data(request, splits, purpose=purpose)  # type: ignore[arg-type]
     except KdshrinkError as error:
         return {"error": type(error).__name__}
     return {
@@ -253,6 +262,102 @@ def sample_runs(work: Path) -> Iterator[tuple[str, Any]]:
     yield "shrink sample weights", sha256_of(work / "shrunk" / "model.safetensors")
 
 
+INITS = ("from-teacher", "from-base", "from-scratch", "calibrated")
+FAMILIES = ("xlm-roberta", "roberta", "bert", "deberta-v2", "electra")
+CALIBRATED = FAMILIES[:-1]
+
+
+def written(folder: Path, work: Path) -> dict[str, Any]:
+    """What a command left in a directory, without what names the place of this run."""
+    from huggingface_hub import metadata_load
+
+    record = (folder / "kdshrink.json").read_text(encoding="utf-8").replace(str(work), "WORK")
+    return {
+        "weights": sha256_of(folder / "model.safetensors"),
+        "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        "record": comparable(json.loads(record)),
+        "card": json.loads(json.dumps(metadata_load(folder / "README.md"), default=str)),
+    }
+
+
+def make_model(family: str, folder: Path) -> None:
+    """A small classifier of a family with drawn weights, and the sample's tokenizer."""
+    import transformers
+
+    import kdshrink
+
+    base = Path(str(kdshrink.__file__)).parent / "sample" / "base"
+    config = transformers.AutoConfig.for_model(
+        family,
+        vocab_size=json.loads((base / "config.json").read_text())["vocab_size"],
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=130,
+        pad_token_id=1,
+        num_labels=3,
+    )
+    transformers.set_seed(7)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy2(base / name, folder)
+
+
+def family_runs(work: Path) -> Iterator[tuple[str, Any]]:
+    for family in FAMILIES:
+        make_model(family, work / family)
+        for init in ("copy", "scratch", *(("calibrated",) if family in CALIBRATED else ())):
+            place = f"{family}-{init}"
+            data = ("--data", "sample") if init == "calibrated" else ()
+            shape = ("--layers", "2", "--hidden-size", "12")
+            line = ("shrink", family, *shape, "--init", init, *data, "-o", place)
+            yield f"shrink {family} {init}", command(work, *line)
+            yield f"shrink {family} {init} files", written(work / place, work)
+
+
+def distill_runs(teacher: Sequence[str], what: str, work: Path) -> Iterator[tuple[str, Any]]:
+    """A few steps of distillation from each start, of a given student, and of a run that was stopped."""
+    steps = ("--max-steps", "12", "--logging-steps", "4", "--eval-steps", "6", "--batch-size", "8")
+    line = ("distill", "--teacher", *teacher, *steps)
+    for init in INITS:
+        place = f"{what}-{init}"
+        base = ("--base", "sample-base") if init == "from-base" else ()
+        yield (
+            f"distill {what} {init}",
+            command(work, *line, "--init", init, *base, "--layers", "2", "-o", place),
+        )
+        yield f"distill {what} {init} log", training(work / place)
+        yield f"distill {what} {init} files", written(work / place, work)
+    given = (*line, "--student", f"{what}-from-teacher", "-o", f"{what}-given")
+    yield f"distill {what} student", command(work, *given)
+    yield f"distill {what} student files", written(work / f"{what}-given", work)
+    place = f"{what}-stopped"
+    stopped = (*line, "--layers", "2", "--save-steps", "3", "-o", place)
+    stop_at_a_checkpoint(work, place, *stopped)
+    yield f"distill {what} resumed", command(work, *stopped, "--resume")
+    yield f"distill {what} resumed log", training(work / place)
+
+
+def stop_at_a_checkpoint(work: Path, place: str, *words: str) -> None:
+    """Run a command until it has written a checkpoint, and stop it by SIGTERM."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "kdshrink", *words], cwd=work, stderr=subprocess.DEVNULL
+    )
+    while run.poll() is None and not [*(work / place / "checkpoints").glob("checkpoint-*/*.json")]:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGTERM)
+    run.wait()
+
+
+def reproduce_runs(work: Path) -> Iterator[tuple[str, Any]]:
+    line = ("reproduce", "no-finetune", "--scale", "sample", "--max-steps", "8")
+    yield "reproduce", command(work, *line, "--teacher-steps", "8", "-o", "reproduced")
+    path = work / "reproduced" / "no-finetune" / "results.json"
+    yield "reproduce results", comparable(json.loads(path.read_text(encoding="utf-8")))
+
+
 def named_runs(name: str, folder: Path, work: Path) -> Iterator[tuple[str, Any]]:
     """A few steps on a few hundred rows, and the scores of what they make."""
     model = f"model-{name}"
@@ -320,8 +425,15 @@ def run(folders: Mapping[str, Path], only: str | None) -> dict[str, Any]:
                 note("data", custom_cases(work / "custom"))
         if only != "data":
             note("runs", sample_runs(work))
+            note("runs", family_runs(work))
+            note("runs", distill_runs(("sample", "--data", "sample"), "sample", work))
+            note("runs", reproduce_runs(work))
             for name, folder in folders.items():
                 note("runs", named_runs(name, folder, work))
+                if name == "universal-ner":
+                    data = ("--data", name, "--data-dir", str(folder), "--max-length", "64")
+                    few = ("--languages", "en_ewt,da_ddt", "--max-samples", "40")
+                    note("runs", distill_runs((f"model-{name}", *data, *few), "entities", work))
     return result
 
 

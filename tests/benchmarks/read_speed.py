@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,16 @@ def read(path: Path) -> dict[str, float]:
     except ImportError:  # a checkout from before kdshrink/data/ was a folder
         load_data = import_module("kdshrink.data").load_data
 
+    request: Any = EvalConfig(model="unused", data=str(path))
+    with suppress(ImportError):  # a checkout whose load_data takes the config itself
+        from kdshrink.commands.inputs import data_request
+
+        request = data_request(request)
     before = resource.getrusage(resource.RUSAGE_SELF)
     watch = Watch()
     watch.start()
     began = time.perf_counter()
-    data = load_data(EvalConfig(model="unused", data=str(path)), ("test",), purpose="evaluate")
+    data = load_data(request, ("test",), purpose="evaluate")
     seconds = time.perf_counter() - began
     watch.over.set()
     after = resource.getrusage(resource.RUSAGE_SELF)

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from transformers import Pipeline, pipeline
 
+from kdshrink.commands.inputs import data_request
 from kdshrink.config.commands import EvalConfig
 from kdshrink.data.load import load_data
 
@@ -45,7 +46,8 @@ def read_texts(options: argparse.Namespace, count: int) -> list[str]:
         data_dir=Path(options.data_dir),
         languages=(*options.seen.split(","), *options.unseen.split(",")),
     )
-    table = load_data(config, ("test",), purpose="evaluate").splits["test"]
+    data = load_data(data_request(config), ("test",), purpose="evaluate")
+    table = data.splits["test"]
     return list(table.shuffle(seed=0)["text"][:count])
 
 

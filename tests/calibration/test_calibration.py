@@ -21,9 +21,12 @@ from kdshrink.calibration.calibrate import calibrate_student
 from kdshrink.calibration.encoder_view import view
 from kdshrink.calibration.regression import ChannelFit, Regression
 from kdshrink.calibration.store import Spill
+from kdshrink.calibration.texts import CalibrationData
+from kdshrink.commands.inputs import data_request
 from kdshrink.data.load import load_data
 from kdshrink.errors import ModelError
 from kdshrink.models.source import find_model
+from kdshrink.shrinking.plan import Shape
 from kdshrink.shrinking.weights import shrink_source
 
 from ..helpers.models import AUTO, make_config, make_model
@@ -222,7 +225,7 @@ def test_what_is_spilled_comes_back(tmp_path: Path) -> None:
 SPILLING = """
 import resource, sys, torch
 from pathlib import Path
-from kdshrink.shrinking.activations import Spill, make_batches
+from kdshrink.calibration.batch import make_batches; from kdshrink.calibration.store import Spill
 batches = make_batches([100] * 2000, 5000)
 spill = Spill(Path(sys.argv[1]), {"a": 400}, 200_000, torch.device("cpu"))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -522,13 +525,14 @@ def test_a_second_sweep_finds_the_same(
         layers=2,
         hidden_size=12,
     )
-    source, folder = find_model(config.model, config), tmp_path / "s"
+    source, folder = find_model(config.model), tmp_path / "s"
     folder.mkdir()
-    plan, _ = shrink_source(source, config, folder, init="copy")
-    data = load_data(config, ("train",), purpose="train")
+    plan, _ = shrink_source(source, Shape(layers=2, hidden_size=12), folder, init="copy")
+    data = load_data(data_request(config), ("train",), purpose="train")
+    texts = CalibrationData.sample(data, 400, max_length=512, copies=0.5)
     weights = []
     for _ in range(2):
-        calibrate_student(source, folder, plan, data, config)
+        calibrate_student(source, folder, plan, texts, torch.device("cpu"))
         weights.append((folder / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
 

@@ -17,7 +17,7 @@ import torch
 from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
 from kdshrink.cli import main as program
 from kdshrink.errors import DataError, ModelError, UnlabelledError, UsageError
-from kdshrink.hub.client import cache_of
+from kdshrink.hub.errors import cache_of
 from kdshrink.models.devices import pick_device
 from kdshrink.training.trackers import require_trackers, tracker_names
 

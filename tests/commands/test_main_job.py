@@ -25,7 +25,6 @@ from kdshrink import (
     shrink,
     zero_shot,
 )
-from kdshrink.config.groups import SourceOptions
 from kdshrink.errors import DataError, ModelError, OutputError, TrainingError, UsageError
 from kdshrink.models.source import find_model
 
@@ -326,7 +325,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     run = finetune if job == "finetune" else distill
     run(make_config(tmp_path / "whole"))
     script = (
-        "import os, kdshrink.trainer as trainer\n"
+        "import os, kdshrink.training.trainer as trainer\n"
         "compute = trainer.TermTrainer.compute_loss\n"
         "def compute_or_die(self, *arguments, **options):\n"
         f"    if self.state.global_step == {dies_at}: os._exit(9)\n"
@@ -491,7 +490,7 @@ def test_wrong_uses_are_told_early(
     with pytest.raises(UsageError, match="--base"):
         distill(DistillConfig(teacher=str(teacher), init="from-base", **options))
     with pytest.raises(ModelError, match="no such model directory"):
-        find_model("./nowhere", SourceOptions())
+        find_model("./nowhere")
     assert not (tmp_path / "out").exists()
 
 

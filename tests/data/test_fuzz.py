@@ -29,6 +29,7 @@ from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from kdshrink.commands.inputs import data_request
 from kdshrink.config.commands import EvalConfig
 from kdshrink.data.load import load_data
 from kdshrink.errors import KdshrinkError
@@ -619,7 +620,7 @@ def read(path: Path, file: DataFile) -> list[Row]:
     config = EvalConfig(model="unused", data=str(path), **file.options)
     with bounded():
         data = load_data(
-            config,
+            data_request(config),
             ("test",),
             purpose="evaluate",
             labels="required" if file.labelled else "optional",

@@ -15,24 +15,26 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from kdshrink.commands.inputs import data_request
 from kdshrink.config.commands import EvalConfig
 from kdshrink.data.encoding import Collator, encode, first_tokens
 from kdshrink.data.labels import match_labels
 from kdshrink.data.languages import find_units, language_of
 from kdshrink.data.load import TaskData, load_data
 from kdshrink.data.registry import MASSIVE, NAMED, TSM, UNIVERSAL_NER
+from kdshrink.data.request import DataRequest, LanguageChoice
 from kdshrink.data.sampling import language_codes, stratified_rows
 from kdshrink.errors import DataError, KdshrinkError
 
 from ..helpers.models import SHARED
 
 
-def config(data: object, **options: Any) -> EvalConfig:
-    return EvalConfig(model="unused", data=str(data), **options)
+def request(data: object, **options: Any) -> DataRequest:
+    return data_request(EvalConfig(model="unused", data=str(data), **options))
 
 
 def load(data: object, *splits: str, purpose: Any = "evaluate", **options: Any) -> TaskData:
-    return load_data(config(data, **options), splits or ("test",), purpose=purpose)
+    return load_data(request(data, **options), splits or ("test",), purpose=purpose)
 
 
 def test_the_registry() -> None:
@@ -211,7 +213,7 @@ def test_bad_files(tmp_path: Path, text_data: Path) -> None:
         path = tmp_path / name
         path.write_text(content)
         with pytest.raises(DataError):
-            load_data(config(path), ("test",), purpose="evaluate", labels="optional")
+            load_data(request(path), ("test",), purpose="evaluate", labels="optional")
     with pytest.raises(DataError, match="no such file"):
         load(tmp_path / "nowhere.csv")
     (tmp_path / "void").mkdir()
@@ -248,7 +250,7 @@ def test_named_data_from_files() -> None:
     words = load("universal-ner", "train", data_dir=SHARED / "data" / "uner", purpose="train")
     assert "de_pud" not in words.languages
     assert set(words.languages) <= {unit.name for unit in UNIVERSAL_NER.units if unit.trains}
-    tweets = config("tsm", data_dir=SHARED / "data" / "tsm", languages=("de", "ar"))
+    tweets = request("tsm", data_dir=SHARED / "data" / "tsm", languages=("de", "ar"))
     assert load_data(tweets, ("test",), purpose="evaluate").languages == ("arabic", "german")
-    unseen = replace(tweets, languages=("unseen",))
+    unseen = replace(tweets, languages=LanguageChoice(wanted=("unseen",)))
     assert load_data(unseen, ("test",), purpose="evaluate").languages == ("portuguese",)

@@ -20,11 +20,13 @@ from transformers import PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, EvalConfig, ShrinkConfig, distill, evaluate, shrink
 from kdshrink.commands.evaluate import zero_shot
+from kdshrink.commands.inputs import data_request
 from kdshrink.config.commands import ZeroShotConfig
 from kdshrink.data.encoding import encode, first_tokens
 from kdshrink.data.languages import language_of
 from kdshrink.data.load import TaskData, load_data
-from kdshrink.data.local import FileTable, Reading
+from kdshrink.data.local import FileTable
+from kdshrink.data.request import DataRequest, LanguageChoice, Reading
 from kdshrink.data.shard import Columns
 from kdshrink.data.store import read_table
 from kdshrink.data.tags import from_iob2, to_iob2
@@ -51,7 +53,7 @@ NOTHING = "\u200b"
 
 def load(data: object, *splits: str, purpose: Any = "evaluate", **options: Any) -> TaskData:
     config = EvalConfig(model="unused", data=str(data), **options)
-    return load_data(config, splits or ("test",), purpose=purpose)
+    return load_data(data_request(config), splits or ("test",), purpose=purpose)
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -161,15 +163,15 @@ def test_a_model_was_trained_on_the_languages_that_have_training_data(tmp_path: 
 def test_a_vocabulary_is_cut_to_all_splits_that_there_are(tmp_path: Path) -> None:
     """Though some languages have one of them only."""
     options: dict[str, Any] = {"purpose": "evaluate", "labels": "unused"}
-    sample = load_data(EvalConfig(model="unused", data="sample"), None, **options)
+    sample = load_data(DataRequest(data="sample"), None, **options)
     assert len(sample.languages) == 7
     assert sample.source["examples"] == {"train": 160, "validation": 240, "test": 840}
     folder = tmp_path / "data"
     write(folder / "de" / "train.jsonl", *texts("a"))
     write(folder / "sw" / "test.jsonl", *texts("a"))
     for languages in (None, ("de", "sw")):
-        config = EvalConfig(model="unused", data=str(folder), languages=languages)
-        assert load_data(config, None, **options).source["examples"] == {"train": 1, "test": 1}
+        wanted = DataRequest(data=str(folder), languages=LanguageChoice(wanted=languages))
+        assert load_data(wanted, None, **options).source["examples"] == {"train": 1, "test": 1}
 
 
 def test_a_tenth_of_each_language_and_label_is_held_out(tmp_path: Path) -> None:
@@ -276,9 +278,8 @@ def test_tags_of_another_kind_are_scored_by_tag(tagger: str, tmp_path: Path) -> 
 @pytest.mark.defect("W10")
 def test_perfect_answers_score_one_in_any_scheme(tagger: str, tmp_path: Path) -> None:
     """A model's tags may be of one scheme, and the data's of another."""
-    options = EvalConfig(model=tagger, data="d")
-    found = find_model(tagger, options)
-    tokenizer = load_tokenizer(found, options)
+    found = find_model(tagger)
+    tokenizer = load_tokenizer(found)
     for scheme, tags in SCHEMES.items():
         path = write(tmp_path / f"{scheme}.jsonl", {"tokens": WORDS, "ner_tags": tags})
         data = load(path)
@@ -538,7 +539,7 @@ def test_lists_written_as_text_are_no_text_and_no_labels(tmp_path: Path, written
     quoted = '"' + written.replace('"', '""') + '"'
     path.write_text(f"tokens,label\n{quoted},a\n{quoted},b\n")
     with pytest.raises(DataError, match=r"a\.csv, column 'tokens': these are lists"):
-        load_data(EvalConfig(model="m", data=str(path)), None, purpose="evaluate", labels="unused")
+        load_data(DataRequest(data=str(path)), None, purpose="evaluate", labels="unused")
     path.write_text(f"text,label\nx,{quoted}\ny,{quoted}\n")
     with pytest.raises(DataError, match=r"a\.csv, line 2, column 'label': these are lists"):
         load(path)

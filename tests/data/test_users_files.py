@@ -16,6 +16,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from pyarrow import parquet
 
+from kdshrink.commands.inputs import data_request
 from kdshrink.config.commands import EvalConfig
 from kdshrink.data.load import TaskData, load_data
 from kdshrink.errors import DataError, KdshrinkError
@@ -40,7 +41,7 @@ ENTITIES = [
 
 def load(data: object, *splits: str, purpose: Any = "evaluate", **options: Any) -> TaskData:
     config = EvalConfig(model="unused", data=str(data), **options)
-    return load_data(config, splits or ("test",), purpose=purpose)
+    return load_data(data_request(config), splits or ("test",), purpose=purpose)
 
 
 def named(data: TaskData, split: str = "test") -> list[tuple[Any, Any]]:

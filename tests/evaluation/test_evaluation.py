@@ -686,16 +686,15 @@ SHARED = """
 import sys
 import numpy as np, torch
 from datasets import Dataset
-from kdshrink.config import EvalConfig
+from kdshrink import EvalConfig
 from kdshrink.data.encoding import Collator, encode
-from kdshrink.scoring import predict
+from kdshrink.evaluation.evaluator import predict
 from kdshrink.models.loading import load_classifier
 from kdshrink.models.source import find_model
 
 torch.set_num_threads(1)
 model, data = sys.argv[1:]
-options = EvalConfig(model=model, data="d")
-loaded = load_classifier(find_model(model, options), options, "token")
+loaded = load_classifier(find_model(model), "token")
 encoded = encode(
     Dataset.load_from_disk(data), loaded.tokenizer, task="token", max_length=12, label_ids=None
 )

@@ -18,9 +18,9 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from kdshrink.config.commands import FinetuneConfig
 from kdshrink.data.load import load_data
 from kdshrink.data.registry import MASSIVE
+from kdshrink.data.request import DataRequest
 from kdshrink.publishing.card import model_card
 
 from ..helpers import hub_data
@@ -491,8 +491,8 @@ def test_info_of_a_model_on_the_hub_reads_headers_alone(
 
 def test_local_data_has_fingerprints(text_data: Path) -> None:
     def description() -> dict[str, Any]:
-        config = FinetuneConfig(model="m", data=str(text_data))
-        return load_data(config, ("train", "validation"), purpose="train").source
+        request = DataRequest(data=str(text_data))
+        return load_data(request, ("train", "validation"), purpose="train").source
 
     first = description()
     with (text_data / "de/train.jsonl").open("a") as file:

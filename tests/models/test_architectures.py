@@ -19,7 +19,7 @@ from kdshrink.calibration.encoder_view import view
 from kdshrink.errors import ModelError
 from kdshrink.models.activations import Recorder
 from kdshrink.models.architectures import FAMILIES, Ability, find_module
-from kdshrink.shrinking.plan import plan_student
+from kdshrink.shrinking.plan import Shape, plan_student
 from kdshrink.shrinking.weights import copy_weights
 
 from ..helpers.models import AUTO, make_model
@@ -69,7 +69,7 @@ def test_the_modules_that_an_entry_names_are_there(kind: str, task: str | None) 
 def attempt(model: PreTrainedModel, ability: Ability) -> Any:
     """What refuses a model with which it cannot be done."""
     if ability == "shrunk":
-        return plan_student(config_of(model), layers=2)
+        return plan_student(config_of(model), Shape(layers=2))
     if ability == "distilled":
         return Recorder(model, [1], hidden=True, embedding=False, attention=None)
     return view(model)
@@ -80,7 +80,7 @@ def shrunk(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder / "t")
     config = config_of(model)
     kept = [0, 1, 2, *range(5, 50)]
-    plan = plan_student(config, layers=2, hidden_size=12, vocabulary=kept)
+    plan = plan_student(config, Shape(layers=2, hidden_size=12), kept)
     (folder / "s").mkdir()
     copy_weights(folder / "t", folder / "s" / "model.safetensors", plan)
     (folder / "s" / "config.json").write_text(json.dumps(plan.config))

@@ -32,7 +32,6 @@ from kdshrink.config.commands import (
     ShrinkConfig,
     ZeroShotConfig,
 )
-from kdshrink.config.groups import SourceOptions
 from kdshrink.data.encoding import encode
 from kdshrink.errors import KdshrinkError, ModelError
 from kdshrink.models.labels import class_names
@@ -43,7 +42,6 @@ from kdshrink.models.whole import check_whole
 from ..helpers.models import AUTO, LABELS, make_model, make_tokenizer
 
 IDS = torch.tensor([[0, 17, 230, 301, 44, 2]])
-OPTIONS = SourceOptions()
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +81,16 @@ def change_config(folder: Path, **changes: Any) -> None:
 def assert_same_weights(folder: Path, other: Path) -> None:
     """Where a tensor lies in a file changes the last bits of what is computed with it, so not the logits."""
     mine, theirs = (
-        load_weights(find_model(str(one), OPTIONS), OPTIONS, "sequence").state_dict()
-        for one in (folder, other)
+        load_weights(find_model(str(one)), "sequence").state_dict() for one in (folder, other)
     )
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def logits(folder: Path, task: Any = "sequence") -> torch.Tensor:
-    source = find_model(str(folder), OPTIONS)
+    source = find_model(str(folder))
     with torch.inference_mode():
-        return load_weights(source, OPTIONS, task).eval()(IDS).logits
+        return load_weights(source, task).eval()(IDS).logits
 
 
 def commands(folder: Path, data: Path, out: Path) -> dict[str, Callable[[], Any]]:
@@ -198,10 +195,10 @@ def test_a_wider_head_is_foreign_where_the_own_is_kept_and_no_matter_where_a_new
     teacher: Path,
 ) -> None:
     change_weights(teacher, _with("classifier.extra.weight", 24, 24))
-    source = find_model(str(teacher), OPTIONS)
+    source = find_model(str(teacher))
     with pytest.raises(ModelError, match=r"Unexpected: classifier\.extra\.weight"):
-        check_whole(source, OPTIONS, "sequence")
-    model = load_with_head(source, OPTIONS, "sequence", ["yes", "no"], 0)
+        check_whole(source, "sequence")
+    model = load_with_head(source, "sequence", ["yes", "no"], 0)
     assert model.config.num_labels == 2
 
 
@@ -251,7 +248,7 @@ def test_a_directory_of_peft_is_refused_with_what_to_do(teacher: Path, text_data
     refused_by(teacher, text_data, r"(?s)PEFT.*merge_and_unload", *ALL)
     (teacher / "config.json").unlink()
     with pytest.raises(ModelError, match=r"(?s)no config.json.*PEFT.*merge_and_unload"):
-        find_model(str(teacher), OPTIONS)
+        find_model(str(teacher))
 
 
 @pytest.mark.defect("W4")
@@ -277,18 +274,18 @@ def test_good_checkpoints_of_every_family_are_whole_with_a_new_head_or_as_encode
         ),
     }
     change_weights(tmp_path, lambda t: {**leftovers, **t})
-    source = find_model(str(tmp_path), OPTIONS)
-    check_whole(source, OPTIONS, head)
-    check_whole(source, OPTIONS, None)
+    source = find_model(str(tmp_path))
+    check_whole(source, head)
+    check_whole(source, None)
     for task, names in (("sequence", ["x", "y"]), ("token", ["O", "B-X"])):
-        check_whole(source, OPTIONS, task, names)  # type: ignore[arg-type]
+        check_whole(source, task, names)  # type: ignore[arg-type]
 
 
 @pytest.mark.defect("W4")
 def test_an_encoder_without_its_pooler_gets_none_at_random(tmp_path: Path) -> None:
     make_model("xlm-roberta", "lm").save_pretrained(tmp_path)
-    source = find_model(str(tmp_path), OPTIONS)
-    model = load_weights(source, OPTIONS, None)
+    source = find_model(str(tmp_path))
+    model = load_weights(source, None)
     assert model.pooler is None
     assert not [name for name in model.state_dict() if "pooler" in name]
     plain = AUTO[None].from_pretrained(tmp_path).eval()
@@ -300,8 +297,8 @@ def test_an_encoder_without_its_pooler_gets_none_at_random(tmp_path: Path) -> No
 def test_checking_draws_no_random_number(teacher: Path) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    check_whole(find_model(str(teacher), OPTIONS), OPTIONS, "sequence")
-    check_whole(find_model(str(teacher), OPTIONS), OPTIONS, "sequence", ["a", "b"])
+    check_whole(find_model(str(teacher)), "sequence")
+    check_whole(find_model(str(teacher)), "sequence", ["a", "b"])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -500,7 +497,7 @@ def test_as_many_names_as_the_head_has_rows(
         teacher, text_data, "out_proj.* is 3.*, and should be|do not know|know", "eval", "shrink"
     )
     with pytest.raises(ModelError, match=r"out_proj\S+ is 3"):
-        check_whole(find_model(str(teacher), OPTIONS), OPTIONS, "sequence")
+        check_whole(find_model(str(teacher)), "sequence")
 
 
 @pytest.mark.defect("M9")
@@ -755,12 +752,12 @@ def test_words_of_a_byte_level_tokenizer_are_cut_as_in_a_sentence(
 ) -> None:
     settings = byte_level / "tokenizer_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "tokenizer_class": kind}))
-    source = find_model(str(byte_level), OPTIONS)
-    tokenizer = load_tokenizer(source, OPTIONS, "token")
+    source = find_model(str(byte_level))
+    tokenizer = load_tokenizer(source, "token")
     plain = AutoTokenizer.from_pretrained(byte_level)
     in_a_sentence = plain(" morgen Wetter in Berlin")["input_ids"]
     assert _pieces(byte_level, tokenizer) == [in_a_sentence]
-    assert load_tokenizer(source, OPTIONS)("morgen")["input_ids"] == plain("morgen")["input_ids"]
+    assert load_tokenizer(source)("morgen")["input_ids"] == plain("morgen")["input_ids"]
 
 
 @pytest.mark.defect("W16")

@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from kdshrink import DistillConfig
+from kdshrink.commands.training import plan_batches, run_options, training_arguments
 from kdshrink.config.fields import LOSS_TERMS
 from kdshrink.data.encoding import Collator
 from kdshrink.data.load import load_data
+from kdshrink.data.request import DataRequest
 from kdshrink.distillation.model import DistillationModel
 from kdshrink.distillation.targets import TargetSource
 from kdshrink.distillation.teacher import Teacher
@@ -34,12 +36,7 @@ from kdshrink.models.source import find_model
 from kdshrink.progress import silent
 from kdshrink.training.checkpoints import Identity, start_run
 from kdshrink.training.run import run_training
-from kdshrink.training.setup import (
-    development_evaluator,
-    encode_splits,
-    plan_batches,
-    training_arguments,
-)
+from kdshrink.training.setup import development_evaluator, encode_splits
 
 from ..helpers.models import LABELS, make_model, make_tokenizer
 
@@ -82,15 +79,16 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
     )
     source = find_model(str(source_dir), config)
     tokenizer = AutoTokenizer.from_pretrained(source_dir)
-    data = load_data(config, ("train", "validation"), purpose="train")
+    data = load_data(DataRequest(data=str(text_data)), ("train", "validation"), purpose="train")
     encoded = encode_splits(data, ("train", "validation"), tokenizer, 64, LABELS)
     rows = torch.arange(ROWS)
     if compact:
         rows = reachable_ids(tokenizer, list(encoded.values()), ROWS)
     collate = Collator(int(tokenizer.pad_token_id), compact_ids(rows, ROWS))
     arguments = training_arguments(config, out, torch.device("cpu"))
-    start_run(config, out, Identity.of("distill", config, {"teacher": source}))
-    student, master = (load_weights(source, config, "sequence", rows) for _ in range(2))
+    identity = Identity.of("distill", run_options(config), {"teacher": source})
+    start_run(out, identity, resume=False)
+    student, master = (load_weights(source, "sequence", rows) for _ in range(2))
     table = WholeTable.keep(out / "checkpoints" / "table", source_dir, student, rows)
     reads: dict[str, Any] = {"hidden": True, "embedding": True, "attention": "scores"}
     teacher = Teacher(Recorder(master.eval(), (1, 2), **reads), torch.arange(3))
@@ -168,8 +166,7 @@ def test_rows_without_text_change_by_weight_decay_alone(
 def test_special_tokens_and_the_ids_up_to_the_padding_are_kept(
     text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    config = DistillConfig(teacher="t", data=str(text_data))
-    data = load_data(config, ("train", "validation"), purpose="train")
+    data = load_data(DataRequest(data=str(text_data)), ("train", "validation"), purpose="train")
     encoded = encode_splits(data, ("train", "validation"), xlmr_tokenizer, 64, LABELS)
     kept = reachable_ids(xlmr_tokenizer, list(encoded.values()), ROWS)
     assert kept.tolist() == sorted(set(kept.tolist()))
@@ -236,7 +233,7 @@ def test_other_data_cannot_resume_a_run(tmp_path: Path) -> None:
     config = DistillConfig(teacher="t", data="d")
     source = find_model(str(tmp_path / "m"), config)
     rows = torch.arange(100)
-    model = load_weights(source, config, "sequence", rows)
+    model = load_weights(source, "sequence", rows)
     WholeTable.keep(tmp_path / "table", source.directory, model, rows)
     WholeTable.keep(tmp_path / "table", source.directory, model, rows)
     with pytest.raises(TrainingError, match="other data"):

@@ -27,7 +27,6 @@ from kdshrink.commands.distill import distill
 from kdshrink.commands.evaluate import evaluate
 from kdshrink.commands.shrink import shrink
 from kdshrink.config.commands import DistillConfig, EvalConfig, ShrinkConfig
-from kdshrink.config.groups import SourceOptions
 from kdshrink.errors import KdshrinkError
 from kdshrink.models.loading import load_tokenizer, load_weights
 from kdshrink.models.source import find_model
@@ -42,7 +41,6 @@ SECONDS = 90
 """A case that takes longer hangs; tests may share a slow machine."""
 
 IDS = torch.tensor([[0, 17, 230, 301, 44, 2], [0, 5, 9, 2, 1, 1]])
-OPTIONS = SourceOptions()
 Tensors = dict[str, torch.Tensor]
 
 
@@ -352,9 +350,9 @@ def compare_with_transformers(model: Any, labels: tuple[str, ...], folder: Path)
 
 def run_case(folder: Path, data: Path, out: Path, *, distilled: bool) -> str:
     """Run a directory through load, shrink, eval and distill; how far it came."""
-    source = find_model(str(folder), OPTIONS)
-    model = load_weights(source, OPTIONS, "sequence")
-    load_tokenizer(source, OPTIONS)
+    source = find_model(str(folder))
+    model = load_weights(source, "sequence")
+    load_tokenizer(source)
     assert_as_stored(model.state_dict(), folder, lambda name: name)
     compare_with_transformers(model, source.labels, folder)
     reached = "loaded"

@@ -21,14 +21,15 @@ TARGETS = """
 import torch
 from datasets import Dataset
 from kdshrink.data.batching import Batches
-from kdshrink.config import EvalConfig
+from kdshrink import EvalConfig
 from kdshrink.data.encoding import Collator
 from kdshrink.models.loading import load_classifier
 from kdshrink.models.source import find_model
-from kdshrink.recording import Recorder
-from kdshrink.sharding import shard
-from kdshrink.target_cache import TargetCache, TargetShape
-from kdshrink.teaching import TargetSource, Teacher
+from kdshrink.models.activations import Recorder
+from kdshrink.models.sharding import shard
+from kdshrink.distillation.cache import TargetCache, TargetShape
+from kdshrink.distillation.targets import TargetSource
+from kdshrink.distillation.teacher import Teacher
 
 torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo")
@@ -37,11 +38,10 @@ generator = torch.Generator().manual_seed(0)
 lengths = torch.randint(3, 30, (37,), generator=generator).tolist()
 ids = [torch.randint(3, 300, (n,), generator=generator).tolist() for n in lengths]
 encoded = Dataset.from_dict({"input_ids": ids, "length": lengths})
-OPTIONS = EvalConfig(model=TEACHER, data="d")
 
 
 def source(sharded, cache=None):
-    model = load_classifier(find_model(TEACHER, OPTIONS), OPTIONS, "sequence").model.eval()
+    model = load_classifier(find_model(TEACHER), "sequence").model.eval()
     whole = sum(p.numel() for p in model.parameters())
     if sharded:
         shard(model, torch.device("cpu"))

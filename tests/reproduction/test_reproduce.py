@@ -24,13 +24,14 @@ import typer.main
 
 from kdshrink import CurvesConfig, EvalConfig, ReproduceConfig, curves, evaluate, reproduce
 from kdshrink.cli.app import app
+from kdshrink.commands import reproduce as reproducing
 from kdshrink.config.command_line import command_line
 from kdshrink.config.fields import directory_mapping, number_list
 from kdshrink.data.registry import NAMED
 from kdshrink.errors import DataError, TrainingError, UsageError
 from kdshrink.reproduction.executor import _Lock, execute
 from kdshrink.reproduction.experiments import EXPERIMENTS, Case
-from kdshrink.reproduction.grid import Grid, make_grid
+from kdshrink.reproduction.grid import Grid
 from kdshrink.reproduction.paper import contradictions, paper_figures, read_paper
 from kdshrink.reproduction.plan import Plan, Run
 from kdshrink.reproduction.report import Report
@@ -52,7 +53,7 @@ def kdshrink(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 def grid_of(name: str, **options: Any) -> Grid:
     config = ReproduceConfig(**{"name": name, "scale": "sample", "plan": True, **options})
-    return make_grid(EXPERIMENTS[name], config)
+    return reproducing.grid_of(config)
 
 
 def plan_of(name: str, **options: Any) -> Plan:
@@ -336,7 +337,7 @@ def test_a_lock_is_freed_by_the_death_of_its_last_holder(tmp_path: Path) -> None
     script = (
         "import subprocess, sys\n"
         "from pathlib import Path\n"
-        "from kdshrink.reproduction.execute import _Lock\n"
+        "from kdshrink.reproduction.executor import _Lock\n"
         "lock = _Lock(Path(sys.argv[1]))\n"
         "assert lock.take()\n"
         "child = subprocess.Popen(['sleep', '60'], pass_fds=(lock.file,))\n"
@@ -369,9 +370,10 @@ def test_a_lock_is_freed_by_the_death_of_its_last_holder(tmp_path: Path) -> None
 
 def sizes(parameters: int, examples: int) -> dict[str, Any]:
     """What a record tells of a trained model beside its results."""
+    model = {"layers": 2, "hidden_size": 8, "vocabulary": 9, "bytes": 4 * parameters}
     return {
-        "sizes": {"this model": {"parameters": parameters}},
-        "data": {"examples": {"train": examples, "validation": 9}},
+        "sizes": {"this model": {"parameters": parameters, **model}},
+        "data": {"name": "sample", "examples": {"train": examples, "validation": 9}},
     }
 
 
@@ -469,7 +471,8 @@ def test_without_matplotlib_there_is_a_report_and_a_word(tmp_path: Path) -> None
         (made / "config.json").write_text("{}")
         record = {
             "results": {
-                **{"score": 0.5, "parameters_after": 7, "unseen": {"score": 0.5}},
+                **{"score": 0.5, "parameters_after": 7},
+                "unseen": {"metric": "macro_f1", "score": 0.5, "per_language": {}},
                 **{"random_score": 0.1, "majority_accuracy": 0.2},
             },
             **sizes(7, 80),

@@ -18,7 +18,7 @@ from kdshrink.errors import ModelError, OutputError, ShapeError, UsageError
 from kdshrink.models.architectures import family_of
 from kdshrink.output import final_files, open_output
 from kdshrink.shrinking.layer_map import choose_layers, even_indices
-from kdshrink.shrinking.plan import plan_student
+from kdshrink.shrinking.plan import Shape, plan_student
 
 from ..helpers.models import AUTO, FAMILIES, make_config, make_model
 
@@ -358,9 +358,9 @@ def test_widths_that_no_rule_can_cut(
     family: str, changes: dict[str, Any], hidden_size: int
 ) -> None:
     config = {**make_any(family, None).config.to_dict(), **changes}
-    plan_student(config, layers=2)
+    plan_student(config, Shape(layers=2))
     with pytest.raises(ShapeError, match=f"--hidden-size {hidden_size}"):
-        plan_student(config, hidden_size=hidden_size)
+        plan_student(config, Shape(hidden_size=hidden_size))
 
 
 @pytest.mark.parametrize(

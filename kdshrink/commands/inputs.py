@@ -1,0 +1,41 @@
+"""What a command reads, out of its options."""
+
+from __future__ import annotations
+
+from ..config.groups import DataOptions
+from ..data.request import ColumnChoice, DataRequest, LanguageChoice, Reading, Sampling
+
+
+def data_request(
+    options: DataOptions, *, data: str | None = None, languages: tuple[str, ...] | None = None
+) -> DataRequest:
+    """The data that a command's options ask for.
+
+    Args:
+        data, languages: Instead of the options' own, if given.
+
+    Raises:
+        UsageError: There is no such encoding.
+    """
+    return DataRequest(
+        data=str(options.data if data is None else data),
+        data_dir=options.data_dir,
+        reading=Reading.typed(options.separator, options.encoding),
+        columns=ColumnChoice(
+            text=options.text_column,
+            label=options.label_column,
+            language=options.language_column,
+            task=options.task,
+        ),
+        languages=LanguageChoice(
+            wanted=options.languages if languages is None else languages,
+            seen=options.seen_languages,
+            unseen=options.unseen_languages,
+        ),
+        sampling=Sampling(
+            train_fraction=options.train_fraction,
+            max_samples=options.max_samples,
+            max_eval_samples=options.max_eval_samples,
+        ),
+        label_map=options.label_map,
+    )

@@ -1,0 +1,61 @@
+"""Options of a command, as what the folders below take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ..config.command_line import command_line
+from ..config.commands import PushConfig
+from ..config.groups import HubOptions, SourceOptions
+from ..distributed import is_first
+from ..models.source import Access, Source
+from ..output import name_of
+from ..publishing.push import Destination, ready
+from ..publishing.record import make_record
+from ..record import Record
+
+
+def access_of(config: SourceOptions) -> Access:
+    """What --revision, --token and --trust-remote-code say."""
+    return Access(config.revision, config.token, config.trust_remote_code)
+
+
+def destination_of(config: HubOptions | PushConfig, directory: Path) -> Destination:
+    """Where a directory is pushed: by its own name, unless --hub-model-id says another."""
+    return Destination(
+        config.hub_model_id or name_of(directory),
+        private=config.private,
+        revision=config.hub_revision,
+        create_pr=config.create_pr,
+        token=config.token,
+    )
+
+
+def ready_destination(config: HubOptions, output_dir: Path) -> Destination | None:
+    """Where the result is to be pushed, made sure of before any work; None if it is not, or not from here.
+
+    Raises:
+        HubError: The Hub cannot be reached, or the name or the token will not do.
+        UsageError: The name cannot be one.
+    """
+    if not config.push_to_hub or not is_first():
+        return None
+    return ready(destination_of(config, output_dir))
+
+
+def record_of(
+    command: str,
+    config: Any,
+    device: object,
+    sources: Sequence[Source],
+    read: Mapping[str, Any] | None,
+    **facts: Any,
+) -> Record:
+    """The record of a command with these options, as `make_record` makes it; the token is left out."""
+    secret = {item.name for item in fields(config) if item.metadata["secret"]}
+    options = {name: value for name, value in asdict(config).items() if name not in secret}
+    line = command_line(command, config)
+    return make_record(command, options, line, device, sources, read, **facts)

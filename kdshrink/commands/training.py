@@ -1,0 +1,232 @@
+"""What finetune and distill have in common: where a run goes, what decides it, and what becomes of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from ..config.commands import DistillConfig, FinetuneConfig, input_paths
+from ..config.fields import flag_of
+from ..config.groups import HubOptions, TrainingOptions
+from ..data.batching import Batches, steps_per_epoch
+from ..data.encoding import Collator, token_counts
+from ..errors import UsageError
+from ..models.devices import pick_device
+from ..models.source import Source
+from ..output import CHECKPOINTS, open_output
+from ..publishing.push import Destination, pushed
+from ..record import Record
+from ..training.checkpoints import (
+    MODEL_OPTIONS,
+    Identity,
+    RunOption,
+    Start,
+    check_resume,
+    start_run,
+)
+from ..training.result import TrainResult, finished_result, save_result
+from ..training.run import Run
+from ..training.setup import compiled_collator
+from ..training.trackers import require_trackers, tracker_names
+from .options import ready_destination
+
+logger = logging.getLogger(__name__)
+
+_FREE = {
+    *(item.name for item in fields(HubOptions)),
+    *("output_dir", "overwrite", "resume", "device", "report_to", "logging_steps", "save_steps"),
+    *("save_total_limit", "cache_teacher", "shard_teacher", "torch_compile", "compare"),
+    *("trust_remote_code", "revision", "data", "data_dir", "label_map", *MODEL_OPTIONS),
+}
+"""Options that may change when a run goes on; what models and data are, their content tells."""
+
+
+@dataclass(frozen=True)
+class TrainingCommand:
+    """A command that trains: its options, with the directory, the device and the repository resolved.
+
+    Attributes:
+        destination: Where the result is pushed; None if it is not.
+    """
+
+    name: str
+    config: FinetuneConfig | DistillConfig
+    output_dir: Path
+    device: torch.device
+    destination: Destination | None
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, name: str, config: FinetuneConfig | DistillConfig, output_dir: Path
+    ) -> Iterator[TrainingCommand]:
+        """Hold the output directory, and check what is cheap to check."""
+        with open_output(
+            output_dir,
+            name,
+            overwrite=config.overwrite,
+            resume=config.resume,
+            inputs=input_paths(config),
+        ):
+            destination = ready_destination(config, output_dir)
+            device = pick_device(config.device)
+            require_trackers(config.report_to)
+            yield cls(name, config, output_dir, device, destination)
+
+    def identify(self, models: Mapping[str, Source]) -> Identity:
+        """What decides the run, but for its data.
+
+        Raises:
+            OutputError: --resume of a run that something else decided.
+        """
+        identity = Identity.of(self.name, run_options(self.config), models)
+        self._check_resume(identity)
+        return identity
+
+    def _check_resume(self, identity: Identity) -> None:
+        if self.config.resume:
+            check_resume(self.output_dir, identity, run_options(self.config))
+
+    def finished(self, identity: Identity) -> TrainResult | None:
+        """The result of --resume where the run has ended; None where there is something to do.
+
+        Raises:
+            OutputError: The directory holds another run.
+        """
+        if not self.config.resume:
+            return None
+        self._check_resume(identity)
+        done = finished_result(self.output_dir)
+        return None if done is None else pushed(done, self.destination)
+
+    def arguments(self) -> TrainingArguments:
+        """transformers' own arguments for the run."""
+        return training_arguments(self.config, self.output_dir, self.device)
+
+    def start(self, identity: Identity) -> Start:
+        """Where the run starts, its directory for checkpoints made."""
+        self._check_resume(identity)
+        return start_run(self.output_dir, identity, resume=self.config.resume)
+
+    def batches(self, arguments: TrainingArguments, encoded: Dataset) -> Batches:
+        """The run's batches; when to evaluate and to save goes to `arguments`."""
+        return plan_batches(self.config, arguments, encoded)
+
+    def collator(self, model: PreTrainedModel, collate: Collator, batches: Batches) -> Collator:
+        """What makes the batches to train on; with --torch-compile the model is compiled."""
+        if not self.config.torch_compile:
+            return collate
+        return compiled_collator(model, collate, batches, self.device)
+
+    def save(
+        self,
+        run: Run,
+        tokenizer: PreTrainedTokenizerBase,
+        record: Record,
+        comparison: Mapping[str, Any] | None = None,
+    ) -> TrainResult:
+        """Write the result, and push it if that was asked for."""
+        result = save_result(self.output_dir, run, tokenizer, record, comparison)
+        return pushed(result, self.destination)
+
+
+def run_options(config: TrainingOptions) -> list[RunOption]:
+    """The options that decide the result of a run."""
+    found = []
+    for item in fields(config):
+        if item.name not in _FREE:
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            found.append(RunOption(item.name, flag_of(item), getattr(config, item.name), default))
+    return found
+
+
+def training_arguments(
+    config: TrainingOptions, output_dir: Path, device: torch.device
+) -> TrainingArguments:
+    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults.
+
+    Raises:
+        UsageError: accelerate was told to shard what is trained, or this machine cannot do what is asked.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+        raise UsageError(
+            "ACCELERATE_USE_FSDP is set, and what is trained cannot be sharded: checkpoints need it whole.\n"
+            "Start with torchrun; --shard-teacher spreads distill's teacher over the processes."
+        )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    try:
+        arguments = _transformers_arguments(config, output_dir, device)
+    except ValueError as error:  # bfloat16 on a GPU that has none, say
+        said = str(error).partition("\n")[0]
+        raise UsageError(f"transformers refuses these training options: {said}") from error
+    _use_one_gpu(arguments)
+    return arguments
+
+
+def _use_one_gpu(arguments: TrainingArguments) -> None:
+    """Keep transformers from nn.DataParallel over this process's GPUs: it cannot return named terms."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
+def _transformers_arguments(
+    config: TrainingOptions, output_dir: Path, device: torch.device
+) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(output_dir / CHECKPOINTS),
+        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        bf16=(device.type == "cuda") if config.bf16 is None else config.bf16,
+        num_train_epochs=config.num_train_epochs,
+        max_steps=-1 if config.max_steps is None else config.max_steps,
+        learning_rate=config.learning_rate,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        eval_strategy="steps",
+        save_strategy="steps",
+        logging_steps=config.logging_steps,
+        # It would wait for the device at every step; what is not finite is found by other means.
+        logging_nan_inf_filter=False,
+        save_total_limit=config.save_total_limit,
+        report_to=tracker_names(config.report_to),
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+    )
+
+
+def plan_batches(
+    config: TrainingOptions, arguments: TrainingArguments, encoded: Dataset
+) -> Batches:
+    """The run's batches; when to evaluate and to save, each epoch unless said, goes to `arguments`."""
+    batches = Batches(
+        token_counts(encoded),
+        size=config.batch_size,
+        tokens=config.tokens_per_batch,
+        by_length=config.batches == "by-length",
+        seed=config.seed,
+        rank=arguments.process_index,
+        world=arguments.world_size,
+    )
+    logger.info(
+        "%d batches an epoch; %.1f %% of their positions are padding",
+        len(batches),
+        100 * batches.padding().share,
+    )
+    # An epoch is told in steps: transformers evaluates at an epoch's end after it saved there, so that
+    # a run killed in between would resume without that evaluation.
+    epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
+    arguments.eval_steps = config.eval_steps or epoch
+    arguments.save_steps = config.save_steps or epoch
+    return batches

@@ -1,0 +1,28 @@
+"""What a distillation minimises: the weights and the kinds of the terms of its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights and kinds of the terms of a distillation's loss.
+
+    Attributes:
+        weights: The weight of each term that has one other than 1.
+        attention_target: What the attention term matches: scores before the softmax, or probabilities.
+        prediction_loss: Soft cross-entropy or mean squared error of the logits.
+        temperature: Of the soft cross-entropy.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    attention_target: Literal["scores", "probabilities"] = "scores"
+    prediction_loss: Literal["soft-ce", "mse"] = "soft-ce"
+    temperature: float = 1.0
+
+    def weight(self, term: str) -> float:
+        """The weight of a term."""
+        return self.weights.get(term, 1.0)

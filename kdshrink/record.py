@@ -1,0 +1,370 @@
+"""kdshrink.json, the record of how a directory was made: its form, and how it is read.
+
+By hand, since what checks dataclasses elsewhere (huggingface_hub's `strict`) makes no nested ones of JSON
+and drops the keys that it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .errors import ModelError, short
+from .files import read_json
+
+if TYPE_CHECKING:
+    from typing import Self
+
+RECORD = "kdshrink.json"
+SCHEMA = 1
+"""The version of the form that is written. Files without one are of before there were versions."""
+
+_TOLD = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_BOOKKEEPING = ("keys", "other")
+
+
+class _UnfitError(ValueError):
+    """A value of another kind than its field takes; the message names the field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """An object of kdshrink.json: fields of known types, and whatever else stands in it.
+
+    Attributes:
+        keys: The keys as they were read, in their order, so that they are written back as they were.
+        other: The values of those keys that are no field.
+    """
+
+    keys: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], name: str = RECORD) -> Self:
+        """Undo `to_dict`.
+
+        Args:
+            name: What errors call the file.
+
+        Raises:
+            ModelError: A field has a value of another kind, or one is missing that must be there.
+        """
+        try:
+            return cls._read(content, "")
+        except _UnfitError as error:
+            raise ModelError(
+                f"{name} is damaged: {error}.\n"
+                "Fetch or copy it again, or mend that field. Without the file the model still loads, and "
+                "nothing is known of how it was made."
+            ) from error
+
+    @classmethod
+    @cache
+    def _known(cls) -> dict[str, tuple[Field[Any], Any]]:
+        """Its fields, and their types."""
+        kinds = get_type_hints(cls)
+        known = [item for item in fields(cls) if item.name not in _BOOKKEEPING]
+        return {item.name: (item, kinds[item.name]) for item in known}
+
+    @classmethod
+    def _read(cls, content: Mapping[str, Any], prefix: str) -> Self:
+        known = cls._known()
+        values = {}
+        for name, (item, kind) in known.items():
+            if name in content:
+                values[name] = _value(kind, content[name], prefix + name)
+            elif _is_required(item):
+                raise _UnfitError(f"{prefix}{name} is missing")
+        other = {name: value for name, value in content.items() if name not in known}
+        return cls(**values, keys=tuple(content), other=other)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; a field that has its default is left out, unless it was read."""
+        known = self._known()
+        told = [name for name, (item, _) in known.items() if getattr(self, name) != _default(item)]
+        names = dict.fromkeys((*self.keys, *told, *self.other))
+        return {
+            name: _written(getattr(self, name) if name in known else self.other[name])
+            for name in names
+        }
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def _is_required(item: Field[Any]) -> bool:
+    return _default(item) is MISSING
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    """A value of JSON as a field of this type has it; lists become tuples, objects parts."""
+    form, inner = get_origin(kind) or kind, get_args(kind)
+    if form is Any:
+        return value
+    if form in (Union, UnionType):  # of a type and None
+        return None if value is None else _value(inner[0], value, name)
+    if form is Literal:
+        _require(value in inner, value, name, " or ".join(inner))
+        return value
+    if form is tuple:
+        _require(isinstance(value, list | tuple), value, name, "a list")
+        kinds = inner if inner[-1] is not Ellipsis else inner[:1] * len(value)
+        _require(len(kinds) == len(value), value, name, f"a list of {len(kinds)}")
+        return tuple(_value(one, value[i], f"{name}[{i}]") for i, one in enumerate(kinds))
+    if form is Mapping:
+        _require(isinstance(value, Mapping), value, name, "an object")
+        return {key: _value(inner[1], one, f"{name}.{key}") for key, one in value.items()}
+    if issubclass(form, Part):
+        _require(isinstance(value, Mapping), value, name, "an object")
+        return form._read(value, f"{name}.")
+    fits = isinstance(value, int | float if form is float else form)
+    _require(fits and isinstance(value, bool) == (form is bool), value, name, _TOLD[form])
+    return value
+
+
+def _require(fits: bool, value: object, name: str, wanted: str) -> None:
+    if not fits:
+        shown = short(json.dumps(value, ensure_ascii=False, default=str))
+        raise _UnfitError(f"{name} is {shown}, and should be {wanted}")
+
+
+def _written(value: Any) -> Any:
+    """Undo `_value`."""
+    if isinstance(value, Part):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _written(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(one) for one in value]
+    return value
+
+
+Metric = Literal["macro_f1", "entity_f1", "negative_loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReference(Part):
+    """A model that a command read.
+
+    Attributes:
+        revision: Its commit, if it came from the Hub.
+    """
+
+    model: str
+    revision: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReference(Part):
+    """Data that a command read.
+
+    Attributes:
+        hub_id, revision: Where it is on the Hub, and the commit.
+        fingerprint: SHA-256 over the files that it was read from.
+    """
+
+    name: str
+    hub_id: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
+    languages: tuple[str, ...] = ()
+    examples: Mapping[str, int] = field(default_factory=dict)
+    """By split; told of the data of the last command alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Part):
+    """A command of the chain that led to a model."""
+
+    command: str
+    kdshrink_version: str
+    models: tuple[ModelReference, ...]
+    data: DataReference | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Licence(Part):
+    """A licence as the metadata of a model card names it."""
+
+    license: str
+    license_name: str | None = None
+    license_link: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes(Part):
+    """The size of a model; bytes in float32."""
+
+    layers: int
+    hidden_size: int
+    vocabulary: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Part):
+    """How a student was calibrated.
+
+    Attributes:
+        texts: The number of texts, by language.
+        basis: The file beside the weights that has the basis of a narrower student.
+    """
+
+    texts: Mapping[str, int]
+    basis: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageScore(Part):
+    score: float | None
+    examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Part):
+    """Scores of one model on one split: pooled, and by language."""
+
+    metric: Metric
+    score: float | None
+    per_language: Mapping[str, LanguageScore]
+    mean_over_languages: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedModel(Part):
+    """A model's scores on the languages that the student was trained on, and on the others."""
+
+    seen: Scores | None
+    unseen: Scores | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Part):
+    """The student beside its teacher on the test set."""
+
+    metric: Metric
+    models: Mapping[str, ComparedModel]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartSizes(Part):
+    """Parameters and bytes of a part of a model, before it was cut and after."""
+
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results(Part):
+    """What a command gave, as its --json has it; each command has some of these fields.
+
+    Attributes:
+        score: Pooled over languages; after training, on the development set.
+        development: All that was scored on the development set.
+        vocabulary: What was cut of it.
+    """
+
+    metric: Metric | None = None
+    score: float | None = None
+    mean_over_languages: float | None = None
+    per_language: Mapping[str, LanguageScore] | None = None
+    steps: int | None = None
+    train_seconds: float | None = None
+    examples_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    best_step: int | None = None
+    development: Scores | None = None
+    comparison: Comparison | None = None
+    seen: Scores | None = None
+    unseen: Scores | None = None
+    random_score: float | None = None
+    majority_accuracy: float | None = None
+    parameters_before: int | None = None
+    parameters_after: int | None = None
+    bytes_before: int | None = None
+    bytes_after: int | None = None
+    parts: Mapping[str, PartSizes] | None = None
+    vocabulary: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Part):
+    """What kdshrink.json tells. Commands tell what they know: an older or another one's lacks the rest.
+
+    Attributes:
+        command: The subcommand that wrote it, such as "distill".
+        config: Its options, by the names of its config's fields.
+        chain: The commands that led here from the first model on, its own last.
+        licences: Those of the models that it was made from.
+        source, teacher: The model that was cut, trained or scored; the one that taught.
+        student, start: What a distilled student was given as, and what it started from.
+        base: The model before it was trained for any task.
+        task: What its head is for; None without one.
+        sizes: By what a card calls the model.
+        layers, of_layers: The layers of its source or teacher that its own stand for, 1-based, and how
+            many that has.
+        heads: For each layer, its source's layer and head that each of its heads stands for.
+        run: What decided the result, as `training.checkpoints.Identity` has it.
+        resumed_from: The step that the run went on from last.
+        files: What the command wrote.
+    """
+
+    schema: int | None = None
+    kdshrink_version: str | None = None
+    command: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str | None = None
+    chain: tuple[Step, ...] = ()
+    licences: tuple[Licence, ...] = ()
+    source: ModelReference | None = None
+    teacher: ModelReference | None = None
+    sizes: Mapping[str, ModelSizes] = field(default_factory=dict)
+    student: str | None = None
+    start: str | None = None
+    calibration: Calibration | None = None
+    base: str | None = None
+    data: DataReference | None = None
+    task: Literal["sequence", "token"] | None = None
+    layers: tuple[int, ...] = ()
+    of_layers: int | None = None
+    heads: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    training_languages: tuple[str, ...] = ()
+    max_length: int | None = None
+    bf16: bool | None = None
+    processes: int | None = None
+    run: Mapping[str, Any] | None = None
+    resumed_from: int | None = None
+    results: Results | None = None
+    files: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], name: str = RECORD) -> Self:
+        """Undo `to_dict` (`ModelError` also where a newer kdshrink wrote it)."""
+        schema = content.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise ModelError(
+                f"{name} was written by a newer kdshrink: its schema is {schema}, and this one reads up "
+                f"to {SCHEMA}.\nUpdate kdshrink: pip install -U kdshrink."
+            )
+        return super().from_dict(content, name)
+
+
+def read_record(directory: Path) -> Record | None:
+    """The record in a directory; None without one.
+
+    Raises:
+        ModelError: It is damaged, or of a newer kdshrink.
+    """
+    content = read_json(directory / RECORD)
+    return None if content is None else Record.from_dict(content, str(directory / RECORD))
