@@ -1,22 +1,17 @@
-"""One view of the encoders that can be calibrated: those of BERT's build, and DeBERTa-v2."""
+"""One view of the encoders that can be calibrated, by the table of architectures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.activations import ACT2FN
 
-from ..errors import ModelError
+from ..models.architectures import Attention, HeadModules, LayerModules, family_of, find_module
 from .batch import Batch, attend
-
-_DEBERTA = "deberta-v2"
-CALIBRATED = ("xlm-roberta", "roberta", "camembert", "bert", _DEBERTA)
-"""The types of models that there is a view of."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class HeadView:
 
     dense: nn.Linear | None
     output: nn.Linear | None
-    activation: Callable[[Tensor], Tensor] = torch.tanh
+    activation: Callable[[Tensor], Tensor]
 
     def logits(self, x: Tensor) -> Tensor | None:
         """(n, classes) of hidden states (n, width), or None without an output layer."""
@@ -126,98 +121,91 @@ def view(model: Any) -> EncoderView:
     Raises:
         ModelError: There is no view of its type.
     """
-    check_supported(model.config.to_dict())
-    base = model.base_model
-    embeddings, encoder = base.embeddings, base.encoder
-    names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
-    tables = tuple(filter(None, (getattr(embeddings, name) for name in names)))
-    deberta = model.config.model_type == _DEBERTA
-    layers = tuple(
-        (_deberta_layer if deberta else _layer)(layer, encoder) for layer in encoder.layer
+    family = family_of(model.config.to_dict(), "calibrated")
+    assert family.attention is not None
+    base, modules = model.base_model, family.modules
+    make_context = _CONTEXTS[family.attention]
+    positions = find_module(base, modules.positions)
+    return EncoderView(
+        embeddings=find_module(base, modules.embeddings),
+        norm=find_module(base, modules.embeddings_norm),
+        tables=tuple(filter(None, (find_module(base, name) for name in modules.tables))),
+        layers=tuple(
+            _layer(layer, modules.layer, base, make_context)
+            for layer in find_module(base, modules.layers)
+        ),
+        head=_head(model, modules.head),
+        positions=None
+        if positions is None
+        else PositionsView(positions, find_module(base, modules.positions_norm)),
     )
-    head, positions = _head(model, base), None
-    if deberta and encoder.relative_attention:
-        positions = PositionsView(encoder.rel_embeddings, getattr(encoder, "LayerNorm", None))
-    return EncoderView(embeddings, embeddings.LayerNorm, tables, layers, head, positions)
 
 
-def check_supported(config: Mapping[str, Any]) -> None:
-    """Raise ModelError unless models of this config.json can be calibrated."""
-    kind, reason = config.get("model_type"), ""
-    if kind == _DEBERTA and config.get("conv_kernel_size"):
-        reason = " with a convolution"
-    elif (
-        kind == _DEBERTA
-        and config.get("embedding_size", config["hidden_size"]) != config["hidden_size"]
-    ):
-        reason = " with narrow embedding tables"
-    if kind not in CALIBRATED or reason:
-        raise ModelError(
-            f"--init calibrated: models of type {kind!r}{reason} cannot be calibrated yet.\n"
-            f"Supported: {', '.join(CALIBRATED)}. --init copy serves all that can be shrunk."
-        )
+Context = Callable[[Tensor, Batch], Tensor]
 
 
-def _layer(layer: Any, _: Any) -> LayerView:
-    attention = layer.attention.self
-    parts, heads = (attention.query, attention.key, attention.value), attention.num_attention_heads
+def _layer(
+    layer: Any,
+    names: LayerModules,
+    base: Any,
+    make_context: Callable[[Any, LayerModules, Any], Context],
+) -> LayerView:
+    return LayerView(
+        query=find_module(layer, names.query),
+        key=find_module(layer, names.key),
+        value=find_module(layer, names.value),
+        mix=find_module(layer, names.attention_output),
+        middle_norm=find_module(layer, names.attention_norm),
+        inner=find_module(layer, names.ffn_up),
+        activation=find_module(layer, names.activation),
+        outer=find_module(layer, names.ffn_down),
+        norm=find_module(layer, names.ffn_norm),
+        heads=base.config.num_attention_heads,
+        context=make_context(layer, names, base),
+        position_query=find_module(layer, names.position_query),
+        position_key=find_module(layer, names.position_key),
+    )
+
+
+def _dot_product_context(layer: Any, names: LayerModules, base: Any) -> Context:
+    parts = [find_module(layer, name) for name in (names.query, names.key, names.value)]
 
     def context(x: Tensor, batch: Batch) -> Tensor:
         query, key, value = (part(x) for part in parts)
-        return attend(query, key, value, batch, heads)
+        return attend(query, key, value, batch, base.config.num_attention_heads)
 
-    return LayerView(*parts, **_rest_of(layer), heads=heads, context=context)
-
-
-def _deberta_layer(layer: Any, encoder: Any) -> LayerView:
-    attention = layer.attention.self
-    parts = (attention.query_proj, attention.key_proj, attention.value_proj)
-    return LayerView(
-        *parts,
-        **_rest_of(layer),
-        heads=attention.num_attention_heads,
-        context=partial(_deberta_context, attention, encoder),
-        position_query=getattr(attention, "pos_query_proj", None),
-        position_key=getattr(attention, "pos_key_proj", None),
-    )
+    return context
 
 
-def _deberta_context(attention: Any, encoder: Any, x: Tensor, batch: Batch) -> Tensor:
+def _disentangled_context(layer: Any, names: LayerModules, base: Any) -> Context:
     """Disentangled attention by the model's own module, which is the only one who knows its ways."""
-    mask = batch.mask(x.device)
-    padded = x.new_zeros(*mask.shape, x.shape[-1])
-    padded[mask] = x
-    return attention(
-        padded,
-        encoder.get_attention_mask(mask.long()),
-        relative_pos=encoder.get_rel_pos(padded),
-        rel_embeddings=encoder.get_rel_embedding(),
-    )[0][mask]
+    attention, encoder = find_module(layer, names.attention), base.encoder
+
+    def context(x: Tensor, batch: Batch) -> Tensor:
+        mask = batch.mask(x.device)
+        padded = x.new_zeros(*mask.shape, x.shape[-1])
+        padded[mask] = x
+        return attention(
+            padded,
+            encoder.get_attention_mask(mask.long()),
+            relative_pos=encoder.get_rel_pos(padded),
+            rel_embeddings=encoder.get_rel_embedding(),
+        )[0][mask]
+
+    return context
 
 
-def _rest_of(layer: Any) -> dict[str, Any]:
-    """What follows a layer's attention, by the names of a LayerView."""
-    return {
-        "mix": layer.attention.output.dense,
-        "middle_norm": layer.attention.output.LayerNorm,
-        "inner": layer.intermediate.dense,
-        "activation": layer.intermediate.intermediate_act_fn,
-        "outer": layer.output.dense,
-        "norm": layer.output.LayerNorm,
-    }
+_CONTEXTS = {
+    Attention.DOT_PRODUCT: _dot_product_context,
+    Attention.DISENTANGLED: _disentangled_context,
+}
 
 
-def _head(model: Any, base: Any) -> HeadView | None:
-    classifier = getattr(model, "classifier", None)
-    if classifier is not None and hasattr(classifier, "out_proj"):
-        return HeadView(classifier.dense, classifier.out_proj)
-    if model.config.model_type == _DEBERTA and hasattr(model, "pooler"):
-        from transformers.activations import ACT2FN
-
-        return HeadView(model.pooler.dense, classifier, ACT2FN[model.config.pooler_hidden_act])
-    pooler = getattr(base, "pooler", None)
-    dense = None if pooler is None else pooler.dense
-    return None if dense is None and classifier is None else HeadView(dense, classifier)
+def _head(model: Any, names: HeadModules) -> HeadView | None:
+    dense, output = find_module(model, *names.dense), find_module(model, *names.output)
+    if dense is None and output is None:
+        return None
+    return HeadView(dense, output, ACT2FN[names.activation(model.config.to_dict())])
 
 
 def normalise(x: Tensor, norm: nn.LayerNorm) -> Tensor:

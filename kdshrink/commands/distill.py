@@ -26,7 +26,7 @@ from ..distillation.trainer import DistillationTrainer
 from ..distributed import require_processes
 from ..errors import UnlabelledError, UsageError
 from ..evaluation.evaluator import Evaluator, check_labels
-from ..models.architectures import check_recorded, family_of
+from ..models.architectures import family_of
 from ..models.devices import describe_device, to_device
 from ..models.loading import (
     fitting_length,
@@ -145,9 +145,9 @@ def _find_models(config: DistillConfig) -> _Models:
     require_plain(teacher)
     require_classes(teacher)
     require_single_texts(teacher)
-    check_recorded(teacher.config)
+    family_of(teacher.config, "distilled")
     if config.student is None:
-        family_of(teacher.config)
+        family_of(teacher.config, "shrunk")
     _check_terms(config, teacher)
     check_whole(teacher, teacher.task)
     tokenizer = load_tokenizer(teacher)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.commands import ShrinkConfig, input_paths
 from ..files import write_text
+from ..models.architectures import family_of
 from ..models.source import Source, find_model, tokenizer_files
 from ..output import final_files, name_of, open_output
 from ..progress import Progress, silent
@@ -100,7 +101,7 @@ def _shrink(
         result = ShrinkResult(
             output_dir,
             tuple(plan.layers),
-            plan.config["hidden_size"],
+            plan.width,
             report,
             vocabulary,
             None if calibration is None else calibration.described,
@@ -211,11 +212,10 @@ def _calibration_texts(source: Source, config: ShrinkConfig) -> TaskData:
     Raises:
         ModelError: Models of this type cannot be calibrated.
     """
-    from ..calibration.encoder_view import check_supported
     from ..data.load import load_data
     from .inputs import data_request
 
-    check_supported(source.config)
+    family_of(source.config, "calibrated")
     request = data_request(config, data=config.data or config.vocab_from)
     return load_data(request, ("train",), purpose="train", labels="unused", token=config.token)
 

@@ -1,10 +1,10 @@
 """What a loss reads of a model: chosen hidden states and attention, and nothing else.
 
-Hidden states are read by forward hooks. For attention there are two ways, since sdpa shows none and
-DeBERTa-v2 has no interface for it:
+Hidden states are read by forward hooks. For attention there are two ways, of which a family's entry in
+`architectures` names one, since sdpa shows none and DeBERTa-v2 has no interface for it:
 
-- BERT, RoBERTa, XLM-R, ELECTRA and DistilBERT go through transformers' AttentionInterface. The chosen
-  layers compute attention eagerly and hand out their scores or probabilities; all others run sdpa.
+- Scaled dot products go through transformers' AttentionInterface. The chosen layers compute attention
+  eagerly and hand out their scores or probabilities; all others run sdpa.
 - DeBERTa-v2 computes eagerly. A hook sees a layer's probabilities before dropout, and their logarithms
   less the mean over the real keys are the scores less theirs: what is lost is a constant a query, on
   which attention does not depend.
@@ -26,14 +26,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..errors import ModelError
-from .architectures import DEBERTA, Head, places_of
+from .architectures import Attention, Head, family_of, find_module
 
 _IMPLEMENTATION = "kdshrink_recorded"
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The layers of a model of a supported family."""
-    layers = model.base_model.get_submodule(places_of(model).layers)
+    modules = family_of(model.config.to_dict(), "distilled").modules
+    layers = model.base_model.get_submodule(modules.layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
@@ -120,8 +121,7 @@ class Recorder:
         embedding: bool,
         heads: Sequence[Sequence[Head]] | None = None,
     ) -> None:
-        kind = model.config.model_type
-        places = places_of(model)
+        family = family_of(model.config.to_dict(), "distilled")
         count = model.config.num_hidden_layers
         if beyond := [number for number in layers if not 1 <= number <= count]:
             raise ModelError(f"The model has no layer {beyond[0]}: it has {count}, counted from 1.")
@@ -139,13 +139,13 @@ class Recorder:
         self.attention = attention
         self.embedding = embedding
         self.heads = heads
-        self._places = places
-        self._deberta = kind in DEBERTA
+        self._modules = family.modules
+        self._has_interface = family.attention is Attention.DOT_PRODUCT
 
     @property
     def centred(self) -> bool:
         """Whether the attention that is read is scores less their mean over the real keys."""
-        return self._deberta and self.attention == "scores"
+        return not self._has_interface and self.attention == "scores"
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Any, Record]:
         """Run the model on (B, T) ids; returns its output and what was asked for."""
@@ -156,19 +156,19 @@ class Recorder:
         all_layers: Any = encoder_layers(self.model)
         with ExitStack() as stack:
             if self.embedding:
-                name = next(name for name in self._places.embedding if hasattr(encoder, name))
-                stack.enter_context(_output_kept(encoder.get_submodule(name), embedding, 0))
+                module = find_module(encoder, *self._modules.hidden_0)
+                stack.enter_context(_output_kept(module, embedding, 0))
             for number in set(self.layers) if self.hidden else ():
-                convolved = self._deberta and number == 1 and encoder.encoder.conv is not None
-                source = encoder.encoder.conv if convolved else all_layers[number - 1]
+                convolution = find_module(encoder, self._modules.hidden_1) if number == 1 else None
+                source = convolution or all_layers[number - 1]
                 stack.enter_context(_output_kept(source, hidden, number))
             for number in self._attending:
-                module = all_layers[number - 1].get_submodule(self._places.attention)
-                if self._deberta:
-                    stack.enter_context(_input_kept(module.dropout, attention, number))
-                else:
+                module = all_layers[number - 1].get_submodule(self._modules.layer.attention)
+                if self._has_interface:
                     stack.enter_context(self._sink(module, attention, number))
-            if self.attention is not None and not self._deberta:
+                else:
+                    stack.enter_context(_input_kept(module.dropout, attention, number))
+            if self.attention is not None and self._has_interface:
                 stack.enter_context(_recording_implementation(self.model))
             output = self.model(input_ids=input_ids, attention_mask=attention_mask)
         maps = self._maps(attention) if self.attention is not None else []

@@ -1,34 +1,20 @@
-"""Architectures described as data: which tensors there are, and what each of their axes is.
+"""The table of architectures: all that the tool knows of a family of models is its entry in FAMILIES.
 
-One engine slices, drops layers and trims rows by these tables. A new family is a new table.
+What shrinks, records and calibrates models reads it, so that a new family, or something new that can be
+done with one, is a change of this file and of tests. It imports neither torch nor transformers, since
+`kdshrink shrink` reads it and most of the time it takes to start would be theirs.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from itertools import product
-from typing import Any, NamedTuple
-
-from transformers import PreTrainedModel
+from typing import Any, Literal, NamedTuple
 
 from ..errors import ModelError
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Names of the modules that are read.
-
-    Attributes:
-        embedding: What puts out hidden state 0: the first of these that the encoder has.
-        layers: The encoder's list of layers.
-        attention: A layer's attention.
-    """
-
-    embedding: tuple[str, ...] = ("embeddings",)
-    layers: str = "encoder.layer"
-    attention: str = "attention.self"
 
 
 class Head(NamedTuple):
@@ -38,30 +24,85 @@ class Head(NamedTuple):
     head: int
 
 
-_INTERFACE = {
-    "bert": _Places(),
-    "roberta": _Places(),
-    "xlm-roberta": _Places(),
-    "camembert": _Places(),
-    # Where embeddings are narrower than the layers, hidden state 0 comes after the projection.
-    "electra": _Places(embedding=("embeddings_project", "embeddings")),
-    "distilbert": _Places(layers="transformer.layer", attention="attention"),
-}
-DEBERTA = {"deberta-v2": _Places()}
+Config = Mapping[str, Any]
+"""A model's config.json."""
 
 
-def check_recorded(config: Mapping[str, Any]) -> None:
-    """Raise ModelError unless models of this config.json can be distilled."""
-    kind, families = config.get("model_type"), _INTERFACE | DEBERTA
-    if kind not in families:
-        raise ModelError(
-            f"Models of type {kind!r} cannot be distilled yet.\nSupported: {', '.join(families)}."
-        )
+class Attention(Enum):
+    """How a family computes attention, which decides how it is recorded and calibrated."""
+
+    DOT_PRODUCT = auto()
+    """The softmax of scaled dot products, recorded through transformers' AttentionInterface."""
+
+    DISENTANGLED = auto()
+    """DeBERTa's, which has no interface: a hook reads its probabilities."""
 
 
-def places_of(model: PreTrainedModel) -> _Places:
-    check_recorded(model.config.to_dict())
-    return (_INTERFACE | DEBERTA)[model.config.model_type]
+@dataclass(frozen=True)
+class LayerModules:
+    """Names of a layer's modules within it; by default BERT's.
+
+    Attributes:
+        position_query, position_key: Projections of relative positions, where a layer has its own.
+    """
+
+    attention: str = "attention.self"
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    attention_output: str = "attention.output.dense"
+    attention_norm: str = "attention.output.LayerNorm"
+    ffn_up: str = "intermediate.dense"
+    activation: str = "intermediate.intermediate_act_fn"
+    ffn_down: str = "output.dense"
+    ffn_norm: str = "output.LayerNorm"
+    position_query: str | None = None
+    position_key: str | None = None
+
+
+@dataclass(frozen=True)
+class HeadModules:
+    """Names within the model of what reads the last hidden states.
+
+    Attributes:
+        dense: The layer that reads the first token: the first of these that the model has.
+        output: The layer that puts out logits: the first of these that the model has.
+        activation: Of what the dense layer puts out: its name in transformers' ACT2FN.
+    """
+
+    dense: tuple[str, ...]
+    output: tuple[str, ...] = ("classifier",)
+    activation: Callable[[Config], str] = lambda config: "tanh"
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Names of a model's modules within its encoder; by default BERT's.
+
+    Attributes:
+        embeddings: From ids to what its norm puts out.
+        tables: Embedding tables that are added up before that norm; the word embeddings first. A model
+            need not have those of positions and token types.
+        hidden_0: What puts out hidden state 0: the first of these that the encoder has.
+        hidden_1: What puts out hidden state 1 in place of layer 1, in models that have it.
+        positions, positions_norm: The table of relative positions and its norm, in models that have them.
+        head: Within the model, not the encoder.
+    """
+
+    head: HeadModules
+    embeddings: str = "embeddings"
+    embeddings_norm: str = "embeddings.LayerNorm"
+    tables: tuple[str, ...] = (
+        "embeddings.word_embeddings",
+        "embeddings.position_embeddings",
+        "embeddings.token_type_embeddings",
+    )
+    layers: str = "encoder.layer"
+    layer: LayerModules = LayerModules()
+    hidden_0: tuple[str, ...] = ("embeddings",)
+    hidden_1: str | None = None
+    positions: str | None = None
+    positions_norm: str | None = None
 
 
 HIDDEN, FFN, VOCABULARY, WHOLE = "hidden", "ffn", "vocabulary", "whole"
@@ -73,9 +114,6 @@ layers, and GROUP what a group of a convolution reads; both are mostly the hidde
 """
 
 Axes = tuple[str, ...]
-
-
-Config = Mapping[str, Any]
 
 
 def _always(config: Config) -> bool:
@@ -117,25 +155,68 @@ class Row:
         return map("".join, product(*(part.split("|") for part in parts)))
 
 
+Ability = Literal["shrunk", "distilled", "calibrated"]
+"""What can be done with the models of a family, as a refusal says it. What can be shrunk can be trimmed."""
+
+
+class Variant(NamedTuple):
+    """Models of a family that differ from its others.
+
+    Attributes:
+        name: As a refusal says it behind the family's type.
+        includes: Whether a model of this config.json is one.
+    """
+
+    name: str
+    includes: Callable[[Config], bool]
+
+
 @dataclass(frozen=True)
 class Family:
-    """An architecture.
+    """An architecture: where its parts are, what its tensors are, and what can be done with its models.
 
     Attributes:
         prefix: What stands before an encoder's names where there is a head.
-        rows: Its tensors; `#` in a pattern is the number of a layer, from 0.
+        bare: Class of the encoder without a head.
+        modules: Where its parts are.
+        attention: How it computes attention; None if its models cannot be recorded and so distilled.
+        rows: Its tensors; `#` in a pattern is the number of a layer, from 0. Without them its models
+            cannot be shrunk, nor their vocabulary trimmed.
         language_model: Those of its head for masked language modelling.
         tied: Patterns of that head's tensors that are others' too, unless config.json unties them.
         left_out: Patterns of tensors that serve pretraining alone, and of buffers.
-        bare: Class of the encoder without a head.
+        calibrated: Whether its models can be calibrated, which takes `rows` and `attention` too.
+        uncalibrated: Those of them that cannot be calibrated yet.
+        config_keys: Its own names of sizes in config.json, by the usual ones.
+        counts_behind_padding: Whether positions are counted from behind the padding's id.
+        paper_name: What the paper calls the model of this family that it measured.
     """
 
     prefix: str
-    rows: tuple[Row, ...]
-    language_model: tuple[Row, ...]
-    tied: tuple[str, ...]
-    left_out: tuple[str, ...]
     bare: str
+    modules: Modules
+    attention: Attention | None
+    rows: tuple[Row, ...] = ()
+    language_model: tuple[Row, ...] = ()
+    tied: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    calibrated: bool = False
+    uncalibrated: tuple[Variant, ...] = ()
+    config_keys: Mapping[str, str] = field(default_factory=dict)
+    counts_behind_padding: bool = False
+    paper_name: str | None = None
+
+    def can_be(self, ability: Ability) -> bool:
+        """Whether it can be done with models of this family; a `Variant` may be excepted."""
+        return {
+            "shrunk": bool(self.rows),
+            "distilled": self.attention is not None,
+            "calibrated": self.calibrated,
+        }[ability]
+
+    def key(self, size: str) -> str:
+        """The name of a size (`hidden_size`, say) in config.json."""
+        return self.config_keys.get(size, size)
 
     def is_tied(self, name: str) -> bool:
         """Whether a tensor is a second copy of another, if the embeddings are tied."""
@@ -143,7 +224,7 @@ class Family:
 
     def needed(self, config: Config) -> dict[str, str]:
         """All tensors that a model of this config.json has: names behind the prefix, and their parts."""
-        depth = config["num_hidden_layers"]
+        depth = config[self.key("num_hidden_layers")]
         return {
             name.replace("#", str(layer)): row.part
             for row in (*self.rows, *self.language_model)
@@ -253,6 +334,14 @@ _BERT_TIED = (r"cls\.predictions\.decoder\.(?:weight|bias)",)
 
 _ROBERTA = Family(
     prefix="roberta",
+    bare="RobertaModel",
+    modules=Modules(
+        HeadModules(
+            dense=("classifier.dense", "pooler.dense"),
+            output=("classifier.out_proj", "classifier"),
+        )
+    ),
+    attention=Attention.DOT_PRODUCT,
     rows=(*_EMBEDDINGS, *_BERT_LAYER, *_pooler(), *_classifier(_TOKEN), *_DEEP_CLASSIFIER),
     language_model=(
         *_linear(r"lm_head\.dense", HIDDEN, HIDDEN, "head", _models_language),
@@ -262,16 +351,20 @@ _ROBERTA = Family(
     ),
     tied=(r"lm_head\.decoder\.(?:weight|bias)",),
     left_out=(*_BUFFERS, r"lm_head\..*"),
-    bare="RobertaModel",
+    calibrated=True,
+    counts_behind_padding=True,
 )
 
 _BERT = Family(
     prefix="bert",
+    bare="BertModel",
+    modules=Modules(HeadModules(dense=("bert.pooler.dense", "pooler.dense"))),
+    attention=Attention.DOT_PRODUCT,
     rows=(*_EMBEDDINGS, *_BERT_LAYER, *_pooler(_SEQUENCE), *_classifier(_SEQUENCE, _TOKEN)),
     language_model=_bert_language_model(HIDDEN),
     tied=_BERT_TIED,
     left_out=(*_BUFFERS, r"cls\..*"),
-    bare="BertModel",
+    calibrated=True,
 )
 
 
@@ -282,6 +375,17 @@ def _has_narrow_tables(config: Config) -> bool:
 
 _ELECTRA = Family(
     prefix="electra",
+    bare="ElectraModel",
+    modules=Modules(
+        HeadModules(
+            dense=("classifier.dense",),
+            output=("classifier.out_proj", "classifier"),
+            activation=lambda config: "gelu",
+        ),
+        # Where embeddings are narrower than the layers, hidden state 0 comes after the projection.
+        hidden_0=("embeddings_project", "embeddings"),
+    ),
+    attention=Attention.DOT_PRODUCT,
     rows=(
         *_embeddings(EMBEDDING),
         _norm(r"embeddings\.LayerNorm", "embeddings", EMBEDDING),
@@ -297,7 +401,6 @@ _ELECTRA = Family(
     ),
     tied=(r"generator_lm_head\.weight",),
     left_out=(*_BUFFERS, r"(?:discriminator_predictions|generator_\w+)\..*"),
-    bare="ElectraModel",
 )
 
 
@@ -326,6 +429,21 @@ def _position_projection(name: str, kind: str) -> tuple[Row, ...]:
 
 _DEBERTA_V2 = Family(
     prefix="deberta",
+    bare="DebertaV2Model",
+    modules=Modules(
+        HeadModules(dense=("pooler.dense",), activation=lambda config: config["pooler_hidden_act"]),
+        layer=LayerModules(
+            query="attention.self.query_proj",
+            key="attention.self.key_proj",
+            value="attention.self.value_proj",
+            position_query="attention.self.pos_query_proj",
+            position_key="attention.self.pos_key_proj",
+        ),
+        hidden_1="encoder.conv",
+        positions="encoder.rel_embeddings",
+        positions_norm="encoder.LayerNorm",
+    ),
+    attention=Attention.DISENTANGLED,
     rows=(
         *_embeddings(EMBEDDING),
         _norm(r"embeddings\.LayerNorm", "embeddings"),
@@ -359,29 +477,96 @@ _DEBERTA_V2 = Family(
     ),
     tied=_BERT_TIED,
     left_out=(*_BUFFERS, r"(?:lm_predictions|mask_predictions|cls)\..*"),
-    bare="DebertaV2Model",
+    calibrated=True,
+    uncalibrated=(
+        Variant("with a convolution", _has_convolution),
+        Variant("with narrow embedding tables", _has_narrow_tables),
+    ),
+    paper_name="mDeBERTa",
+)
+
+_DISTILBERT = Family(
+    prefix="distilbert",
+    bare="DistilBertModel",
+    modules=Modules(
+        HeadModules(dense=("pre_classifier",), activation=lambda config: "relu"),
+        layers="transformer.layer",
+        layer=LayerModules(
+            attention="attention",
+            query="attention.q_lin",
+            key="attention.k_lin",
+            value="attention.v_lin",
+            attention_output="attention.out_lin",
+            attention_norm="sa_layer_norm",
+            ffn_up="ffn.lin1",
+            activation="ffn.activation",
+            ffn_down="ffn.lin2",
+            ffn_norm="output_layer_norm",
+        ),
+    ),
+    attention=Attention.DOT_PRODUCT,
+    left_out=(*_BUFFERS, r"vocab_(?:transform|layer_norm|projector)\..*"),
+    config_keys={
+        "hidden_size": "dim",
+        "intermediate_size": "hidden_dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+    },
 )
 
 FAMILIES: Mapping[str, Family] = {
     "bert": _BERT,
     "roberta": _ROBERTA,
-    "xlm-roberta": replace(_ROBERTA, bare="XLMRobertaModel"),
+    "xlm-roberta": replace(_ROBERTA, bare="XLMRobertaModel", paper_name="XLM-R"),
     "camembert": replace(_ROBERTA, bare="CamembertModel"),
     "deberta-v2": _DEBERTA_V2,
     "electra": _ELECTRA,
+    "distilbert": _DISTILBERT,
 }
 """By the `model_type` of config.json. mDeBERTa and DeBERTa-v3 are of type deberta-v2."""
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a model.
+def find_family(config: Config) -> Family | None:
+    """The family of a model, or None if it is of none of these."""
+    return FAMILIES.get(str(config.get("model_type")))
+
+
+def family_of(config: Config, ability: Ability) -> Family:
+    """The family of a model with which this can be done.
 
     Raises:
-        ModelError: It is not supported.
+        ModelError: It cannot be done with such models.
     """
-    kind = str(config.get("model_type"))
-    if kind not in FAMILIES:
-        raise ModelError(
-            f"Models of type {kind!r} cannot be shrunk yet.\nSupported: {', '.join(FAMILIES)}."
-        )
-    return FAMILIES[kind]
+    family, which = find_family(config), ""
+    if family is not None and ability == "calibrated":
+        names = (variant.name for variant in family.uncalibrated if variant.includes(config))
+        which = next((f" {name}" for name in names), "")
+    if family is not None and family.can_be(ability) and not which:
+        return family
+    supported = ", ".join(kind for kind, family in FAMILIES.items() if family.can_be(ability))
+    told = (
+        f"odels of type {config.get('model_type')!r}{which} cannot be {ability} yet.\n"
+        f"Supported: {supported}."
+    )
+    if ability == "calibrated":
+        raise ModelError(f"--init calibrated: m{told} --init copy serves all that can be shrunk.")
+    raise ModelError(f"M{told}")
+
+
+def find_module(root: Any, *names: str | None) -> Any:
+    """The first module of these dotted names that there is within a module, or None (as for None)."""
+    for name in filter(None, names):
+        found = root
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is not None:
+            return found
+    return None
+
+
+def config_keys(size: str) -> tuple[str, ...]:
+    """The names that a size (`hidden_size`, say) has in config.json: the usual one, then families' own."""
+    return (
+        size,
+        *dict.fromkeys(f.config_keys[size] for f in FAMILIES.values() if size in f.config_keys),
+    )

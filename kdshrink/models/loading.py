@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.registry import Task
 from ..errors import ModelError
+from .architectures import find_family
 from .embeddings import compact, embedding_name
 from .source import Source, tokenizer_files
 from .tensors import TensorReader
@@ -136,8 +137,9 @@ def fitting_length(
         ModelError: They allow no text.
     """
     positions = config.get("max_position_embeddings", max_length)
-    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= config.get("pad_token_id", 1) + 1  # they count from behind the padding's id
+    family = find_family(config)
+    if family is not None and family.counts_behind_padding:
+        positions -= config.get("pad_token_id", 1) + 1
     if positions < _SHORTEST:
         raise ModelError(
             f"config.json: max_position_embeddings {config['max_position_embeddings']} leaves no room for "

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel
 
 from .activations import encoder_layers
+from .architectures import family_of
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -19,7 +20,9 @@ def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     model.requires_grad_(False)
-    for part in (*encoder_layers(model), model.base_model.embeddings, model):
+    modules = family_of(model.config.to_dict(), "distilled").modules
+    embeddings = model.base_model.get_submodule(modules.embeddings)
+    for part in (*encoder_layers(model), embeddings, model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     return model
 

@@ -16,6 +16,7 @@ from ..files import read_json
 from ..hub.download import fetch_model
 from ..output import CHECKPOINTS
 from ..record import Record, read_record
+from .architectures import config_keys
 from .labels import class_names
 
 logger = logging.getLogger(__name__)
@@ -46,12 +47,15 @@ MERGE = (
 """What to do about an adapter."""
 _OF_PAIRS = {"entailment", "neutral", "contradiction", "not_entailment"}
 """The classes of natural language inference, whose texts are pairs; config.json does not say so."""
-_SIZES = {
-    **dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), 1),
-    **dict.fromkeys(("intermediate_size", "max_position_embeddings"), 1),
-    **dict.fromkeys(("dim", "hidden_dim", "n_layers", "n_heads"), 1),
-    "type_vocab_size": 0,
-}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+_LEAST = {key: 1 for size in _SIZES for key in config_keys(size)} | {"type_vocab_size": 0}
 """The least value of the sizes in config.json that commands read."""
 
 
@@ -116,24 +120,23 @@ class Source:
         Raises:
             ModelError: config.json does not say it.
         """
-        return self._size("num_hidden_layers", "n_layers")
+        return self._size("num_hidden_layers")
 
     @property
     def width(self) -> int:
         """The size of its hidden states (`ModelError` as `depth`)."""
-        return self._size("hidden_size", "dim")
+        return self._size("hidden_size")
 
     @property
     def vocabulary(self) -> int:
         """The rows of its word embedding table (`ModelError` as `depth`)."""
         return self._size("vocab_size")
 
-    def _size(self, *keys: str) -> int:
-        """The first of these that config.json has; DistilBERT has names of its own."""
-        for key in keys:
+    def _size(self, name: str) -> int:
+        for key in config_keys(name):
             if key in self.config:
                 return self.config[key]
-        raise ModelError(f"{self.name}: config.json has no {keys[0]}.")
+        raise ModelError(f"{self.name}: config.json has no {name}.")
 
     @property
     def training_languages(self) -> list[str]:
@@ -225,7 +228,7 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
         faults.append(("architectures", "a list of names"))
     if not isinstance(config.get("model_type", ""), str):
         faults.append(("model_type", "a name"))
-    for key, least in _SIZES.items():
+    for key, least in _LEAST.items():
         value = config.get(key, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             faults.append((key, f"a whole number from {least}"))

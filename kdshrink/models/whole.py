@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.registry import Task
 from ..errors import ModelError
+from .architectures import FAMILIES, config_keys
 from .source import Source, require_plain
 from .tensors import TensorReader, TensorSpec
 
@@ -40,11 +41,11 @@ _AUTO = {
 }
 _LEFTOVERS = re.compile(
     r"(?:.*\.)?position_ids|(?:.*\.)?embeddings\.token_type_ids|(?:\w+\.)?pooler\..*"
-    r"|(?:lm_head|cls|predictions|lm_predictions|mask_predictions)\..*"
-    r"|(?:discriminator_predictions|generator_predictions|generator_lm_head)\..*"
-    r"|(?:vocab_(?:transform|layer_norm|projector)|sop_classifier|pred_layer)\..*"
+    r"|(?:predictions|sop_classifier|pred_layer)\..*|"
+    + "|".join(pattern for family in FAMILIES.values() for pattern in family.left_out)
 )
-"""Tensors of pretraining, and buffers, on which no answer of a classifier depends."""
+"""Tensors of pretraining, and buffers, on which no answer of a classifier depends: those of the families of
+the table, and of others that transformers knows."""
 
 _SHOWN = 3
 _OF_ONE_CALL = {
@@ -137,7 +138,7 @@ def check_whole(source: Source, head: Head, labels: Sequence[str] | None = None)
         source.labels  # noqa: B018 (raises where they are unclear)
     with TensorReader(source.directory) as reader:
         specs = dict(reader.specs)
-    layers = max(source.config.get(key, 0) for key in ("num_hidden_layers", "n_layers"))
+    layers = max(source.config.get(key, 0) for key in config_keys("num_hidden_layers"))
     if layers > len(specs):  # before a model of so many is made
         raise _not_whole(source, f"There are {len(specs)} tensors for {layers} layers.")
     shell = make_shell(source, head, labels)

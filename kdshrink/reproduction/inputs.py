@@ -11,11 +11,11 @@ from pathlib import Path
 from ..data.registry import NAMED
 from ..errors import HubError, ModelError
 from ..files import sha256_of
+from ..models.architectures import find_family
 from ..models.source import SAMPLES, find_model
 
 logger = logging.getLogger(__name__)
 
-_FAMILIES = {"xlm-roberta": "XLM-R", "deberta-v2": "mDeBERTa"}
 _NOT_RESOLVED = "not resolved"
 _MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "tokenizer*", "*.model", "vocab.*")
 
@@ -112,13 +112,14 @@ def open_model(name: str, *, planning: bool = False) -> Model:
     layers, hidden = (source.config.get(key) for key in ("num_hidden_layers", "hidden_size"))
     if not layers or not hidden or layers % 2:
         raise ModelError(f"{name}: it has {layers} layers, which cannot be halved.")
-    family = _FAMILIES.get(source.config.get("model_type", ""))
+    family = find_family(source.config)
+    measured = family.paper_name if family is not None else None
     local = source.commit is None
     hub_id = name.partition("@")[0]
     return Model(
         name=name if name in SAMPLES or not local else source.directory.name,
-        label=family or source.directory.name,
-        paper=family,
+        label=measured or source.directory.name,
+        paper=measured,
         layers=layers,
         hidden_size=hidden,
         argument=name if name in SAMPLES else Path(name) if local else f"{hub_id}@{source.commit}",

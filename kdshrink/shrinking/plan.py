@@ -68,6 +68,11 @@ class StudentPlan:
         return self.sizes[LAYERS]
 
     @property
+    def width(self) -> int:
+        """The size of the student's hidden states."""
+        return self.config[self.family.key("hidden_size")]
+
+    @property
     def keeps_language_model(self) -> bool:
         return self.keeps_head and self.config["architectures"][0].endswith(_LANGUAGE_MODEL)
 
@@ -95,30 +100,32 @@ def plan_student(
         ShapeError: No such student can be cut.
         ModelError: The architecture is not supported.
     """
-    family = family_of(config)
-    sizes = _sizes(config)
+    family = family_of(config, "shrunk")
+    sizes = _sizes(family, config)
     width, inner = sizes[HIDDEN], sizes[FFN]
     chosen = choose_layers(sizes[LAYERS], shape.layers, shape.layer_map, any_count=calibrated)
     student_width = shape.hidden_size or width
     student_inner = shape.intermediate_size or round(inner * student_width / width)
-    _check_width(config, student_width)
+    _check_width(family, config, student_width)
     if student_inner > inner:
         raise ShapeError(
             f"--intermediate-size {student_inner}: the teacher's FFN has only {inner} units."
         )
-    student: dict[str, Any] = {**config, "num_hidden_layers": len(chosen)}
+    student: dict[str, Any] = {**config, family.key("num_hidden_layers"): len(chosen)}
     indices: dict[str, Sequence[int]] = {}
     if student_width != width:
         units = even_indices(width, student_width)
         indices |= {axis: units for axis in (HIDDEN, EMBEDDING, GROUP) if sizes[axis] == width}
-        for key in ("hidden_size", "pooler_hidden_size", "embedding_size"):
+        for key in (family.key("hidden_size"), "pooler_hidden_size", "embedding_size"):
             if config.get(key) == width:
                 student[key] = student_width
         if config.get("attention_head_size"):
-            student["attention_head_size"] = student_width // config["num_attention_heads"]
+            student["attention_head_size"] = (
+                student_width // config[family.key("num_attention_heads")]
+            )
     if student_inner != inner:
         indices[FFN] = even_indices(inner, student_inner)
-        student["intermediate_size"] = student_inner
+        student[family.key("intermediate_size")] = student_inner
     if vocabulary is not None:
         indices[VOCABULARY] = vocabulary
         student |= {"vocab_size": len(vocabulary), **_token_ids(config, vocabulary)}
@@ -140,13 +147,13 @@ def _size(config: Mapping[str, Any], key: str) -> int:
     return size
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
     """The size of each axis that config.json tells."""
-    width = _size(config, "hidden_size")
+    width = _size(config, family.key("hidden_size"))
     return {
-        LAYERS: _size(config, "num_hidden_layers"),
+        LAYERS: _size(config, family.key("num_hidden_layers")),
         HIDDEN: width,
-        FFN: _size(config, "intermediate_size"),
+        FFN: _size(config, family.key("intermediate_size")),
         VOCABULARY: _size(config, "vocab_size"),
         EMBEDDING: config.get("embedding_size") or width,
         GROUP: width // (config.get("conv_groups") or 1),
@@ -164,8 +171,9 @@ def _token_ids(config: Mapping[str, Any], vocabulary: Sequence[int]) -> dict[str
     }
 
 
-def _check_width(config: Mapping[str, Any], width: int) -> None:
-    heads, teacher = _size(config, "num_attention_heads"), config["hidden_size"]
+def _check_width(family: Family, config: Mapping[str, Any], width: int) -> None:
+    heads = _size(config, family.key("num_attention_heads"))
+    teacher = config[family.key("hidden_size")]
     if width > teacher:
         raise ShapeError(f"--hidden-size {width}: the teacher is only {teacher} wide.")
     if teacher % heads and width == teacher and not config.get("attention_head_size"):

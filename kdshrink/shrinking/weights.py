@@ -152,7 +152,8 @@ def _match(
             continue
         new_name = name if plan.keeps_head else inner
         if layer is not None:
-            new_name = new_name.replace(f".layer.{layer}.", f".layer.{numbers[layer]}.", 1)
+            at = family.modules.layers
+            new_name = new_name.replace(f"{at}.{layer}.", f"{at}.{numbers[layer]}.", 1)
         shape = tuple(
             len(plan.indices[axis]) if axis in plan.indices else size
             for axis, size in zip(row.axes, spec.shape, strict=True)
@@ -183,8 +184,9 @@ def _check_shape(
 
 def _check_layers(reader: TensorReader, pieces: Mapping[str, _Piece], plan: StudentPlan) -> None:
     """Raise ModelError unless every layer that is taken has all the tensors that any has."""
-    number = re.compile(r"\.layer\.\d+\.")
-    kinds = sorted({number.sub(".layer.#.", name) for name in pieces if number.search(name)})
+    at = plan.family.modules.layers
+    number = re.compile(rf"{re.escape(at)}\.\d+\.")
+    kinds = sorted({number.sub(f"{at}.#.", name) for name in pieces if number.search(name)})
     for new, old in enumerate(plan.layers):
         missing = [kind for kind in kinds if kind.replace("#", str(new)) not in pieces]
         if missing or not kinds:

@@ -18,6 +18,7 @@ from tokenizers import (
     trainers,
 )
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -29,6 +30,8 @@ from transformers import (
     RobertaConfig,
     XLMRobertaConfig,
 )
+
+from kdshrink.models.architectures import FAMILIES as TABLE
 
 SAMPLE_DATA = Path(__file__).parents[2] / "kdshrink" / "sample" / "data"
 SHARED = Path(__file__).parents[3] / "shared"
@@ -121,6 +124,10 @@ def make_config(family: str, **changes: Any) -> Any:
     if family in ("xlm-roberta", "roberta"):
         kind = XLMRobertaConfig if family == "xlm-roberta" else RobertaConfig
         return kind(**sizes, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+    if not family.startswith("deberta"):
+        named = {TABLE[family].key(name): size for name, size in sizes.items()}
+        own = {"embedding_size": sizes["hidden_size"]} if family == "electra" else {}
+        return AutoConfig.for_model(family, **own, **named)
     mdeberta = {
         "relative_attention": True,
         "pos_att_type": ["p2c", "c2p"],
