@@ -500,7 +500,7 @@ def interrupted(
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     script = (
-        "import os, torch, kdshrink.trainer as trainer; torch.set_num_threads(1)\n"
+        "import os, torch, kdshrink.training.trainer as trainer; torch.set_num_threads(1)\n"
         "compute = trainer.TermTrainer.compute_loss\n"
         "def compute_or_die(self, *arguments, **options):\n"
         "    if self.state.global_step == 4: os._exit(9)\n"

@@ -222,7 +222,8 @@ def test_what_is_spilled_comes_back(tmp_path: Path) -> None:
 SPILLING = """
 import resource, sys, torch
 from pathlib import Path
-from kdshrink.shrinking.activations import Spill, make_batches
+from kdshrink.calibration.batch import make_batches
+from kdshrink.calibration.store import Spill
 batches = make_batches([100] * 2000, 5000)
 spill = Spill(Path(sys.argv[1]), {"a": 400}, 200_000, torch.device("cpu"))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

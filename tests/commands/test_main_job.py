@@ -326,7 +326,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     run = finetune if job == "finetune" else distill
     run(make_config(tmp_path / "whole"))
     script = (
-        "import os, kdshrink.trainer as trainer\n"
+        "import os, kdshrink.training.trainer as trainer\n"
         "compute = trainer.TermTrainer.compute_loss\n"
         "def compute_or_die(self, *arguments, **options):\n"
         f"    if self.state.global_step == {dies_at}: os._exit(9)\n"

@@ -686,9 +686,9 @@ SHARED = """
 import sys
 import numpy as np, torch
 from datasets import Dataset
-from kdshrink.config import EvalConfig
+from kdshrink.config.commands import EvalConfig
 from kdshrink.data.encoding import Collator, encode
-from kdshrink.scoring import predict
+from kdshrink.evaluation.evaluator import predict
 from kdshrink.models.loading import load_classifier
 from kdshrink.models.source import find_model
 

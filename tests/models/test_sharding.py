@@ -21,14 +21,15 @@ TARGETS = """
 import torch
 from datasets import Dataset
 from kdshrink.data.batching import Batches
-from kdshrink.config import EvalConfig
+from kdshrink.config.commands import EvalConfig
 from kdshrink.data.encoding import Collator
 from kdshrink.models.loading import load_classifier
 from kdshrink.models.source import find_model
-from kdshrink.recording import Recorder
-from kdshrink.sharding import shard
-from kdshrink.target_cache import TargetCache, TargetShape
-from kdshrink.teaching import TargetSource, Teacher
+from kdshrink.models.activations import Recorder
+from kdshrink.models.sharding import shard
+from kdshrink.distillation.cache import TargetCache, TargetShape
+from kdshrink.distillation.targets import TargetSource
+from kdshrink.distillation.teacher import Teacher
 
 torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo")

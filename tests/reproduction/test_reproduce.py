@@ -336,7 +336,7 @@ def test_a_lock_is_freed_by_the_death_of_its_last_holder(tmp_path: Path) -> None
     script = (
         "import subprocess, sys\n"
         "from pathlib import Path\n"
-        "from kdshrink.reproduction.execute import _Lock\n"
+        "from kdshrink.reproduction.executor import _Lock\n"
         "lock = _Lock(Path(sys.argv[1]))\n"
         "assert lock.take()\n"
         "child = subprocess.Popen(['sleep', '60'], pass_fds=(lock.file,))\n"
