@@ -3,7 +3,7 @@
     KdshrinkError
     ├── UsageError      options that contradict each other or cannot be read (exit code 2)
     ├── ModelError      a model or tokenizer that is missing, damaged or not supported
-    │   └── HubError    a Hub that cannot be reached, or refuses
+    ├── HubError        a Hub that cannot be reached, or refuses
     ├── DataError       a data set, language, split, column or label that is not there
     │   └── UnlabelledError  data without labels, where they are needed
     ├── ShapeError      a student that cannot be cut from its teacher
@@ -36,7 +36,7 @@ class ModelError(KdshrinkError):
     """A model or tokenizer is missing, damaged or not supported."""
 
 
-class HubError(ModelError):
+class HubError(KdshrinkError):
     """The Hub cannot be reached, or refuses."""
 
 

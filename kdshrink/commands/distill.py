@@ -15,6 +15,7 @@ from ..config.fields import LOSS_TERMS
 from ..data.batching import steps_per_epoch
 from ..data.labels import read_label_map
 from ..data.load import TaskData, load_data
+from ..data.request import DataRequest
 from ..distillation.comparison import Comparison
 from ..distillation.loss_evaluator import LossEvaluator
 from ..distillation.matching import map_pieces
@@ -114,13 +115,14 @@ class _Prepared:
 
 
 def _distill(command: TrainingCommand, config: DistillConfig, progress: Progress) -> TrainResult:
+    request = data_request(config)
     models = _find_models(config)
     teacher = models.teacher
     named = {"teacher": teacher, "student": models.student}
     if config.base is not None:
         named["base"] = models.base
     identity = command.identify({role: one for role, one in named.items() if one is not None})
-    data = _load_data(config, teacher)
+    data = _load_data(config, request, teacher)
     identity = identity.with_data(data.source)
     if done := command.finished(identity):
         return done
@@ -147,7 +149,7 @@ def _find_models(config: DistillConfig) -> _Models:
     require_single_texts(teacher)
     family_of(teacher.config, "distilled")
     if config.student is None:
-        family_of(teacher.config, "shrunk")
+        family_of(teacher.config, "calibrated" if config.init == "calibrated" else "shrunk")
     _check_terms(config, teacher)
     check_whole(teacher, teacher.task)
     tokenizer = load_tokenizer(teacher)
@@ -179,7 +181,7 @@ def _name_of_base(config: DistillConfig, teacher: Source) -> str:
     return str(name)
 
 
-def _load_data(config: DistillConfig, teacher: Source) -> TaskData:
+def _load_data(config: DistillConfig, request: DataRequest, teacher: Source) -> TaskData:
     """What the student is trained on: with labels, unless nothing is learned from them.
 
     Raises:
@@ -188,7 +190,7 @@ def _load_data(config: DistillConfig, teacher: Source) -> TaskData:
     labelled = config.weight("task") > 0 and teacher.task is not None
     try:
         data = load_data(
-            data_request(config),
+            request,
             _SPLITS,
             purpose="train",
             labels="required" if labelled else "optional",

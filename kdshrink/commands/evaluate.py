@@ -57,11 +57,9 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
 
 def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> EvalResult:
     split = split_named(config.split or "test")
-    source = find_model(config.model, access_of(config)).renamed(read_label_map(config.label_map))
-    require_plain(source)
-    require_classes(source)
-    require_single_texts(source)
-    data = load_data(data_request(config), (split,), purpose="evaluate", token=config.token)
+    request = data_request(config)
+    source = _find_classifier(config)
+    data = load_data(request, (split,), purpose="evaluate", token=config.token)
     model, evaluator = _load(config, source, data, device)
     began = time.perf_counter()
     predictions = evaluator.predict(model, progress)
@@ -71,6 +69,15 @@ def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> E
     result = evaluator.score_predictions(predictions, seconds, per_class=config.per_class)
     _keep("eval", config, source, data, device, result.to_dict())
     return result
+
+
+def _find_classifier(config: EvalConfig | ZeroShotConfig) -> Source:
+    renamed = read_label_map(config.label_map)
+    source = find_model(config.model, access_of(config)).renamed(renamed)
+    require_plain(source)
+    require_classes(source)
+    require_single_texts(source)
+    return source
 
 
 @contextmanager
@@ -205,12 +212,9 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
 
 
 def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress) -> ZeroShotResult:
-    source = find_model(config.model, access_of(config)).renamed(read_label_map(config.label_map))
-    require_plain(source)
-    require_classes(source)
-    require_single_texts(source)
     split = split_named(config.split or "test")
     request = data_request(config, languages=config.languages or ("all",))
+    source = _find_classifier(config)
     data = load_data(request, (split,), purpose="evaluate", token=config.token)
     present = language_codes(data.splits[split])[1]
     seen, unseen, seen_from = _language_groups(config, source, data, present)

@@ -51,12 +51,13 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
 
 
 def _finetune(command: TrainingCommand, config: FinetuneConfig, progress: Progress) -> TrainResult:
-    source = find_model(config.model, access_of(config)).renamed(read_label_map(config.label_map))
+    renamed, request = read_label_map(config.label_map), data_request(config)
+    source = find_model(config.model, access_of(config)).renamed(renamed)
     require_plain(source)
     require_classes(source)
     tokenizer = load_tokenizer(source)
     identity = command.identify({"model": source})
-    data = load_data(data_request(config), _SPLITS, purpose="train", token=config.token)
+    data = load_data(request, _SPLITS, purpose="train", token=config.token)
     assert data.labels is not None
     identity = identity.with_data(data.source)
     if done := command.finished(identity):

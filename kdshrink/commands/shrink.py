@@ -65,16 +65,14 @@ def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResu
     Raises:
         KdshrinkError: As `errors` lists.
     """
-    source = find_model(config.model, access_of(config))
-    output_dir = config.output_dir or Path(_default_name(config, source))
+    output_dir = config.output_dir or Path(_default_name(config))
     with open_output(output_dir, "shrink", overwrite=config.overwrite, inputs=input_paths(config)):
-        return _shrink(source, config, output_dir, progress or silent)
+        return _shrink(config, output_dir, progress or silent)
 
 
-def _shrink(
-    source: Source, config: ShrinkConfig, output_dir: Path, progress: Progress
-) -> ShrinkResult:
+def _shrink(config: ShrinkConfig, output_dir: Path, progress: Progress) -> ShrinkResult:
     destination = ready_destination(config, output_dir)
+    source = find_model(config.model, access_of(config))
     tokenizer_files(source)
     shape = Shape(config.layers, config.layer_map, config.hidden_size, config.intermediate_size)
     plan = plan_student(source.config, shape, calibrated=config.init == "calibrated")
@@ -220,7 +218,7 @@ def _calibration_texts(source: Source, config: ShrinkConfig) -> TaskData:
     return load_data(request, ("train",), purpose="train", labels="unused", token=config.token)
 
 
-def _default_name(config: ShrinkConfig, source: Source) -> str:
+def _default_name(config: ShrinkConfig) -> str:
     name = Path(config.model.partition("@")[0]).name
     if config.layers is not None:
         name += f"-{config.layers}l"
@@ -232,4 +230,4 @@ def _default_name(config: ShrinkConfig, source: Source) -> str:
         name += f"-{Path(config.vocab_from).stem}"
     if config.init == "calibrated":
         name += "-calibrated"
-    return name if name != source.name else f"{name}-copy"
+    return name if name != config.model else f"{name}-copy"
