@@ -92,8 +92,8 @@ def calibrate_student(
     tokenizer = load_tokenizer(copied, data.task)
     length = fitting_length(data.max_length, tokenizer, source.config)
     encoded = encode(data.table, tokenizer, task=data.task, max_length=length, label_ids=None)
-    pieces = None if kept is None else torch.tensor(kept, device=device)
-    texts = Texts(encoded, tokenizer, pieces, device, data.copies)
+    teacher_ids = None if kept is None else torch.tensor(kept, device=device)
+    texts = Texts(encoded, tokenizer, teacher_ids, device, data.copies)
     teacher = to_device(load_weights(source, copied.task), device).eval()
     student = to_device(load_weights(copied, copied.task), device).eval()
     batches = make_batches(texts.lengths, _BATCH_TOKENS)
@@ -109,7 +109,7 @@ def calibrate_student(
             texts,
             plan.layers,
             Path(spilled),
-            pieces=pieces,
+            teacher_ids=teacher_ids,
             settings=settings,
             progress=progress,
         )

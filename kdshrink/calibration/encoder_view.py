@@ -26,12 +26,12 @@ class LayerView:
     query: nn.Linear
     key: nn.Linear
     value: nn.Linear
-    mix: nn.Linear
-    middle_norm: nn.LayerNorm
-    inner: nn.Linear
+    attention_output: nn.Linear
+    attention_norm: nn.LayerNorm
+    ffn_up: nn.Linear
     activation: Callable[[Tensor], Tensor]
-    outer: nn.Linear
-    norm: nn.LayerNorm
+    ffn_down: nn.Linear
+    ffn_norm: nn.LayerNorm
     heads: int
     context: Callable[[Tensor, Batch], Tensor]
     position_query: nn.Linear | None = None
@@ -39,15 +39,17 @@ class LayerView:
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """The layer's output for its input, both (tokens, width)."""
-        return self.upper(self.middle(x, batch))
+        return self.ffn(self.post_attention(x, batch))
 
-    def middle(self, x: Tensor, batch: Batch) -> Tensor:
+    def post_attention(self, x: Tensor, batch: Batch) -> Tensor:
         """What is between attention and the FFN."""
-        return self.middle_norm(self.mix(self.context(x, batch)) + x)
+        return self.attention_norm(self.attention_output(self.context(x, batch)) + x)
 
-    def upper(self, middle: Tensor) -> Tensor:
+    def ffn(self, post_attention: Tensor) -> Tensor:
         """The output, from what is between attention and the FFN."""
-        return self.norm(self.outer(self.activation(self.inner(middle))) + middle)
+        return self.ffn_norm(
+            self.ffn_down(self.activation(self.ffn_up(post_attention))) + post_attention
+        )
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,12 @@ def _layer(
         query=find_module(layer, names.query),
         key=find_module(layer, names.key),
         value=find_module(layer, names.value),
-        mix=find_module(layer, names.attention_output),
-        middle_norm=find_module(layer, names.attention_norm),
-        inner=find_module(layer, names.ffn_up),
+        attention_output=find_module(layer, names.attention_output),
+        attention_norm=find_module(layer, names.attention_norm),
+        ffn_up=find_module(layer, names.ffn_up),
         activation=find_module(layer, names.activation),
-        outer=find_module(layer, names.ffn_down),
-        norm=find_module(layer, names.ffn_norm),
+        ffn_down=find_module(layer, names.ffn_down),
+        ffn_norm=find_module(layer, names.ffn_norm),
         heads=base.config.num_attention_heads,
         context=make_context(layer, names, base),
         position_query=find_module(layer, names.position_query),

@@ -15,12 +15,18 @@ from .store import Spill
 Ids = Callable[[Batch], tuple[Tensor, Tensor]]
 """Gives a batch's ids for the teacher and for the student, both (B, T), padded."""
 
-THEIRS, SUM, MINE, BRANCH, WEIGHT = "theirs", "sum", "mine", "branch", "weight"
+TEACHER_HIDDEN, TEACHER_RESIDUAL, STUDENT_HIDDEN, STUDENT_BRANCH, WEIGHT = (
+    "teacher_hidden",
+    "teacher_residual",
+    "student_hidden",
+    "student_branch",
+    "weight",
+)
 """What is spilled for each token: the teacher's hidden state and the sum before its next norm, the
 student's hidden state and what its layer is at, and how much the token counts."""
 
 
-def dropped_middle(number: int) -> str:
+def dropped_post_attention(number: int) -> str:
     """What is spilled of the number-th layer (from 0) that a block drops: its state before the FFN."""
     return f"dropped-{number}"
 
@@ -53,8 +59,14 @@ class Stream:
         progress: Progress,
     ) -> None:
         wide, narrow = widths
-        arrays = {THEIRS: wide, SUM: wide, MINE: narrow, BRANCH: narrow, WEIGHT: 1}
-        arrays |= {dropped_middle(number): wide for number in range(dropped)}
+        arrays = {
+            TEACHER_HIDDEN: wide,
+            TEACHER_RESIDUAL: wide,
+            STUDENT_HIDDEN: narrow,
+            STUDENT_BRANCH: narrow,
+            WEIGHT: 1,
+        }
+        arrays |= {dropped_post_attention(number): wide for number in range(dropped)}
         self._spill = Spill(folder, arrays, sum(batch.tokens for batch in batches), device)
         self._batches = batches
         self._progress = progress

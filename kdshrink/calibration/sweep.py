@@ -22,9 +22,9 @@ from ..progress import Progress, silent
 from .bases import principal_basis
 from .batch import Batch
 from .encoder_view import EncoderView, PositionsView, normalise
-from .layer import PASSES, finish, fit_layer, fit_norm, put
+from .layer import PASSES, advance, assign, fit_layer, fit_norm
 from .regression import Affine, ChannelFit, Regression
-from .stream import MINE, THEIRS, WEIGHT, Ids, Stream
+from .stream import STUDENT_HIDDEN, TEACHER_HIDDEN, WEIGHT, Ids, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def calibrate(
     layers: Sequence[int],
     folder: Path,
     *,
-    pieces: Tensor | None = None,
+    teacher_ids: Tensor | None = None,
     settings: Settings | None = None,
     progress: Progress = silent,
 ) -> Calibration:
@@ -82,7 +82,7 @@ def calibrate(
         layers: Numbers (1-based) of the teacher's layers that the student's stand for, rising.
         folder: Where activations are spilled, in float32: for each token twice the student's width, and
             the teacher's once more than the longest block of layers that one of the student's replaces.
-        pieces: The teacher's rows of the student's word embeddings; None for all.
+        teacher_ids: The teacher's rows of the student's word embeddings; None for all.
     """
     settings = settings or Settings()
     widths = teacher.norm.weight.numel(), student.norm.weight.numel()
@@ -100,7 +100,7 @@ def calibrate(
         progress=progress,
     )
     _survey(stream, teacher, widths[1], settings)
-    errors = [_embed(stream, teacher, student, pieces)]
+    errors = [_embed(stream, teacher, student, teacher_ids)]
     heads = []
     for start, number, block, layer in zip(below, layers, blocks, student.layers, strict=True):
         fit = fit_layer(stream, block, layer, settings.ridge)
@@ -110,7 +110,7 @@ def calibrate(
         logger.info("calibrated to layer %d: relative error %.4f", number, fit.error)
     for above in teacher.layers[layers[-1] :]:
         for batch in stream.batches():
-            stream.write(THEIRS, batch, above(stream.read(THEIRS, batch), batch))
+            stream.write(TEACHER_HIDDEN, batch, above(stream.read(TEACHER_HIDDEN, batch), batch))
     _fit_head(stream, teacher, student, settings.ridge)
     basis = None if stream.basis is None else stream.basis.cpu()
     return Calibration(basis, tuple(errors), tuple(heads))
@@ -152,45 +152,46 @@ def _survey(stream: Stream, teacher: EncoderView, width: int, settings: Settings
 
 
 def _embed(
-    stream: Stream, teacher: EncoderView, student: EncoderView, pieces: Tensor | None
+    stream: Stream, teacher: EncoderView, student: EncoderView, teacher_ids: Tensor | None
 ) -> float:
     """Put the embedding tables into the basis and fit the norm; the relative error of what comes out."""
     words, *others = zip(student.tables, teacher.tables, strict=True)
-    for mine, theirs in (words, *others):
-        rows = theirs.weight if pieces is None or mine is not words[0] else theirs.weight[pieces]
-        mine.weight.copy_(stream.project(rows))
+    for student_table, teacher_table in (words, *others):
+        cut = teacher_ids is not None and student_table is words[0]
+        rows = teacher_table.weight[teacher_ids] if cut else teacher_table.weight
+        student_table.weight.copy_(stream.project(rows))
     # With a weight of 1 and no bias the embeddings put out the normalised sum itself.
-    put(student.norm, Affine(torch.ones(()), torch.zeros(())))
+    assign(student.norm, Affine(torch.ones(()), torch.zeros(())))
 
-    def theirs_of(batch: Batch) -> Tensor:
+    def teacher_output(batch: Batch) -> Tensor:
         return teacher.embeddings(stream.ids(batch)[0])[batch.mask(stream.device)]
 
-    def mine_of(batch: Batch) -> Tensor:
+    def student_output(batch: Batch) -> Tensor:
         return student.embeddings(stream.ids(batch)[1])[batch.mask(stream.device)]
 
-    fit_norm(stream, student.norm, mine_of, theirs_of)
+    fit_norm(stream, student.norm, student_output, teacher_output)
     if teacher.positions is not None and student.positions is not None:
         stream.positions = _fit_positions(stream, teacher.positions, student.positions)
-    return finish(stream, student.norm, theirs_of)
+    return advance(stream, student.norm, teacher_output)
 
 
 def _fit_positions(
-    stream: Stream, theirs: PositionsView, mine: PositionsView
+    stream: Stream, teacher: PositionsView, student: PositionsView
 ) -> tuple[Tensor, Tensor]:
     """Put embeddings of relative positions into the basis; both models', as attention reads them."""
-    mine.table.weight.copy_(stream.project(theirs.table.weight))
-    if mine.norm is not None:
-        fit, rows = ChannelFit(), mine.table.weight
-        target = stream.project(theirs.states())
-        fit.add(normalise(rows, mine.norm), target, torch.ones_like(rows[:, :1]))
-        put(mine.norm, fit.solve())
-    return theirs.states(), mine.states()
+    student.table.weight.copy_(stream.project(teacher.table.weight))
+    if student.norm is not None:
+        fit, rows = ChannelFit(), student.table.weight
+        target = stream.project(teacher.states())
+        fit.add(normalise(rows, student.norm), target, torch.ones_like(rows[:, :1]))
+        assign(student.norm, fit.solve())
+    return teacher.states(), student.states()
 
 
 def _fit_head(stream: Stream, teacher: EncoderView, student: EncoderView, ridge: float) -> None:
     """Fit the head's dense layer to the teacher's most active units, and its output to the logits."""
-    theirs, mine = teacher.head, student.head
-    if theirs is None or mine is None:
+    teacher_head, student_head = teacher.head, student.head
+    if teacher_head is None or student_head is None:
         return
 
     def rows(batch: Batch, name: str) -> Tensor:
@@ -198,25 +199,27 @@ def _fit_head(stream: Stream, teacher: EncoderView, student: EncoderView, ridge:
         return x[batch.firsts(stream.device)] if teacher.reads_first else x
 
     units = None
-    if theirs.dense is not None and mine.dense is not None:
-        fit = Regression(stream.project(theirs.dense.weight))
-        energy = torch.zeros(theirs.dense.out_features, dtype=torch.float64, device=stream.device)
+    if teacher_head.dense is not None and student_head.dense is not None:
+        fit = Regression(stream.project(teacher_head.dense.weight))
+        energy = torch.zeros(
+            teacher_head.dense.out_features, dtype=torch.float64, device=stream.device
+        )
         for batch in stream.batches():
-            before = theirs.dense(rows(batch, THEIRS))
-            fit.add(rows(batch, MINE), before, rows(batch, WEIGHT))
-            energy += theirs.activation(before).double().pow(2).sum(0)
-        if theirs.output is not None:
-            energy *= theirs.output.weight.double().pow(2).sum(0)
-        units = energy.topk(mine.dense.out_features).indices.sort().values
+            before = teacher_head.dense(rows(batch, TEACHER_HIDDEN))
+            fit.add(rows(batch, STUDENT_HIDDEN), before, rows(batch, WEIGHT))
+            energy += teacher_head.activation(before).double().pow(2).sum(0)
+        if teacher_head.output is not None:
+            energy *= teacher_head.output.weight.double().pow(2).sum(0)
+        units = energy.topk(student_head.dense.out_features).indices.sort().values
         solution = fit.solve(ridge)
-        put(mine.dense, Affine(solution.weight[units], solution.bias[units]))
-    if theirs.output is not None and mine.output is not None:
-        weight = theirs.output.weight
+        assign(student_head.dense, Affine(solution.weight[units], solution.bias[units]))
+    if teacher_head.output is not None and student_head.output is not None:
+        weight = teacher_head.output.weight
         fit = Regression(stream.project(weight) if units is None else weight[:, units])
         for batch in stream.batches():
-            x = rows(batch, MINE)
-            x = x if mine.dense is None else mine.activation(mine.dense(x))
-            logits = theirs.logits(rows(batch, THEIRS))
+            x = rows(batch, STUDENT_HIDDEN)
+            x = x if student_head.dense is None else student_head.activation(student_head.dense(x))
+            logits = teacher_head.logits(rows(batch, TEACHER_HIDDEN))
             assert logits is not None
             fit.add(x, logits, rows(batch, WEIGHT))
-        put(mine.output, fit.solve(ridge))
+        assign(student_head.output, fit.solve(ridge))

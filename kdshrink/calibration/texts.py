@@ -65,7 +65,7 @@ class Texts:
 
     Args:
         encoded: Texts as `encoding.encode` makes them.
-        pieces: The teacher's ids of the student's; None if they are the same.
+        teacher_ids: For each of the student's ids the teacher's; None if they are the same.
         copies: Disturbed copies, as a share of the texts.
     """
 
@@ -73,7 +73,7 @@ class Texts:
         self,
         encoded: Dataset,
         tokenizer: PreTrainedTokenizerBase,
-        pieces: Tensor | None,
+        teacher_ids: Tensor | None,
         device: torch.device,
         copies: float,
     ) -> None:
@@ -81,7 +81,7 @@ class Texts:
         self._collate = Collator(int(tokenizer.pad_token_id))
         self._special = np.asarray(sorted(set(tokenizer.all_special_ids)))
         self._ordinary = np.setdiff1d(np.arange(len(tokenizer)), self._special)
-        self._pieces, self._device = pieces, device
+        self._teacher_ids, self._device = teacher_ids, device
         lengths = np.asarray(encoded["length"])
         order = np.random.default_rng(0).permutation(len(lengths))
         copied = np.resize(order, round(copies * len(lengths)))
@@ -95,8 +95,10 @@ class Texts:
             self._disturbed(example["input_ids"], text) if text >= len(self._examples) else example
             for text, example in zip(batch.texts, examples_at(self._examples, rows), strict=True)
         ]
-        mine = self._collate(examples)["input_ids"].to(self._device)
-        return (mine if self._pieces is None else self._pieces[mine]), mine
+        student_ids = self._collate(examples)["input_ids"].to(self._device)
+        return (
+            student_ids if self._teacher_ids is None else self._teacher_ids[student_ids]
+        ), student_ids
 
     def _disturbed(self, ids: Sequence[int], seed: int) -> dict[str, Any]:
         rng, changed = np.random.default_rng(seed), np.asarray(ids)

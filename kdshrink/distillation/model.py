@@ -76,23 +76,25 @@ class DistillationModel(nn.Module):
             input_ids, attention_mask: (B, T).
             labels: (B), or (B, T) with -100 where there is none.
         """
-        output, mine = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
-        theirs = targets.record
+        output, student = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
+        teacher = targets.activations
         mask = attention_mask.bool()
         zero = mask.new_zeros((), dtype=torch.float32)
         terms = dict.fromkeys(LOSS_TERMS, zero)
-        if mine.embedding is not None and theirs.embedding is not None:
-            projected = self.embedding_projection(mine.embedding)
-            terms["embedding"] = losses.hidden_mse(projected, theirs.embedding, mask).mean
-        for own, other in zip(mine.hidden, theirs.hidden, strict=True):
-            projected = self.hidden_projection(own)
-            terms["hidden"] = terms["hidden"] + losses.hidden_mse(projected, other, mask).mean
-        for own, other in zip(mine.attention, theirs.attention, strict=True):
+        if student.embedding is not None and teacher.embedding is not None:
+            projected = self.embedding_projection(student.embedding)
+            terms["embedding"] = losses.hidden_mse(projected, teacher.embedding, mask).mean
+        for state, target in zip(student.hidden, teacher.hidden, strict=True):
+            projected = self.hidden_projection(state)
+            terms["hidden"] = terms["hidden"] + losses.hidden_mse(projected, target, mask).mean
+        for scores, target in zip(student.attention, teacher.attention, strict=True):
             if targets.centred and not self.recorder.centred:
-                own = centre(own, mask)
+                scores = centre(scores, mask)
             elif self.recorder.centred and not targets.centred:
-                other = centre(other, mask)
-            terms["attention"] = terms["attention"] + losses.attention_mse(own, other, mask).mean
+                target = centre(target, mask)
+            terms["attention"] = (
+                terms["attention"] + losses.attention_mse(scores, target, mask).mean
+            )
         if targets.logits is not None and self.objective.weight("prediction"):
             examples = None if self.task == "sequence" else self._scored(mask, labels)
             if self.objective.prediction_loss == "mse":

@@ -56,7 +56,7 @@ def load_pair(
     source: Source,
     student: Student,
     encoded: Mapping[str, Dataset],
-    pieces: Tensor | None,
+    teacher_ids: Tensor | None,
     objective: Objective,
     output_dir: Path,
     device: torch.device,
@@ -68,7 +68,7 @@ def load_pair(
 
     Args:
         source: The teacher.
-        pieces: For each of the student's tokens the teacher's id; None if they are the same.
+        teacher_ids: For each of the student's tokens the teacher's id; None if they are the same.
         output_dir: Where the run's checkpoints go, and the embedding table with them.
         dropout: As in `set_dropout`.
         seed: Of the student's head, where its files have none.
@@ -78,7 +78,7 @@ def load_pair(
     model = student.load(source.task, seed, kept)
     set_dropout(model, dropout, calibrated=student.is_calibrated)
     table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, student.source.directory, model, kept)
-    rows = kept if pieces is None else pieces[kept]
+    rows = kept if teacher_ids is None else teacher_ids[kept]
     teacher_model = load_weights(source, source.task, rows).eval()
     classes = None
     if source.task is not None:

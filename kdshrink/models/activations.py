@@ -80,7 +80,7 @@ AttentionMaskInterface.register(_IMPLEMENTATION, sdpa_mask)
 
 
 @dataclass(frozen=True)
-class Record:
+class Activations:
     """What was read in one forward pass.
 
     Attributes:
@@ -147,7 +147,7 @@ class Recorder:
         """Whether the attention that is read is scores less their mean over the real keys."""
         return not self._has_interface and self.attention == "scores"
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Any, Record]:
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Any, Activations]:
         """Run the model on (B, T) ids; returns its output and what was asked for."""
         embedding: dict[int, Tensor] = {}
         hidden: dict[int, Tensor] = {}
@@ -176,7 +176,7 @@ class Recorder:
             mask = attention_mask.bool()
             maps = [centred_log_probabilities(probabilities, mask) for probabilities in maps]
         states = tuple(hidden[number] for number in self.layers) if self.hidden else ()
-        return output, Record(embedding.get(0), states, tuple(maps))
+        return output, Activations(embedding.get(0), states, tuple(maps))
 
     @property
     def _attending(self) -> set[int]:

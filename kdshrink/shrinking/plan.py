@@ -92,7 +92,7 @@ def plan_student(
 
     Args:
         config: The teacher's config.json.
-        vocabulary: Ids of the pieces to keep, in the student's order.
+        vocabulary: Ids of the tokens to keep, in the student's order.
         calibrated: Whether the weights will be calibrated: then any number of layers will do, and a
             head for masked language modelling is left out.
 
@@ -102,14 +102,14 @@ def plan_student(
     """
     family = family_of(config, "shrunk")
     sizes = _sizes(family, config)
-    width, inner = sizes[HIDDEN], sizes[FFN]
+    width, ffn = sizes[HIDDEN], sizes[FFN]
     chosen = choose_layers(sizes[LAYERS], shape.layers, shape.layer_map, any_count=calibrated)
     student_width = shape.hidden_size or width
-    student_inner = shape.intermediate_size or round(inner * student_width / width)
+    student_ffn = shape.intermediate_size or round(ffn * student_width / width)
     _check_width(family, config, student_width)
-    if student_inner > inner:
+    if student_ffn > ffn:
         raise ShapeError(
-            f"--intermediate-size {student_inner}: the teacher's FFN has only {inner} units."
+            f"--intermediate-size {student_ffn}: the teacher's FFN has only {ffn} units."
         )
     student: dict[str, Any] = {**config, family.key("num_hidden_layers"): len(chosen)}
     indices: dict[str, Sequence[int]] = {}
@@ -123,9 +123,9 @@ def plan_student(
             student["attention_head_size"] = (
                 student_width // config[family.key("num_attention_heads")]
             )
-    if student_inner != inner:
-        indices[FFN] = even_indices(inner, student_inner)
-        student[family.key("intermediate_size")] = student_inner
+    if student_ffn != ffn:
+        indices[FFN] = even_indices(ffn, student_ffn)
+        student[family.key("intermediate_size")] = student_ffn
     if vocabulary is not None:
         indices[VOCABULARY] = vocabulary
         student |= {"vocab_size": len(vocabulary), **_token_ids(config, vocabulary)}
@@ -162,7 +162,7 @@ def _sizes(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _token_ids(config: Mapping[str, Any], vocabulary: Sequence[int]) -> dict[str, Any]:
-    """The `*_token_id` of a config for the new ids; None where the piece has gone."""
+    """The `*_token_id` of a config for the new ids; None where the token has gone."""
     new_ids = {old: new for new, old in enumerate(vocabulary)}
     ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
     return {

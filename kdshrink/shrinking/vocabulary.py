@@ -49,7 +49,7 @@ class TrimmedTokenizer:
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def count_pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Text]]) -> np.ndarray:
+def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Text]]) -> np.ndarray:
     """How often each id occurs in texts.
 
     Args:
@@ -80,9 +80,9 @@ def count_pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Te
     return counts
 
 
-def _gaps(pieces: int, index: int) -> ModelError:
+def _gaps(tokens: int, index: int) -> ModelError:
     return ModelError(
-        f"The vocabulary cannot be trimmed: its ids have gaps ({pieces:,} pieces, but an id {index:,})."
+        f"The vocabulary cannot be trimmed: its ids have gaps ({tokens:,} tokens, but an id {index:,})."
     )
 
 
@@ -101,9 +101,9 @@ def _beginnings_of_unknown_words(tokenizer: PreTrainedTokenizerBase, text: Text)
         for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal):
             begin, end = 0, len(word)
             while begin < end:
-                piece = (prefix if begin else "") + word[begin:end]
-                if piece in vocabulary:
-                    found.append(vocabulary[piece])
+                token = (prefix if begin else "") + word[begin:end]
+                if token in vocabulary:
+                    found.append(vocabulary[token])
                     begin, end = end, len(word)
                 else:
                     end -= 1
@@ -130,14 +130,14 @@ def trim_tokenizer(
     from it), and every single character of the scripts that the counted pieces are written in, alone
     and as it begins or continues a word.
     Texts whose pieces are all kept are split as before. Unigram: the best path is still there, and
-    fewer paths compete, so that it wins as before, ties too; the piece of the lowest score stays,
+    fewer paths compete, so that it wins as before, ties too; the token of the lowest score stays,
     since the score of an unknown character follows from it. WordPiece: the longest match is still
-    there and no longer one comes. BPE: all merges that lead to a kept piece are kept, with their
+    there and no longer one comes. BPE: all merges that lead to a kept token are kept, with their
     parts; those that remain are tried in the old order, so that the next one is always that of
     before.
 
     Args:
-        counts: From `count_pieces`.
+        counts: From `count_tokens`.
         settings: From `read_settings`.
         vocab_size: At most so many pieces in all, the commonest; may change how texts are split.
         min_count: Pieces that occur less often go; may change how texts are split.
@@ -190,22 +190,22 @@ def _needed(
     elif unknown := model.get("unk_token"):
         needed.add(model["vocab"][unknown])
     byte_level = "ByteLevel" in json.dumps([content["pre_tokenizer"], content["decoder"]])
-    counted = {piece for piece, index in ids.items() if counts[index] and index not in special}
-    scripts = {"common"} | {script(character) for piece in counted for character in piece}
-    for piece, index in ids.items():
-        bare = _bare(piece, model)
+    counted = {token for token, index in ids.items() if counts[index] and index not in special}
+    scripts = {"common"} | {script(character) for token in counted for character in token}
+    for token, index in ids.items():
+        bare = _bare(token, model)
         single = len(bare) <= 1 and (byte_level or not bare or script(bare) in scripts)
-        if single or (model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", piece)):
+        if single or (model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", token)):
             needed.add(index)
     return needed
 
 
-def _bare(piece: str, model: Mapping[str, Any]) -> str:
-    """A piece without the mark that tells where in a word it stands."""
+def _bare(token: str, model: Mapping[str, Any]) -> str:
+    """A token without the mark that tells where in a word it stands."""
     for mark in (model.get("continuing_subword_prefix"), "▁"):
-        if mark and piece.startswith(mark):
-            return piece.removeprefix(mark)
-    return piece.removesuffix(model.get("end_of_word_suffix") or "")
+        if mark and token.startswith(mark):
+            return token.removeprefix(mark)
+    return token.removesuffix(model.get("end_of_word_suffix") or "")
 
 
 def script(character: str) -> str:
@@ -227,7 +227,7 @@ def script(character: str) -> str:
 
 
 def _parts_of_merged(model: Mapping[str, Any]) -> dict[int, list[int]]:
-    """The parts of each merged piece, by ids: those of every merge that leads to it."""
+    """The parts of each merged token, by ids: those of every merge that leads to it."""
     vocabulary = model["vocab"]
     parts: dict[int, list[int]] = {}
     for left, right in map(_pair, model["merges"]):
@@ -264,7 +264,7 @@ def _renumber(content: dict[str, Any], new_ids: Mapping[int, int]) -> None:
         model["unk_id"] = new_ids[model["unk_id"]]
     else:
         model["vocab"] = {
-            piece: new_ids[old] for piece, old in model["vocab"].items() if old in new_ids
+            token: new_ids[old] for token, old in model["vocab"].items() if old in new_ids
         }
     if model["type"] == "BPE":
         vocabulary = model["vocab"]

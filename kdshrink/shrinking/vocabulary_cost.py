@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..progress import Progress
-from .vocabulary import Text, TrimmedTokenizer, count_pieces, read_settings, trim_tokenizer
+from .vocabulary import Text, TrimmedTokenizer, count_tokens, read_settings, trim_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,14 +60,14 @@ def trim_by_texts(
             rest = [text for text, out in zip(batch["text"], held, strict=True) if not out]
             apart = [text for text, out in zip(batch["text"], held, strict=True) if out]
             if rest:
-                chosen += count_pieces(tokenizer, [rest])
+                chosen += count_tokens(tokenizer, [rest])
             if apart:
-                held_counts += count_pieces(tokenizer, [apart])
+                held_counts += count_tokens(tokenizer, [apart])
             for text, language, out in zip(batch["text"], batch["language"], held, strict=True):
                 if out:
                     held_texts.setdefault(language, []).append(text)
             done += len(held)
-            progress("count pieces", done, total, {})
+            progress("count tokens", done, total, {})
     limits: Any = {"vocab_size": vocab_size, "min_count": min_count}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)

@@ -60,7 +60,7 @@ class CopyReport:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _StudentTensor:
     """A tensor of the student: where it comes from, and what its axes are."""
 
     source: str
@@ -81,16 +81,16 @@ def copy_weights(
         ModelError: The teacher's weights are damaged, incomplete, or not as its family has them.
     """
     with TensorReader(source) as reader:
-        pieces, before, dropped = _match(reader, plan)
+        tensors, before, dropped = _match(reader, plan)
         indices = {axis: torch.tensor(kept) for axis, kept in plan.indices.items()}
-        specs = {name: piece.spec for name, piece in pieces.items()}
-        produce = lambda name: _cut(reader.read(pieces[name].source), pieces[name].row, indices)  # noqa: E731
+        specs = {name: tensor.spec for name, tensor in tensors.items()}
+        produce = lambda name: _cut(reader.read(tensors[name].source), tensors[name].row, indices)  # noqa: E731
         write_tensors(target, specs, produce, progress)
     if dropped:
         logger.info("left out, since only pretraining needs it: %s", ", ".join(sorted(dropped)))
     after = dict.fromkeys(PARTS, Size())
-    for piece in pieces.values():
-        after[piece.row.part] = after[piece.row.part].plus(piece.spec)
+    for tensor in tensors.values():
+        after[tensor.row.part] = after[tensor.row.part].plus(tensor.spec)
     return CopyReport(before, after)
 
 
@@ -115,13 +115,13 @@ def check_weights(source: Path, config: Mapping[str, Any], plan: StudentPlan) ->
 
 def _match(
     reader: TensorReader, plan: StudentPlan
-) -> tuple[dict[str, _Piece], dict[str, Size], set[str]]:
+) -> tuple[dict[str, _StudentTensor], dict[str, Size], set[str]]:
     """The student's tensors by name, in the order of the teacher's file; the teacher's sizes; and the
     modules that are left out."""
     family = plan.family
     numbers = {layer - 1: new for new, layer in enumerate(plan.layers)}
     tied = plan.config.get("tie_word_embeddings", True)
-    pieces: dict[str, _Piece] = {}
+    tensors: dict[str, _StudentTensor] = {}
     stored: dict[str, str] = {}
     sizes = dict.fromkeys(PARTS, Size())
     dropped = set()
@@ -136,8 +136,8 @@ def _match(
             continue
         row, layer = found
         _check_shape(reader, name, spec, row, plan)
-        inner = name.removeprefix(f"{family.prefix}.")
-        if (other := stored.setdefault(inner, name)) != name:
+        bare_name = name.removeprefix(f"{family.prefix}.")
+        if (other := stored.setdefault(bare_name, name)) != name:
             raise ModelError(
                 f"{reader.directory}: {other} and {name} are both there.\n"
                 "Save the whole model with save_pretrained(), or fetch or copy it again."
@@ -150,7 +150,7 @@ def _match(
         sizes[row.part] = sizes[row.part].plus(spec)
         if layer is not None and layer not in numbers:
             continue
-        new_name = name if plan.keeps_head else inner
+        new_name = name if plan.keeps_head else bare_name
         if layer is not None:
             at = family.modules.layers
             new_name = new_name.replace(f"{at}.{layer}.", f"{at}.{numbers[layer]}.", 1)
@@ -158,9 +158,9 @@ def _match(
             len(plan.indices[axis]) if axis in plan.indices else size
             for axis, size in zip(row.axes, spec.shape, strict=True)
         )
-        pieces[new_name] = _Piece(name, row, TensorSpec(shape, spec.dtype))
-    _check_layers(reader, pieces, plan)
-    return pieces, sizes, dropped
+        tensors[new_name] = _StudentTensor(name, row, TensorSpec(shape, spec.dtype))
+    _check_layers(reader, tensors, plan)
+    return tensors, sizes, dropped
 
 
 def _check_shape(
@@ -182,13 +182,15 @@ def _check_shape(
         )
 
 
-def _check_layers(reader: TensorReader, pieces: Mapping[str, _Piece], plan: StudentPlan) -> None:
+def _check_layers(
+    reader: TensorReader, tensors: Mapping[str, _StudentTensor], plan: StudentPlan
+) -> None:
     """Raise ModelError unless every layer that is taken has all the tensors that any has."""
     at = plan.family.modules.layers
     number = re.compile(rf"{re.escape(at)}\.\d+\.")
-    kinds = sorted({number.sub(f"{at}.#.", name) for name in pieces if number.search(name)})
+    kinds = sorted({number.sub(f"{at}.#.", name) for name in tensors if number.search(name)})
     for new, old in enumerate(plan.layers):
-        missing = [kind for kind in kinds if kind.replace("#", str(new)) not in pieces]
+        missing = [kind for kind in kinds if kind.replace("#", str(new)) not in tensors]
         if missing or not kinds:
             missed = f" {missing[0].replace('#', str(old - 1))} is missing." if missing else ""
             raise ModelError(
