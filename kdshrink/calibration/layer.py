@@ -1,8 +1,8 @@
-"""One layer of a student fitted to a block of the teacher's layers, of which it stands for the last.
+"""Fits one layer of a student to a block: the teacher's layers that it replaces.
 
-In passes over the text, since each map is fitted to what the student really computes up to it. The
-teacher's layers that have no counterpart are taken up too: the student's heads and the units of its FFN
-are chosen from those of all the block's layers, and their outputs are fitted to all that it lacks.
+Several passes over the texts, since each linear map is fitted on the student's actual activations up to
+it. Heads and FFN units are chosen from all layers of the block, and their outputs are fitted to the
+difference between the output of the block's last layer and the student's hidden states.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from .stream import (
 )
 
 PASSES = 7
-"""How often a layer goes over the text."""
+"""Passes over the texts that fitting a layer takes."""
 
 _CANDIDATES = 1.5
-"""Units of the FFN that are tried together, for each that the student has."""
+"""Candidates for the units of the student's FFN, as a multiple of their number."""
 
 OfBatch = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True)
 class LayerFit:
-    """What a layer of the student became.
+    """The result of fitting a layer.
 
     Attributes:
-        error: The relative error of its output (`advance`).
-        heads: The heads that its own stand for, numbered from 0 through the block's layers.
+        error: Relative squared error of its output, as `advance` gives it.
+        heads: For each of its heads the teacher's head that it replaces, numbered from 0 across the
+            block's layers.
     """
 
     error: float
@@ -59,12 +60,13 @@ def assign(module: nn.Linear | nn.LayerNorm, solution: Affine) -> None:
 def fit_layer(
     stream: Stream, block: Sequence[LayerView], student: LayerView, ridge: float
 ) -> LayerFit:
-    """Overwrite a layer of the student.
+    """Overwrite the weights of a layer of the student.
 
     Args:
-        stream: Holds the input of the teacher's block and of the student's layer; after it their
-            outputs.
-        block: The teacher's layers that the student's replaces, rising.
+        stream: Holds the inputs of the teacher's block and of the student's layer, which are replaced by
+            their outputs.
+        block: The teacher's layers that the student's replaces, in ascending order.
+        student: The layer to fit.
         ridge: λ in units of the mean diagonal of the inputs' moments.
     """
     teacher = block[-1]
@@ -72,9 +74,8 @@ def fit_layer(
     _fit_attention_output(stream, student, outward, ridge)
 
     def attention_sum(batch: Batch) -> Tensor:
-        return student.attention_output(stream.read(STUDENT_BRANCH, batch)) + stream.read(
-            STUDENT_HIDDEN, batch
-        )
+        context, x = stream.read(STUDENT_BRANCH, batch), stream.read(STUDENT_HIDDEN, batch)
+        return student.attention_output(context) + x
 
     def teacher_post_attention(batch: Batch) -> Tensor:
         return teacher.attention_norm(stream.read(TEACHER_RESIDUAL, batch))
@@ -95,11 +96,14 @@ def fit_layer(
 
 
 def fit_norm(stream: Stream, norm: nn.LayerNorm, student: OfBatch, teacher: OfBatch) -> None:
-    """Fit a norm's weight and bias, channel by channel, to the teacher's output in the basis.
+    """Fit a norm's weight and bias, channel by channel, to the teacher's projected output.
+
+    The normalised input, before weight and bias, is left in STUDENT_BRANCH.
 
     Args:
-        student: The student's sum before the norm; its normalised form is left in the stream's branch.
-        teacher: The teacher's output of its norm.
+        norm: The student's.
+        student: Gives the input of the student's norm, (tokens, student's width).
+        teacher: Gives the output of the teacher's norm, (tokens, teacher's width).
     """
     fit = ChannelFit()
     for batch in stream.batches():
@@ -110,19 +114,21 @@ def fit_norm(stream: Stream, norm: nn.LayerNorm, student: OfBatch, teacher: OfBa
 
 
 def advance(stream: Stream, norm: nn.LayerNorm, teacher: OfBatch) -> float:
-    """Make the normalised branch the student's hidden states, and `teacher` the teacher's.
+    """Move both models' hidden states in the stream on, to the outputs of the norms just fitted.
+
+    Args:
+        norm: The student's, whose normalised input is in STUDENT_BRANCH.
+        teacher: Gives the teacher's new hidden states, (tokens, teacher's width).
 
     Returns:
-        Their squared distance in the student's basis over the variance of the teacher's there.
+        Relative squared error: ‖student − teacher P‖² over the variance of teacher P.
     """
     width = norm.weight.numel()
     error, squares = (torch.zeros((), dtype=torch.float64) for _ in range(2))
     total, count = torch.zeros(width, dtype=torch.float64), 0
     for batch in stream.batches():
-        student, target = (
-            stream.read(STUDENT_BRANCH, batch) * norm.weight + norm.bias,
-            teacher(batch),
-        )
+        student = stream.read(STUDENT_BRANCH, batch) * norm.weight + norm.bias
+        target = teacher(batch)
         stream.write(STUDENT_HIDDEN, batch, student)
         stream.write(TEACHER_HIDDEN, batch, target)
         seen = stream.project(target).double()
@@ -135,15 +141,16 @@ def advance(stream: Stream, norm: nn.LayerNorm, teacher: OfBatch) -> float:
 
 
 class _AttentionFit:
-    """Queries, keys and values of a teacher's layer from the student's hidden states.
+    """Regressions from the student's hidden states to a teacher layer's queries, keys and values.
 
-    The regression is on all of the layer's dimensions, and maps to fewer of them are put behind its
-    solution: that is the same as regressing on what they put out. Relative positions have queries and
-    keys too (c2p and p2c are dot products as c2c is): they are pooled with the tokens', each side
-    weighing as much as the other.
+    They predict all dimensions of the teacher's heads, and the projections to fewer (`score_bases`,
+    `value_basis`) are composed with the solution, which gives the same as predicting the projected ones.
+    DeBERTa's relative positions have queries and keys too (c2p and p2c are dot products as c2c is): these
+    are pooled with those of the tokens, at equal total weight.
 
     Args:
-        size: The student's size of a head.
+        teacher: The teacher's layer.
+        size: The student's head size.
     """
 
     def __init__(self, stream: Stream, teacher: LayerView, size: int) -> None:
@@ -161,7 +168,14 @@ class _AttentionFit:
         self._count = 0.0
 
     def add(self, student_hidden: Tensor, x: Tensor, context: Tensor, weight: Tensor) -> None:
-        """Add a batch of the student's hidden states, of the layer's input and its heads' contexts."""
+        """Add a batch.
+
+        Args:
+            student_hidden: The input of the student's layer, (tokens, student's width).
+            x: The input of the teacher's layer, (tokens, teacher's width).
+            context: Its heads' context vectors, (tokens, heads · head size).
+            weight: Of each token, (tokens, 1).
+        """
         teacher = self._teacher
         q, k, v = teacher.query(x), teacher.key(x), teacher.value(x)
         self._pair.add(student_hidden, torch.cat([q, k], 1), weight)
@@ -172,17 +186,18 @@ class _AttentionFit:
         self._count += float(weight.sum())
 
     def importance(self) -> Tensor:
-        """Of each head the variance of what it adds to the hidden states in the basis, (heads)."""
+        """For each head the variance of what it adds to the projected hidden states, (heads,)."""
         mean = (self._context / self._count).unflatten(0, (self._teacher.heads, -1))
         covariance = self._moments[3] / self._count - mean[:, :, None] * mean[:, None]
         outward = self._outward.double()
         return ((outward @ covariance) * outward).sum((1, 2))
 
     def solve(self, ridge: float) -> tuple[dict[str, Affine], Tensor]:
-        """By the names of a LayerView, each part in the student's head size; and what comes of it.
+        """Solve the regressions, for all heads at the student's head size.
 
         Returns:
-            The parts; and what the layer does with such contexts, (heads, student's width, size).
+            Weights of the projections, by their names in LayerView; and the matching output projection
+            of each head, (heads, student's width, size).
         """
         teacher = self._teacher
         queries, keys, values, _ = self._moments
@@ -210,7 +225,7 @@ class _AttentionFit:
         return parts, self._outward.to(back) @ back
 
     def _position(self, teacher: nn.Linear, ridge: float) -> Affine:
-        """A projection that relative positions have for themselves."""
+        """Fit a separate projection of relative positions to the teacher's."""
         assert self._stream.positions is not None
         x, student_positions = self._stream.positions
         fit = Regression(self._stream.project(teacher.weight))
@@ -221,14 +236,14 @@ class _AttentionFit:
 def _fit_attention(
     stream: Stream, block: Sequence[LayerView], student: LayerView, ridge: float
 ) -> tuple[Tensor, list[int]]:
-    """Fit queries, keys and values to those heads of the block's layers that add most.
+    """Fit queries, keys and values to the most important heads of the block (`importance`).
 
-    Leaves the teacher's sum after its last attention in the stream, and of the dropped layers their
-    states before the FFN.
+    Leaves in the stream the residual sum after the attention of the block's last layer, and for the
+    other layers their states between attention and FFN.
 
     Returns:
-        What the teacher does with the student's contexts, (student's width, heads · size); and the
-        heads that were chosen, numbered from 0 through the block's layers.
+        The teacher's output projection for the chosen heads, (student's width, heads · size); and their
+        numbers, from 0 across the block's layers.
     """
     size = student.query.out_features // student.heads
     fits = [_AttentionFit(stream, layer, size) for layer in block]
@@ -260,13 +275,13 @@ def _fit_attention(
 
 
 def _head_moments(rows: Tensor, weight: Tensor, heads: int) -> Tensor:
-    """Second moments of each head, (kinds, heads, d, d), of rows (kinds, n, heads · d)."""
+    """Weighted second moments of each head, (kinds, heads, d, d), of rows (kinds, n, heads · d)."""
     split = rows.unflatten(-1, (heads, -1))
     return torch.einsum("pnhd,pnhe->phde", split * weight[:, :, None], split).double()
 
 
 def _compose_per_head(maps: Tensor, linear: Affine) -> Affine:
-    """A linear map (heads · d, in) with each head's dimensions mapped by Mᵀ, M of (heads, d, size)."""
+    """Compose an affine map to (heads · d,) with each head's projection Mᵀ, where M is (heads, d, size)."""
     heads = maps.shape[0]
     weight = maps.mT @ linear.weight.unflatten(0, (heads, -1))
     bias = maps.mT @ linear.bias.unflatten(0, (heads, -1))[..., None]
@@ -274,7 +289,7 @@ def _compose_per_head(maps: Tensor, linear: Affine) -> Affine:
 
 
 def _fit_attention_output(stream: Stream, student: LayerView, prior: Tensor, ridge: float) -> None:
-    """Fit the attention's output projection; leave the student's contexts in the branch."""
+    """Fit the output projection of attention; leave the student's context vectors in STUDENT_BRANCH."""
     fit = Regression(prior)
     for batch in stream.batches():
         x = stream.read(STUDENT_HIDDEN, batch)
@@ -290,8 +305,8 @@ class _Units:
     """Candidates for the units of the student's FFN.
 
     Attributes:
-        ffn_up: From the student's post_attention states to their values before activation.
-        outward: What the teacher does with them, (student's width, units).
+        ffn_up: Maps the student's post-attention states to the units before activation.
+        outward: The teacher's ffn_down weight for them, projected: (student's width, units).
     """
 
     ffn_up: Affine
@@ -301,25 +316,21 @@ class _Units:
 def _fit_ffn_up(
     stream: Stream, block: Sequence[LayerView], student: LayerView, ridge: float
 ) -> _Units:
-    """Fit the inner half of the FFN to the units of the block's layers that promise most.
+    """Select candidates among the FFN units of the block's layers, and fit ffn_up to them.
 
-    That is by the root mean square of a unit's activation, times the norm of what it puts out, times
-    the share of its variance before activation that the student can tell. There are more of them than
-    the student has. Leaves the student's post_attention states in the branch, and the teacher's sum after the
-    FFN.
+    They are ranked by the root mean square of a unit's activation, times the norm of its output weights,
+    times the share of its variance before activation that the student's states explain. Leaves the
+    student's post-attention states in STUDENT_BRANCH, and the residual sum after the FFN of the block's
+    last layer in TEACHER_RESIDUAL.
     """
     *dropped, teacher = block
     fit = Regression(stream.project(torch.cat([layer.ffn_up.weight for layer in block])))
     energy: Tensor | float = 0.0
     for batch in stream.batches():
-        post_attention = (
-            stream.read(STUDENT_BRANCH, batch) * student.attention_norm.weight
-            + student.attention_norm.bias
-        )
-        x, weight = (
-            teacher.attention_norm(stream.read(TEACHER_RESIDUAL, batch)),
-            stream.read(WEIGHT, batch),
-        )
+        normalised = stream.read(STUDENT_BRANCH, batch)
+        post_attention = normalised * student.attention_norm.weight + student.attention_norm.bias
+        x = teacher.attention_norm(stream.read(TEACHER_RESIDUAL, batch))
+        weight = stream.read(WEIGHT, batch)
         others = [
             layer.ffn_up(stream.read(dropped_post_attention(number), batch))
             for number, layer in enumerate(dropped)
@@ -341,9 +352,9 @@ def _fit_ffn_up(
 
 
 def _fit_ffn_down(stream: Stream, student: LayerView, units: _Units, ridge: float) -> None:
-    """Choose the units that serve best together, and fit what they put out.
+    """Choose the candidates that jointly predict best (`Regression.prune`), and fit ffn_down.
 
-    The target is what the teacher's sum has beyond the student's.
+    The target is the teacher's projected residual sum minus the student's post-attention states.
     """
     fit = Regression(units.outward)
     weight, bias = units.ffn_up.weight.float(), units.ffn_up.bias.float()
