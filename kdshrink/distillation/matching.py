@@ -1,4 +1,4 @@
-"""What stands for what in teacher and student: tokens of two vocabularies, classes of two heads."""
+"""Maps from the student's tokens and classes to the teacher's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from ..models.source import Source, tokenizer_files
 
 
 def same_tokenizer(source: Source, other: Source) -> bool:
-    """Whether two models have the same tokenizer files: one of 250,000 tokens takes 280 MB."""
+    """Whether two models have the same tokenizer files.
+
+    Then one is loaded for both: a tokenizer of 250,000 tokens takes 280 MB.
+    """
     files, other_files = (
         {path.name: path.read_bytes() for path in tokenizer_files(model)}
         for model in (source, other)
@@ -26,12 +29,12 @@ def same_tokenizer(source: Source, other: Source) -> bool:
 def map_tokens(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, data: TaskData
 ) -> Tensor | None:
-    """The teacher's id for each of the student's tokens; None where the tokenizers are the same.
+    """For each of the student's tokens the teacher's id, (V,); None where the tokenizers are the same.
 
-    A student's vocabulary may be a part of the teacher's if it splits the data's texts alike.
+    The student's vocabulary may be a subset of the teacher's, if both tokenise the data's texts alike.
 
     Raises:
-        ModelError: The tokenizers do not fit.
+        ModelError: The student has other tokens, or tokenises a text of the data differently.
     """
     if (
         student is teacher
@@ -69,7 +72,7 @@ def map_tokens(
 
 
 def match_classes(student: Sequence[str], teacher: Sequence[str]) -> Tensor:
-    """For each class of the student the teacher's id of the same name.
+    """For each class of the student the teacher's id of the same name, (C,).
 
     Raises:
         ModelError: They have different classes.

@@ -1,4 +1,4 @@
-"""A student with what its loss needs: recorded layers, and projections where widths differ."""
+"""The module that is trained: a student with its projections, which computes the loss terms."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .teacher import Targets
 
 
 class DistillationModel(nn.Module):
-    """A student with what its loss needs: recorded layers, and projections where widths differ.
+    """A student with projections to the teacher's width; its forward pass gives the loss terms.
 
-    The objective is TinyBERT's (Jiao et al. 2020, eq. 7–11) with the task loss added:
+    The objective is TinyBERT's (Jiao et al. 2020, eq. 7 to 11) plus the task loss:
 
         L = L_emb + L_hid + L_attn + L_pred + L_task
 
-    each term weighted by `objective`. Hidden states of all layers share one projection W_h, the
-    embedding output has its own W_e; both are trained and are no part of the student.
+    where `objective` weights each term. Hidden states of all layers share one projection W_h, and the
+    embedding output has another, W_e. Both are trained, and discarded after training.
 
     Args:
         student: The model to train.
         recorder: Records the student's own layers.
         objective: Weights, temperature and kinds of the terms.
         teacher_width: Hidden size of the teacher.
-        task: What the student's head is for; None for a bare encoder, which has neither prediction
-            nor task term.
-        basis: Where the projections start, (teacher's width, student's width), if the student's hidden
-            states began as the teacher's in a basis; without one they are drawn.
+        task: The task of the student's head; None for a bare encoder, which has neither prediction nor
+            task term.
+        basis: Initial weight of both projections, (teacher's width, student's width), for a calibrated
+            student; None draws them at random.
     """
 
     def __init__(
@@ -70,11 +70,12 @@ class DistillationModel(nn.Module):
         targets: Targets,
         labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The terms of a batch's loss, unweighted scalars; a term of weight 0 is 0 and costs nothing.
+        """The unweighted terms of a batch's loss, as scalars; a term of weight 0 is 0 and not computed.
 
         Args:
             input_ids, attention_mask: (B, T).
-            labels: (B), or (B, T) with -100 where there is none.
+            targets: The teacher's, of the same batch.
+            labels: (B,), or (B, T) with -100 where there is none.
         """
         output, student = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
         teacher = targets.activations
@@ -110,5 +111,5 @@ class DistillationModel(nn.Module):
 
     @staticmethod
     def _scored(mask: Tensor, labels: Tensor | None) -> Tensor:
-        """The positions whose logits count: the labelled tokens, or all real ones without labels."""
+        """(B, T), true where logits count: at labelled tokens, else at all non-padding ones."""
         return mask if labels is None else labels != IGNORED

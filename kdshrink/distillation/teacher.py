@@ -1,4 +1,4 @@
-"""A teacher, and its targets: what a batch is to be compared with."""
+"""The teacher and its targets: the activations and logits that a student is trained to match."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .cache import ExampleTargets
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher says of a batch.
+    """The teacher's targets for a batch.
 
     Attributes:
         activations: Its embedding output, and hidden states and attention of the mapped layers.
         logits: (B, C), or (B, T, C) for token tasks, in the student's order of classes; None for a
             bare encoder.
-        centred: Whether the attention is scores less their mean over the keys.
+        centred: Whether attention holds scores minus their mean over the keys.
     """
 
     activations: Activations
@@ -31,11 +31,11 @@ class Targets:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher in eval mode, and how its answers map onto the student's.
+    """A teacher in eval mode, and how its classes map to the student's.
 
     Attributes:
-        recorder: Records the layers that the student's layers are matched with.
-        classes: For each class of the student the teacher's; None for a bare encoder.
+        recorder: Captures the layers that the student's layers are matched with.
+        classes: For each class of the student the teacher's id, (C,); None for a bare encoder.
     """
 
     recorder: Recorder
@@ -43,7 +43,7 @@ class Teacher:
 
     @torch.inference_mode()
     def targets(self, input_ids: Tensor, attention_mask: Tensor) -> Targets:
-        """What the teacher says of a batch."""
+        """The targets for a batch of (B, T) ids."""
         output, activations = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
         logits = None if self.classes is None else output.logits[..., self.classes]
         return Targets(activations, logits, self.recorder.centred)
@@ -57,7 +57,7 @@ def split_targets(
 
     Args:
         lengths: Tokens of each example; the rest of its row is padding.
-        dtype: What to turn the values into.
+        dtype: The type to convert the values to.
     """
     activations = targets.activations
     embedding = [] if activations.embedding is None else [activations.embedding]
@@ -86,7 +86,8 @@ def join_targets(
 
     Args:
         embedding: Whether the first of the states is the embedding output.
-        width: Positions to pad to if that is more.
+        centred: As in `Targets`.
+        width: Positions to pad to, if more than the longest example has.
     """
 
     def joined(name: str, lengths_at: Sequence[int]) -> Tensor | None:
@@ -127,7 +128,7 @@ def _joined_logits(
 
 
 def finite(targets: Targets, attention_mask: Tensor) -> Tensor:
-    """(B,) whether what the teacher puts out last for an example is finite."""
+    """(B,), whether the teacher's last output for each example is finite: logits, else hidden states."""
     activations, mask = targets.activations, attention_mask.bool()
     last = targets.logits
     if last is None:
