@@ -1,4 +1,4 @@
-"""A teacher's weights copied into a smaller student, file to file, a tensor at a time."""
+"""Copies a teacher's weights into a smaller student, one tensor at a time from file to file."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Size:
 
 @dataclass(frozen=True)
 class CopyReport:
-    """Sizes by part (embeddings, layers, head), of the teacher's file and of the student's."""
+    """Sizes of the teacher's and of the student's tensors, by part (embeddings, layers, head)."""
 
     before: Mapping[str, Size]
     after: Mapping[str, Size]
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of --json: totals, and the same by part."""
+        """Totals, and the same by part, under the keys of --json."""
 
         def sizes(before: Sequence[Size], after: Sequence[Size]) -> dict[str, int]:
             return {
@@ -61,7 +61,12 @@ class CopyReport:
 
 @dataclass(frozen=True)
 class _StudentTensor:
-    """A tensor of the student: where it comes from, and what its axes are."""
+    """A tensor of the student.
+
+    Attributes:
+        source: The name of the teacher's tensor that it is cut from.
+        row: Its row in the family's table.
+    """
 
     source: str
     row: Row
@@ -71,14 +76,14 @@ class _StudentTensor:
 def copy_weights(
     source: Path, target: Path, plan: StudentPlan, progress: Progress = silent
 ) -> CopyReport:
-    """Write the student's weights, reading and writing one tensor at a time.
+    """Write the student's weights; only one tensor at a time is in memory.
 
     Args:
         source: The teacher's directory.
         target: The safetensors file to write.
 
     Raises:
-        ModelError: The teacher's weights are damaged, incomplete, or not as its family has them.
+        ModelError: The teacher's weights are damaged, incomplete, or not those of its architecture.
     """
     with TensorReader(source) as reader:
         tensors, before, dropped = _match(reader, plan)
@@ -87,7 +92,7 @@ def copy_weights(
         produce = lambda name: _cut(reader.read(tensors[name].source), tensors[name].row, indices)  # noqa: E731
         write_tensors(target, specs, produce, progress)
     if dropped:
-        logger.info("left out, since only pretraining needs it: %s", ", ".join(sorted(dropped)))
+        logger.info("left out, since only pretraining uses it: %s", ", ".join(sorted(dropped)))
     after = dict.fromkeys(PARTS, Size())
     for tensor in tensors.values():
         after[tensor.row.part] = after[tensor.row.part].plus(tensor.spec)
@@ -95,7 +100,7 @@ def copy_weights(
 
 
 def check_weights(source: Path, config: Mapping[str, Any], plan: StudentPlan) -> None:
-    """Raise ModelError where `copy_weights` would, or where a tensor is missing; none is read.
+    """Raise ModelError where `copy_weights` would, or where a tensor is missing; reads no tensor.
 
     Args:
         config: The teacher's config.json.
@@ -107,17 +112,21 @@ def check_weights(source: Path, config: Mapping[str, Any], plan: StudentPlan) ->
     if not missing:
         return
     advice = "Save the whole model with save_pretrained(), or fetch or copy it again."
-    told = "the weights do not belong to config.json, or not all are there."
+    fault = "the weights do not belong to config.json, or not all are there."
     if set(missing.values()) == {"head"}:
-        told = f"the head of {config['architectures'][0]} is not in the weights."
-    raise ModelError(f"{source}: {told}\nMissing: {listed(missing, 3)}.\n{advice}")
+        fault = f"the head of {config['architectures'][0]} is not in the weights."
+    raise ModelError(f"{source}: {fault}\nMissing: {listed(missing, 3)}.\n{advice}")
 
 
 def _match(
     reader: TensorReader, plan: StudentPlan
 ) -> tuple[dict[str, _StudentTensor], dict[str, Size], set[str]]:
-    """The student's tensors by name, in the order of the teacher's file; the teacher's sizes; and the
-    modules that are left out."""
+    """Match the teacher's tensors to the student's.
+
+    Returns:
+        The student's tensors by name, in the order of the teacher's file; the teacher's sizes by part;
+        and the names of modules that are left out.
+    """
     family = plan.family
     numbers = {layer - 1: new for new, layer in enumerate(plan.layers)}
     tied = plan.config.get("tie_word_embeddings", True)
@@ -168,24 +177,24 @@ def _check_shape(
 ) -> None:
     if not spec.dtype.is_floating_point:
         raise ModelError(
-            f"{reader.directory}: {name} holds whole numbers, and weights are none.\n"
+            f"{reader.directory}: {name} holds integers, not weights.\n"
             "Give the model before it was quantised."
         )
     expected = [plan.sizes.get(axis) for axis in row.axes]
     if len(expected) != len(spec.shape) or any(
         size not in (None, found) for size, found in zip(expected, spec.shape, strict=True)
     ):
-        told = " × ".join("?" if size is None else str(size) for size in expected)
+        wanted = " × ".join("?" if size is None else str(size) for size in expected)
         raise ModelError(
             f"{reader.directory}: the weights do not belong to config.json.\n"
-            f"{name} is {' × '.join(map(str, spec.shape))}, and should be {told}."
+            f"{name} is {' × '.join(map(str, spec.shape))}, and should be {wanted}."
         )
 
 
 def _check_layers(
     reader: TensorReader, tensors: Mapping[str, _StudentTensor], plan: StudentPlan
 ) -> None:
-    """Raise ModelError unless every layer that is taken has all the tensors that any has."""
+    """Raise ModelError unless all layers that are taken have the same tensors."""
     at = plan.family.modules.layers
     number = re.compile(rf"{re.escape(at)}\.\d+\.")
     kinds = sorted({number.sub(f"{at}.#.", name) for name in tensors if number.search(name)})
@@ -200,7 +209,7 @@ def _check_layers(
 
 
 def _cut(tensor: Tensor, row: Row, indices: Mapping[str, Tensor]) -> Tensor:
-    """The units of a tensor that the student keeps."""
+    """The student's units of a teacher's tensor."""
     for dimension, axis in enumerate(row.axes):
         if axis in indices:
             tensor = tensor.index_select(dimension, indices[axis])
@@ -217,7 +226,18 @@ def shrink_source(
     trimmed: TrimmedTokenizer | None = None,
     progress: Progress = silent,
 ) -> tuple[StudentPlan, CopyReport]:
-    """Write the student's weights, config and tokenizer into an empty folder."""
+    """Write a student's weights, config and tokenizer into an empty folder.
+
+    Args:
+        source: The teacher.
+        init: "copy", "calibrated" (which copies too, as a start) or "scratch" (weights drawn at random).
+        seed: For "scratch".
+        trimmed: The student's tokenizer, if its vocabulary is smaller; None keeps the teacher's.
+
+    Raises:
+        ShapeError: The teacher cannot be shrunk to this shape.
+        ModelError: The architecture is not supported, or the weights are damaged.
+    """
     kept = None if trimmed is None else trimmed.kept
     plan = plan_student(source.config, shape, kept, calibrated=init == "calibrated")
     report = copy_weights(source.directory, folder / "model.safetensors", plan, progress)
@@ -237,23 +257,23 @@ def shrink_source(
 
 
 def check_source(source: Source, plan: StudentPlan) -> None:
-    """Raise ModelError unless the weights are those that the architecture has, whole."""
+    """Raise ModelError unless the weights are complete, and neither quantised nor an adapter's."""
     require_plain(source)
     check_weights(source.directory, source.config, plan)
 
 
 def note_pipeline(source: Source) -> None:
-    """Tell what of a sentence-transformers model is not copied."""
+    """Warn that only the transformer of a sentence-transformers model is copied."""
     if (source.directory / "modules.json").is_file():
         logger.warning(
             "%s is a sentence-transformers model, and only its transformer is copied: modules.json and the "
-            "folders that it names are left out, so name the pooling anew where the student is used",
+            "folders that it names are left out, so configure the pooling again where the student is used",
             source.name,
         )
 
 
 def _draw_weights(folder: Path, seed: int) -> None:
-    """Replace the weights in a folder by random ones of the same shapes, any head included."""
+    """Replace the weights in a folder, any head included, by random ones of the same shapes."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
