@@ -144,7 +144,7 @@ def plan_student(
 def _size(config: Mapping[str, Any], key: str) -> int:
     size = config.get(key)
     if not isinstance(size, int) or size < 1:
-        raise ModelError(f"config.json has no {key}, or no sensible one: {size!r}.")
+        raise ModelError(f"config.json has no {key}, or no valid one: {size!r}.")
     return size
 
 

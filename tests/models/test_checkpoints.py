@@ -331,7 +331,7 @@ def test_whole_numbers_are_no_weights(teacher: Path, text_data: Path) -> None:
             n: (v * 100).to(torch.int8) if n.endswith("query.weight") else v for n, v in t.items()
         },
     )
-    refused_by(teacher, text_data, "whole numbers", *ALL)
+    refused_by(teacher, text_data, "integers", *ALL)
 
 
 @pytest.mark.defect("T20")

@@ -231,11 +231,11 @@ def test_layer_maps_that_cannot_be() -> None:
         choose_layers(12, 13, None)
     with pytest.raises(ShapeError, match="1 to 12"):
         choose_layers(12, None, "2,13")
-    with pytest.raises(ShapeError, match="rise"):
+    with pytest.raises(ShapeError, match="ascending"):
         choose_layers(12, None, "5,2")
     with pytest.raises(UsageError, match="names 2 layers"):
         choose_layers(12, 3, "2,4")
-    with pytest.raises(UsageError, match="no list"):
+    with pytest.raises(UsageError, match="neither a list"):
         choose_layers(12, None, "evry-second")
 
 
