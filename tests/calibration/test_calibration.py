@@ -573,7 +573,7 @@ def test_few_texts_are_the_same_few_and_counted_by_language(
     assert "calibrated on 5 texts in es" in (tmp_path / "s" / "README.md").read_text()
 
 
-def test_disturbed_copies_are_as_many_as_asked_for(
+def test_noised_copies_are_as_many_as_asked_for(
     tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """More than one of each text too; a copy is as long as its text."""
