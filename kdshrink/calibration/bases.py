@@ -1,4 +1,4 @@
-"""Orthonormal bases that a narrower student's hidden units and heads are expressed in."""
+"""Low-rank bases for the hidden states and attention heads of a narrower student."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from .regression import JITTER
 
 
 def _root(second_moment: Tensor) -> Tensor:
-    """The Cholesky factor L of a second moment L Lᵀ, which is made safe to factor."""
+    """The Cholesky factor L of a second moment L Lᵀ, after a small multiple of I is added to it."""
     jitter = 1e-7 * second_moment.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(JITTER)
     eye = torch.eye(second_moment.shape[-1]).to(second_moment)
     return torch.linalg.cholesky(second_moment + jitter[..., None, None] * eye)
 
 
 def score_bases(queries: Tensor, keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Maps of a head's queries and keys to fewer dimensions that keep their scores q·k best.
+    """Project each head's queries and keys to fewer dimensions with the least error of the scores q·k.
 
     With second moments C_q = L_q L_qᵀ and C_k = L_k L_kᵀ the expected squared error of the scores is
-    least when L_qᵀ A Bᵀ L_k is the truncated SVD U S Vᵀ of L_qᵀ L_k (Eckart and Young 1936): so
-    A = L_q⁻ᵀ U S^½ and B = L_k⁻ᵀ V S^½. Both are scaled by (size/d)^¼, since a head of another size
-    divides its scores by another root.
+    minimal when L_qᵀ A Bᵀ L_k is the truncated SVD U S Vᵀ of L_qᵀ L_k (Eckart and Young 1936): so
+    A = L_q⁻ᵀ U S^½ and B = L_k⁻ᵀ V S^½. Both are scaled by (size/d)^¼, since attention divides scores
+    by the square root of the head size.
 
     Args:
         queries, keys: (heads, d, d), second moments over tokens, in double precision.
-        size: How many dimensions, at most d.
+        size: The new head size, at most d.
 
     Returns:
         A and B, (heads, d, size): q ↦ Aᵀq, k ↦ Bᵀk. Identities where size is d.
@@ -43,20 +43,20 @@ def score_bases(queries: Tensor, keys: Tensor, size: int) -> tuple[Tensor, Tenso
 
 
 def value_basis(values: Tensor, outward: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """A map of a head's values to fewer dimensions, and back, that keeps what is passed on best.
+    """Project each head's values to fewer dimensions with the least error of the attention output.
 
-    With the second moment C = L Lᵀ and the SVD of the outward map times it, W L = U S Vᵀ, the values
-    are whitened and their leading directions kept: v ↦ S_r^½ V_rᵀ L⁻¹ v, and back by L V_r S_r^-½. Half
-    of S stands on each side, so that neither weight is so small that a step of Adam, which has one size
-    for all, overturns it.
+    With the second moment C = L Lᵀ and the SVD W L = U S Vᵀ, where W is the head's part of the output
+    projection, the values are whitened and their leading directions kept: v ↦ S_r^½ V_rᵀ L⁻¹ v, and
+    back by L V_r S_r^-½. S is split evenly between the two maps, so that neither has weights much
+    smaller than a step of Adam, whose size does not depend on theirs.
 
     Args:
         values: (heads, d, d), mean second moments over tokens, in double precision.
-        outward: (heads, out, d), what the output projection does with each head.
-        size: How many dimensions, at most d.
+        outward: (heads, out, d), the output projection's weight for each head.
+        size: The new head size, at most d.
 
     Returns:
-        The map (heads, d, size), v ↦ Mᵀv, and the way back (heads, d, size), v ≈ R Mᵀv.
+        M and R, both (heads, d, size): the projection v ↦ Mᵀv, and its reconstruction v ≈ R Mᵀv.
     """
     heads, d, _ = values.shape
     if size == d:
@@ -72,13 +72,13 @@ def value_basis(values: Tensor, outward: Tensor, size: int) -> tuple[Tensor, Ten
 
 
 def principal_basis(second_moment: Tensor, size: int) -> Tensor:
-    """An orthonormal basis of the span of the leading eigenvectors of a second moment (H, H), (H, size).
+    """An orthonormal basis (H, size) of the leading eigenvectors of a second moment (H, H).
 
-    LayerNorm takes the mean out of the channels, and so loses the direction in which all are equal. The
-    eigenvectors, in falling order, are reflected so that this is the last of them, the weakest, where
-    otherwise it would be a mixture of all (Householder's reflection that swaps both directions).
+    LayerNorm subtracts the mean over channels, which removes one direction: that in which all channels
+    are equal. A Householder reflection of the eigenvectors, sorted by falling eigenvalue, makes this
+    direction the last and weakest of them, so that the norm loses as little as possible.
 
-    An eigenvector's sign is chosen so that its largest entry is positive: the solver's is any.
+    Each eigenvector's sign, which the solver leaves open, makes its largest entry positive.
     """
     vectors = torch.linalg.eigh(second_moment).eigenvectors[:, -size:].flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))

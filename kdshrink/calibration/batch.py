@@ -1,4 +1,4 @@
-"""What models compute on a text, spilled to disk between layers so that memory stays bounded."""
+"""Batches of texts without padding, and attention on them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..data.batching import batches_by_length
 
 @dataclass(frozen=True)
 class Batch:
-    """Some texts of like length, their real tokens in rows one after another.
+    """Texts of similar length, their non-padding tokens concatenated to one row per token.
 
     Attributes:
-        texts: Numbers of the texts.
+        texts: Indices of the texts.
         lengths: Tokens of each.
-        begin: The row of the first token.
+        begin: The row of the first token among those of all batches.
     """
 
     texts: tuple[int, ...]
@@ -31,21 +31,22 @@ class Batch:
         return sum(self.lengths)
 
     def mask(self, device: torch.device) -> Tensor:
-        """(B, T), true at real tokens."""
+        """(B, T), true at non-padding tokens."""
         lengths = torch.tensor(self.lengths, device=device)
         return torch.arange(max(self.lengths), device=device) < lengths[:, None]
 
     def firsts(self, device: torch.device) -> Tensor:
-        """(B), the row of each text's first token within the batch."""
+        """(B,), the row of each text's first token within the batch."""
         lengths = torch.tensor(self.lengths, device=device)
         return lengths.cumsum(0) - lengths
 
 
 def make_batches(lengths: Sequence[int], most_tokens: int) -> list[Batch]:
-    """Batches of texts of like length, the longest first, of at most so many tokens with padding.
+    """Group texts of similar length into batches, the longest first.
 
     Args:
-        lengths: Of each text, in tokens.
+        lengths: Tokens of each text.
+        most_tokens: Tokens of a batch at most, padding included.
     """
     batches, begin = [], 0
     for rows in batches_by_length(lengths, tokens=most_tokens, longest_first=True):
@@ -57,13 +58,13 @@ def make_batches(lengths: Sequence[int], most_tokens: int) -> list[Batch]:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, batch: Batch, heads: int) -> Tensor:
-    """Softmax attention among the tokens of each text.
+    """Scaled dot-product attention within each text of a batch.
 
     Args:
         query, key, value: (tokens, heads · head size).
 
     Returns:
-        The heads' contexts side by side, (tokens, heads · head size).
+        The context vectors of all heads, concatenated: (tokens, heads · head size).
     """
     mask = batch.mask(query.device)
 

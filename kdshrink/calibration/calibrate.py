@@ -1,4 +1,4 @@
-"""Calibrating a student that stands on disk: text encoded, models loaded, weights written back."""
+"""Calibrates a student directory: encodes the texts, fits the weights, writes them back."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from .texts import CalibrationData, Texts
 logger = logging.getLogger(__name__)
 
 BASIS = "basis.safetensors"
-"""The file of a narrower student's basis, beside its weights."""
+"""The file in a student directory with the basis of its hidden states, if narrower than the teacher's."""
 
 _BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """What calibrating read, and how near the student came.
+    """The data that a calibration used, and the error that remains.
 
     Attributes:
-        texts: Texts read, by language.
-        tokens: Tokens of them all and of their disturbed copies.
-        errors: After the embeddings and after each layer, the relative squared error of the student's
-            hidden states.
+        texts: Number of texts by language.
+        tokens: Tokens of all texts and of their noised copies.
+        errors: Relative squared error of the student's hidden states, after the embeddings and after
+            each layer.
         basis: P (teacher's width, student's width); None where the widths are equal.
-        heads: For each layer, the teacher's head that each of its heads stands for.
+        heads: For each layer of the student, the teacher's head that each of its heads replaces.
     """
 
     texts: dict[str, int]
@@ -57,7 +57,7 @@ class CalibrationReport:
     heads: tuple[tuple[Head, ...], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """What --json and a record say of it."""
+        """The content of `calibration` in --json and in kdshrink.json."""
         errors = [round(error, 6) for error in self.errors]
         return {
             "texts": self.texts,
@@ -78,22 +78,24 @@ def calibrate_student(
     settings: Settings | None = None,
     progress: Progress = silent,
 ) -> CalibrationReport:
-    """Overwrite the weights of a copied student by calibrated ones; a narrower one's basis goes beside.
+    """Replace a copied student's weights by calibrated ones; if it is narrower, write its basis too.
 
     Args:
         source: The teacher.
         folder: The student's directory, with its tokenizer, as `shrink_source` writes it.
-        kept: Ids of the teacher's tokens that the student has, in its order; None for all.
+        plan: How the student was cut out of the teacher.
+        data: The texts to calibrate on.
+        kept: For each of the student's tokens the teacher's id; None if the vocabularies are the same.
 
     Raises:
-        ModelError: Such models cannot be calibrated, or one is damaged.
+        ModelError: The architecture is not supported, or a model is damaged.
     """
     copied = find_model(str(folder), source.access)
     tokenizer = load_tokenizer(copied, data.task)
     length = fitting_length(data.max_length, tokenizer, source.config)
     encoded = encode(data.table, tokenizer, task=data.task, max_length=length, label_ids=None)
-    pieces = None if kept is None else torch.tensor(kept, device=device)
-    texts = Texts(encoded, tokenizer, pieces, device, data.copies)
+    teacher_ids = None if kept is None else torch.tensor(kept, device=device)
+    texts = Texts(encoded, tokenizer, teacher_ids, device, data.copies)
     teacher = to_device(load_weights(source, copied.task), device).eval()
     student = to_device(load_weights(copied, copied.task), device).eval()
     batches = make_batches(texts.lengths, _BATCH_TOKENS)
@@ -109,7 +111,7 @@ def calibrate_student(
             texts,
             plan.layers,
             Path(spilled),
-            pieces=pieces,
+            teacher_ids=teacher_ids,
             settings=settings,
             progress=progress,
         )
@@ -130,10 +132,10 @@ def _check_finite(source: Source, errors: Sequence[float]) -> None:
 
 @contextmanager
 def _solving(source: Source, tokens: int) -> Iterator[None]:
-    """Tell of too little text, and of equations that have no solution for that reason."""
+    """Warn where there is little text, and raise ModelError where too little to solve the regressions."""
     if tokens < source.width:
         logger.warning(
-            "calibrating on %d tokens, for a width of %d: more text does better",
+            "calibrating on %d tokens, for a width of %d: more text gives better weights",
             tokens,
             source.width,
         )
@@ -141,14 +143,14 @@ def _solving(source: Source, tokens: int) -> Iterator[None]:
         yield
     except torch.linalg.LinAlgError as error:
         raise ModelError(
-            f"--init calibrated: {source.name} cannot be calibrated on {tokens} tokens of text: what it makes "
-            f"of them does not tell {source.width} channels apart.\n"
+            f"--init calibrated: {source.name} cannot be calibrated on {tokens} tokens of text: its "
+            f"activations on them do not determine weights for a width of {source.width}.\n"
             "Give more text with --data, or raise --calibration-samples."
         ) from error
 
 
 def _write(path: Path, state: dict[str, Tensor]) -> None:
-    """Rewrite a weights file with the tensors of a model: the same names and types."""
+    """Rewrite a weights file with the tensors of a model, under the same names and in the same types."""
     with TensorReader(path.parent) as reader:
         specs = dict(reader.specs)
     path.unlink()
@@ -156,16 +158,16 @@ def _write(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def write_basis(folder: Path, basis: Tensor) -> None:
-    """Write a basis beside a student's weights."""
+    """Write a basis to a student's directory."""
     spec = TensorSpec(tuple(basis.shape), basis.dtype)
     write_tensors(folder / BASIS, {"basis": spec}, lambda _: basis)
 
 
 def read_basis(student: Source) -> Tensor | None:
-    """The basis that a student's record names, (teacher's width, student's width); None without one.
+    """The basis (teacher's width, student's width) that a student's kdshrink.json names; None without one.
 
     Raises:
-        ModelError: The record names one, and it is not there or damaged.
+        ModelError: The file is missing or damaged.
     """
     calibration = student.record.calibration
     if calibration is None or calibration.basis is None:

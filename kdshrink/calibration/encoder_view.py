@@ -1,4 +1,4 @@
-"""One view of the encoders that can be calibrated, by the table of architectures."""
+"""The modules of an encoder under uniform names, whichever of the supported architectures it has."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from .batch import Batch, attend
 
 @dataclass(frozen=True)
 class LayerView:
-    """A layer: attention, its output, a norm; the inner and outer half of the FFN, a norm.
+    """The modules of a Transformer layer with normalisation after each residual sum (post-LN).
 
     Attributes:
-        context: From a layer's input (tokens, width) to the heads' contexts side by side.
-        position_query, position_key: Projections of relative positions, where they have their own.
+        context: Maps a layer's input (tokens, width) to the concatenated context vectors of its heads.
+        position_query, position_key: Projections of relative positions; None where they share those of
+            the tokens, or there are none.
     """
 
     query: nn.Linear
     key: nn.Linear
     value: nn.Linear
-    mix: nn.Linear
-    middle_norm: nn.LayerNorm
-    inner: nn.Linear
+    attention_output: nn.Linear
+    attention_norm: nn.LayerNorm
+    ffn_up: nn.Linear
     activation: Callable[[Tensor], Tensor]
-    outer: nn.Linear
-    norm: nn.LayerNorm
+    ffn_down: nn.Linear
+    ffn_norm: nn.LayerNorm
     heads: int
     context: Callable[[Tensor, Batch], Tensor]
     position_query: nn.Linear | None = None
@@ -39,24 +40,26 @@ class LayerView:
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """The layer's output for its input, both (tokens, width)."""
-        return self.upper(self.middle(x, batch))
+        return self.ffn(self.post_attention(x, batch))
 
-    def middle(self, x: Tensor, batch: Batch) -> Tensor:
-        """What is between attention and the FFN."""
-        return self.middle_norm(self.mix(self.context(x, batch)) + x)
+    def post_attention(self, x: Tensor, batch: Batch) -> Tensor:
+        """The hidden states between attention and the FFN, (tokens, width), from the layer's input."""
+        return self.attention_norm(self.attention_output(self.context(x, batch)) + x)
 
-    def upper(self, middle: Tensor) -> Tensor:
-        """The output, from what is between attention and the FFN."""
-        return self.norm(self.outer(self.activation(self.inner(middle))) + middle)
+    def ffn(self, post_attention: Tensor) -> Tensor:
+        """The layer's output, (tokens, width), from the hidden states between attention and the FFN."""
+        return self.ffn_norm(
+            self.ffn_down(self.activation(self.ffn_up(post_attention))) + post_attention
+        )
 
 
 @dataclass(frozen=True)
 class HeadView:
-    """What reads the last hidden states: an activated dense layer, an output layer, or both.
+    """The head on the last hidden states: a dense layer with activation, an output layer, or both.
 
     Attributes:
-        dense: As in BERT's pooler and RoBERTa's head; None where tokens are classified.
-        output: The layer that puts out logits; None for a bare encoder.
+        dense: The layer of BERT's pooler or RoBERTa's head; None for token classification.
+        output: The layer that gives the logits; None for a bare encoder.
     """
 
     dense: nn.Linear | None
@@ -75,26 +78,26 @@ class PositionsView:
     """DeBERTa's embeddings of relative positions, which the attention of every layer reads.
 
     Attributes:
-        norm: None where they are read as they are.
+        norm: Applied to the table before use; None where there is none.
     """
 
     table: nn.Embedding
     norm: nn.LayerNorm | None
 
     def states(self) -> Tensor:
-        """(positions, width), as attention reads them."""
+        """(positions, width), the embeddings after the norm."""
         return self.table.weight if self.norm is None else self.norm(self.table.weight)
 
 
 @dataclass(frozen=True)
 class EncoderView:
-    """A model's parts.
+    """The modules of an encoder with an optional head.
 
     Attributes:
-        embeddings: From ids to hidden state 0; ends in the norm.
-        norm: The embeddings' own.
-        tables: Embedding tables that are added up before the norm; the word embeddings first.
-        head: None where nothing reads the hidden states.
+        embeddings: Maps ids to hidden state 0; its last module is `norm`.
+        norm: The norm of the embeddings.
+        tables: Embedding tables that are summed before the norm; the word embeddings first.
+        head: None for an encoder without pooler or head.
     """
 
     embeddings: nn.Module
@@ -106,20 +109,20 @@ class EncoderView:
 
     @property
     def reads_first(self) -> bool:
-        """Whether the head reads the first token of a text alone."""
+        """Whether the head reads only the first token of each text."""
         return self.head is not None and self.head.dense is not None
 
     @property
     def classifies_tokens(self) -> bool:
-        """Whether the head puts out logits for every token."""
+        """Whether the head classifies every token."""
         return self.head is not None and self.head.dense is None
 
 
 def view(model: Any) -> EncoderView:
-    """The view of a model with a head for classification, or of a bare encoder.
+    """The view of a model with a classification head, or of a bare encoder.
 
     Raises:
-        ModelError: There is no view of its type.
+        ModelError: Its architecture cannot be calibrated.
     """
     family = family_of(model.config.to_dict(), "calibrated")
     assert family.attention is not None
@@ -154,12 +157,12 @@ def _layer(
         query=find_module(layer, names.query),
         key=find_module(layer, names.key),
         value=find_module(layer, names.value),
-        mix=find_module(layer, names.attention_output),
-        middle_norm=find_module(layer, names.attention_norm),
-        inner=find_module(layer, names.ffn_up),
+        attention_output=find_module(layer, names.attention_output),
+        attention_norm=find_module(layer, names.attention_norm),
+        ffn_up=find_module(layer, names.ffn_up),
         activation=find_module(layer, names.activation),
-        outer=find_module(layer, names.ffn_down),
-        norm=find_module(layer, names.ffn_norm),
+        ffn_down=find_module(layer, names.ffn_down),
+        ffn_norm=find_module(layer, names.ffn_norm),
         heads=base.config.num_attention_heads,
         context=make_context(layer, names, base),
         position_query=find_module(layer, names.position_query),
@@ -178,7 +181,7 @@ def _dot_product_context(layer: Any, names: LayerModules, base: Any) -> Context:
 
 
 def _disentangled_context(layer: Any, names: LayerModules, base: Any) -> Context:
-    """Disentangled attention by the model's own module, which is the only one who knows its ways."""
+    """Disentangled attention, computed by the model's own module on padded hidden states."""
     attention, encoder = find_module(layer, names.attention), base.encoder
 
     def context(x: Tensor, batch: Batch) -> Tensor:
@@ -209,5 +212,5 @@ def _head(model: Any, names: HeadModules) -> HeadView | None:
 
 
 def normalise(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """What a norm computes before its weight and bias."""
+    """The output of a norm without its weight and bias."""
     return functional.layer_norm(x, norm.normalized_shape, eps=norm.eps)

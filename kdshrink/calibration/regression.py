@@ -1,7 +1,7 @@
-"""The mathematics of a calibrated start: a student's weights in closed form, from sums over tokens.
+"""Weighted least squares in closed form, accumulated over batches of activations.
 
-Pure functions of tensors. Activations come a batch at a time; what is kept of them are sums of a fixed
-size, in double precision, and every solution is found in double precision.
+Memory does not grow with the text: only sums of a fixed size are kept. Sums and solutions are in double
+precision.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ JITTER = 1e-9
 
 @dataclass(frozen=True)
 class Affine:
-    """x ↦ x Wᵀ + b, with a weight (out, in) and a bias (out)."""
+    """x ↦ x Wᵀ + b, with a weight (out, in) and a bias (out,)."""
 
     weight: Tensor
     bias: Tensor
@@ -26,9 +26,9 @@ class Regression:
     """Ridge regression towards a prior, fed in batches: min over W, b of Σw‖xWᵀ + b − y‖² + λ‖W − W₀‖².
 
     The bias is free. With r = y − xW₀ᵀ and centred sums G = Σw x xᵀ and C = Σw x rᵀ the solution is
-    Wᵀ = W₀ᵀ + (G + λI)⁻¹C, b = r̄ − (W − W₀)x̄ (Hoerl and Kennard 1970). So what the prior explains stays
-    exactly as it is. Sums are taken about the means of the first batch, so that a large mean costs no
-    digits; products within a batch have the activations' precision, all else is double.
+    Wᵀ = W₀ᵀ + (G + λI)⁻¹C, b = r̄ − (W − W₀)x̄ (Hoerl and Kennard 1970). So where the prior
+    fits exactly, it is the solution. Sums are taken about the means of the first batch, so that large
+    means cost no precision; products within a batch have the activations' precision, all else is double.
 
     Args:
         prior: W₀ (out, in).
@@ -41,7 +41,7 @@ class Regression:
         self._count = 0.0
 
     def add(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
-        """Add a batch of x (n, in) and y (n, out), with how much each row counts, (n, 1)."""
+        """Add a batch of inputs x (n, in) and targets y (n, out), with a weight for each row, (n, 1)."""
         rest = y - x @ self._prior.to(x).T
         if self._origin is None:
             self._origin = tuple(part.double().mean(0) for part in (x, rest, y))
@@ -70,8 +70,10 @@ class Regression:
 
         Args:
             ridge: λ in units of the mean diagonal of G.
-            inputs: Numbers of the inputs to regress on, as if the others had never been there; None
-                for all.
+            inputs: Indices of the inputs to regress on, with the others left out; None for all.
+
+        Raises:
+            torch.linalg.LinAlgError: The rows do not determine a solution.
         """
         assert self._origin is not None
         x, rest, gram, cross = self._centred()
@@ -79,7 +81,7 @@ class Regression:
         if inputs is not None:
             others = torch.ones(len(x), dtype=torch.bool, device=x.device)
             others[inputs] = False
-            # What the prior of the others explained is for these to explain now.
+            # The part of the target that the others' prior explained is for these to explain now.
             rest = rest + prior[:, others] @ x[others]
             cross = cross[inputs] + gram[inputs][:, others] @ prior[:, others].T
             x, gram, prior = x[inputs], gram[inputs][:, inputs], prior[:, inputs]
@@ -88,19 +90,20 @@ class Regression:
         return Affine(prior + change, rest - change @ x)
 
     def prune(self, ridge: float, count: int, rounds: int = 4) -> Tensor:
-        """The inputs that serve best together, by backward elimination.
+        """Select the inputs that jointly predict the target best, by backward elimination.
 
-        Leaving input j out of the solution W, and mending the other weights for it, adds the squared
-        error ‖W_j‖² / [H⁻¹]_jj, where H = G + λI: the Optimal Brain Surgeon (Hassibi and Stork 1993). The
-        cheapest go, in a few rounds, since what one does another may do too: in each, costs are found
-        anew.
+        Removing input j from the solution W, with the other weights refitted, adds the squared error
+        ‖W_j‖² / [H⁻¹]_jj, where H = G + λI: the Optimal Brain Surgeon (Hassibi and Stork 1993). The inputs
+        of least cost are removed in a few rounds, with costs computed anew in each, since inputs may be
+        redundant.
 
         Args:
             ridge: λ in units of the mean diagonal of G, here towards zero.
             count: How many inputs to keep.
+            rounds: In how many rounds to remove the others.
 
         Returns:
-            Their numbers, (count), rising.
+            Indices of the kept inputs, (count,), ascending.
         """
         _, _, gram, cross = self._centred()
         target = cross + gram @ self._prior.T
@@ -114,7 +117,7 @@ class Regression:
         return kept
 
     def explained(self, solution: Affine) -> Tensor:
-        """The share of each output's variance that a solution explains, (out), from 0 to 1."""
+        """The share of each output's variance that a solution explains, (out,), from 0 to 1."""
         _, rest, gram, cross = self._centred()
         change = solution.weight - self._prior
         squares, mean, mean_square = (total / self._count for total in self._sums[4:])
@@ -134,21 +137,21 @@ def _ridged(gram: Tensor, ridge: float) -> Tensor:
 
 
 class ChannelFit:
-    """For each channel c the line that fits best: min over g, b of Σw(g_c z_c + b_c − y_c)²."""
+    """Fits a slope and an offset for each channel c: min over g, b of Σw(g_c z_c + b_c − y_c)²."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
         self._count = 0.0
 
     def add(self, z: Tensor, y: Tensor, weights: Tensor) -> None:
-        """Add a batch of z and y, both (n, channels)."""
+        """Add a batch of inputs z and targets y, both (n, channels), with a weight for each row, (n, 1)."""
         z, y, weights = z.double(), y.double(), weights.double()
         new = torch.stack([(part * weights).sum(0) for part in (z, y, z * z, z * y)])
         self._sums = new if self._sums is None else self._sums + new
         self._count += float(weights.sum())
 
     def solve(self) -> Affine:
-        """Slopes as the weight (channels) and offsets as the bias, in double precision."""
+        """Slopes as the weight and offsets as the bias, both (channels,), in double precision."""
         assert self._sums is not None
         z, y, zz, zy = self._sums / self._count
         slope = (zy - z * y) / (zz - z * z).clamp_min(JITTER)

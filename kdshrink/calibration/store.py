@@ -1,4 +1,4 @@
-"""Hidden states of many batches, in memory or on disk."""
+"""Activations of many batches, on disk."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from .batch import Batch
 
 
 class Spill:
-    """Arrays of a row a token, each in a memory-mapped file.
+    """Float32 arrays with one row per token, each in a memory-mapped file.
 
-    A file is mapped for one batch at a time, since the pages of a mapping count as memory.
+    A file is mapped for one batch at a time, since mapped pages count as memory of the process.
 
     Args:
         folder: Where the files go.
-        widths: The arrays' names and widths.
-        rows: Tokens of the whole text.
+        widths: The width of each array by name.
+        rows: Tokens of all batches.
+        device: Where `read` puts what it reads.
 
     Raises:
-        OSError: The disk is too small.
+        OSError: The disk has no room for them.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Spill:
             with (folder / name).open("wb") as file:
                 file.truncate(4 * width * rows)
                 if hasattr(os, "posix_fallocate"):
-                    # A disk that fills up under a mapping would end the process.
+                    # Reserved now, since a write to a mapped file on a full disk kills the process.
                     os.posix_fallocate(file.fileno(), 0, 4 * width * rows)
 
     def _mapped(self, name: str, batch: Batch) -> np.memmap:
@@ -49,7 +50,7 @@ class Spill:
         )
 
     def read(self, name: str, batch: Batch) -> Tensor:
-        """(tokens, width) of a batch, on the device."""
+        """The rows of a batch, (tokens, width), on the device."""
         return torch.from_numpy(np.array(self._mapped(name, batch))).to(self._device)
 
     def write(self, name: str, batch: Batch, rows: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The text that a sweep goes over, with what both models compute on it so far."""
+"""The calibration texts, with both models' activations on them up to the current layer."""
 
 from __future__ import annotations
 
@@ -13,31 +13,40 @@ from .batch import Batch
 from .store import Spill
 
 Ids = Callable[[Batch], tuple[Tensor, Tensor]]
-"""Gives a batch's ids for the teacher and for the student, both (B, T), padded."""
+"""Gives a batch's padded input ids for the teacher and for the student, both (B, T)."""
 
-THEIRS, SUM, MINE, BRANCH, WEIGHT = "theirs", "sum", "mine", "branch", "weight"
-"""What is spilled for each token: the teacher's hidden state and the sum before its next norm, the
-student's hidden state and what its layer is at, and how much the token counts."""
+TEACHER_HIDDEN, TEACHER_RESIDUAL, STUDENT_HIDDEN, STUDENT_BRANCH, WEIGHT = (
+    "teacher_hidden",
+    "teacher_residual",
+    "student_hidden",
+    "student_branch",
+    "weight",
+)
+"""Arrays on disk with one row per token: the teacher's hidden states and its residual sum before the next
+norm; the student's hidden states and the latest intermediate values of the layer that is being fitted;
+the token's weight in the regressions."""
 
 
-def dropped_middle(number: int) -> str:
-    """What is spilled of the number-th layer (from 0) that a block drops: its state before the FFN."""
+def dropped_post_attention(number: int) -> str:
+    """The array of the teacher's states between attention and FFN, in a block's dropped layer (from 0)."""
     return f"dropped-{number}"
 
 
 class Stream:
-    """Batches, what is spilled of them, and the basis in which the student sees the teacher.
+    """Batches of texts, their activations on disk, and the basis that maps teacher to student.
 
     Attributes:
-        basis: P (teacher's width, student's width) with orthonormal columns; None where the widths are
-            equal, for the identity.
-        positions: The teacher's and the student's embeddings of relative positions, where their
-            attention reads such.
+        basis: P (teacher's width, student's width) with orthonormal columns; None for the identity,
+            where the widths are equal.
+        positions: The teacher's and the student's embeddings of relative positions; None where there
+            are none.
 
     Args:
-        widths: Of the teacher and of the student.
-        dropped: How many layers a block drops at most.
-        passes: How often the text will be gone over, for the progress.
+        ids: Gives the input ids of a batch.
+        widths: Hidden sizes of the teacher and of the student.
+        dropped: How many of the teacher's layers one layer of the student replaces at most, minus 1.
+        passes: Number of passes over the texts to come, for the progress.
+        folder: Where activations are stored.
     """
 
     def __init__(
@@ -53,8 +62,14 @@ class Stream:
         progress: Progress,
     ) -> None:
         wide, narrow = widths
-        arrays = {THEIRS: wide, SUM: wide, MINE: narrow, BRANCH: narrow, WEIGHT: 1}
-        arrays |= {dropped_middle(number): wide for number in range(dropped)}
+        arrays = {
+            TEACHER_HIDDEN: wide,
+            TEACHER_RESIDUAL: wide,
+            STUDENT_HIDDEN: narrow,
+            STUDENT_BRANCH: narrow,
+            WEIGHT: 1,
+        }
+        arrays |= {dropped_post_attention(number): wide for number in range(dropped)}
         self._spill = Spill(folder, arrays, sum(batch.tokens for batch in batches), device)
         self._batches = batches
         self._progress = progress
@@ -65,7 +80,7 @@ class Stream:
         self.positions: tuple[Tensor, Tensor] | None = None
 
     def batches(self) -> Iterator[Batch]:
-        """One pass over the text."""
+        """One pass over the texts."""
         for batch in self._batches:
             yield batch
             self._done += 1
@@ -78,9 +93,9 @@ class Stream:
         self._spill.write(name, batch, rows)
 
     def project(self, x: Tensor) -> Tensor:
-        """From the teacher's basis to the student's, along the last axis: x P."""
+        """Project the teacher's hidden states, along the last axis, to the student's width: x P."""
         return x if self.basis is None else x @ self.basis.to(x)
 
     def project_out(self, weight: Tensor) -> Tensor:
-        """A map (out, in) into the teacher's hidden states, into the student's: Pᵀ W."""
+        """Project the output axis of a weight (out, in) from the teacher's width to the student's: Pᵀ W."""
         return self.project(weight.T).T

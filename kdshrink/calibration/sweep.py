@@ -1,10 +1,10 @@
-"""A student's weights from its teacher's, layer by layer, on unlabelled text and without a gradient.
+"""Fits a student's weights to its teacher's activations, layer by layer, without labels or gradients.
 
-The sweep goes from the embeddings to the head. At every linear map it solves a ridge regression, from
-what the student really computes there to what the teacher computes at the mapped place, seen in the
-student's basis; so later maps mend what earlier ones lost. No map is fitted to what comes after it, so
-that a second sweep would find the same. It is the layer-wise reconstruction of SparseGPT (Frantar and
-Alistarh 2023) in a basis as SliceGPT's (Ashkboos et al. 2024), for students that are shallower too.
+From the embeddings to the head, every linear map is fitted by a ridge regression from the student's
+actual activations to the teacher's at the corresponding place, projected to the student's width. So
+later maps correct errors of earlier ones; none depends on a later one, so one sweep is enough. This is
+the layer-wise reconstruction of SparseGPT (Frantar and Alistarh 2023) in a basis like SliceGPT's
+(Ashkboos et al. 2024), extended to students with fewer layers.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from ..progress import Progress, silent
 from .bases import principal_basis
 from .batch import Batch
 from .encoder_view import EncoderView, PositionsView, normalise
-from .layer import PASSES, finish, fit_layer, fit_norm, put
+from .layer import PASSES, advance, assign, fit_layer, fit_norm
 from .regression import Affine, ChannelFit, Regression
-from .stream import MINE, THEIRS, WEIGHT, Ids, Stream
+from .stream import STUDENT_HIDDEN, TEACHER_HIDDEN, WEIGHT, Ids, Stream
 
 logger = logging.getLogger(__name__)
 
 _RAREST = 1e-4
-"""A class that is rarer than this among the tokens counts as being as rare as this."""
+"""Lower bound of a class's share of the tokens, where tokens are weighted by it."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the regressions are weighed.
+    """Penalty and token weights of the regressions.
 
     Attributes:
         ridge: λ in units of the mean diagonal of the inputs' moments.
-        rare_classes: Where tokens are classified, each weighs as its class, as the teacher sees it,
-            is rare: by its frequency to the power of minus this.
+        rare_classes: For token classification, a token's weight is the frequency of the class that the
+            teacher predicts for it, to the power of minus this.
     """
 
     ridge: float = 1e-3
@@ -48,13 +48,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a sweep found.
+    """The result of a calibration, beside the student's weights.
 
     Attributes:
         basis: P (teacher's width, student's width), orthonormal columns; None where widths are equal.
-        errors: After the embeddings and after each layer: squared error of the student's hidden states
-            against the teacher's in its basis, over their variance.
-        heads: For each layer, the teacher's head that each of its heads stands for.
+        errors: After the embeddings and after each layer, the squared error of the student's hidden
+            states against the teacher's projected ones, over the variance of these.
+        heads: For each layer of the student, the teacher's head that each of its heads replaces.
     """
 
     basis: Tensor | None
@@ -71,18 +71,24 @@ def calibrate(
     layers: Sequence[int],
     folder: Path,
     *,
-    pieces: Tensor | None = None,
+    teacher_ids: Tensor | None = None,
     settings: Settings | None = None,
     progress: Progress = silent,
 ) -> Calibration:
-    """Overwrite a student's weights by those that make it compute what its teacher does on a text.
+    """Overwrite a student's weights so that its activations match its teacher's on given texts.
 
     Args:
         teacher, student: Views of two models in eval mode and on one device.
-        layers: Numbers (1-based) of the teacher's layers that the student's stand for, rising.
-        folder: Where activations are spilled, in float32: for each token twice the student's width, and
-            the teacher's once more than the longest block of layers that one of the student's replaces.
-        pieces: The teacher's rows of the student's word embeddings; None for all.
+        ids: Gives the input ids of a batch.
+        layers: Numbers (1-based) of the teacher's layers that the student's are matched with, ascending.
+        folder: Where activations are stored, in float32: per token 2 × the student's width + (1 + the
+            most layers that one of the student's replaces) × the teacher's width + 1.
+        teacher_ids: For each of the student's tokens the teacher's id; None if the vocabularies are the
+            same.
+
+    Raises:
+        torch.linalg.LinAlgError: There is too little text to solve a regression.
+        OSError: The disk has no room for the activations.
     """
     settings = settings or Settings()
     widths = teacher.norm.weight.numel(), student.norm.weight.numel()
@@ -100,7 +106,7 @@ def calibrate(
         progress=progress,
     )
     _survey(stream, teacher, widths[1], settings)
-    errors = [_embed(stream, teacher, student, pieces)]
+    errors = [_embed(stream, teacher, student, teacher_ids)]
     heads = []
     for start, number, block, layer in zip(below, layers, blocks, student.layers, strict=True):
         fit = fit_layer(stream, block, layer, settings.ridge)
@@ -110,16 +116,16 @@ def calibrate(
         logger.info("calibrated to layer %d: relative error %.4f", number, fit.error)
     for above in teacher.layers[layers[-1] :]:
         for batch in stream.batches():
-            stream.write(THEIRS, batch, above(stream.read(THEIRS, batch), batch))
+            stream.write(TEACHER_HIDDEN, batch, above(stream.read(TEACHER_HIDDEN, batch), batch))
     _fit_head(stream, teacher, student, settings.ridge)
     basis = None if stream.basis is None else stream.basis.cpu()
     return Calibration(basis, tuple(errors), tuple(heads))
 
 
 def _survey(stream: Stream, teacher: EncoderView, width: int, settings: Settings) -> None:
-    """Weigh the tokens; run the teacher through for the basis of a narrower student.
+    """Compute the tokens' weights, and the basis of a narrower student.
 
-    The basis is that of the leading eigenvectors of the uncentred second moment of the teacher's hidden
+    The basis spans the leading eigenvectors of the uncentred second moment of the teacher's hidden
     states, pooled over tokens and layers.
     """
     wide = teacher.norm.weight.numel()
@@ -152,45 +158,46 @@ def _survey(stream: Stream, teacher: EncoderView, width: int, settings: Settings
 
 
 def _embed(
-    stream: Stream, teacher: EncoderView, student: EncoderView, pieces: Tensor | None
+    stream: Stream, teacher: EncoderView, student: EncoderView, teacher_ids: Tensor | None
 ) -> float:
-    """Put the embedding tables into the basis and fit the norm; the relative error of what comes out."""
+    """Project the embedding tables to the student's width and fit their norm; gives the relative error."""
     words, *others = zip(student.tables, teacher.tables, strict=True)
-    for mine, theirs in (words, *others):
-        rows = theirs.weight if pieces is None or mine is not words[0] else theirs.weight[pieces]
-        mine.weight.copy_(stream.project(rows))
-    # With a weight of 1 and no bias the embeddings put out the normalised sum itself.
-    put(student.norm, Affine(torch.ones(()), torch.zeros(())))
+    for student_table, teacher_table in (words, *others):
+        cut = teacher_ids is not None and student_table is words[0]
+        rows = teacher_table.weight[teacher_ids] if cut else teacher_table.weight
+        student_table.weight.copy_(stream.project(rows))
+    # With a weight of 1 and a bias of 0 the output of the embeddings is the normalised sum itself.
+    assign(student.norm, Affine(torch.ones(()), torch.zeros(())))
 
-    def theirs_of(batch: Batch) -> Tensor:
+    def teacher_output(batch: Batch) -> Tensor:
         return teacher.embeddings(stream.ids(batch)[0])[batch.mask(stream.device)]
 
-    def mine_of(batch: Batch) -> Tensor:
+    def student_output(batch: Batch) -> Tensor:
         return student.embeddings(stream.ids(batch)[1])[batch.mask(stream.device)]
 
-    fit_norm(stream, student.norm, mine_of, theirs_of)
+    fit_norm(stream, student.norm, student_output, teacher_output)
     if teacher.positions is not None and student.positions is not None:
         stream.positions = _fit_positions(stream, teacher.positions, student.positions)
-    return finish(stream, student.norm, theirs_of)
+    return advance(stream, student.norm, teacher_output)
 
 
 def _fit_positions(
-    stream: Stream, theirs: PositionsView, mine: PositionsView
+    stream: Stream, teacher: PositionsView, student: PositionsView
 ) -> tuple[Tensor, Tensor]:
-    """Put embeddings of relative positions into the basis; both models', as attention reads them."""
-    mine.table.weight.copy_(stream.project(theirs.table.weight))
-    if mine.norm is not None:
-        fit, rows = ChannelFit(), mine.table.weight
-        target = stream.project(theirs.states())
-        fit.add(normalise(rows, mine.norm), target, torch.ones_like(rows[:, :1]))
-        put(mine.norm, fit.solve())
-    return theirs.states(), mine.states()
+    """Project the embeddings of relative positions and fit their norm; gives both models', normed."""
+    student.table.weight.copy_(stream.project(teacher.table.weight))
+    if student.norm is not None:
+        fit, rows = ChannelFit(), student.table.weight
+        target = stream.project(teacher.states())
+        fit.add(normalise(rows, student.norm), target, torch.ones_like(rows[:, :1]))
+        assign(student.norm, fit.solve())
+    return teacher.states(), student.states()
 
 
 def _fit_head(stream: Stream, teacher: EncoderView, student: EncoderView, ridge: float) -> None:
-    """Fit the head's dense layer to the teacher's most active units, and its output to the logits."""
-    theirs, mine = teacher.head, student.head
-    if theirs is None or mine is None:
+    """Fit the dense layer to the teacher's most important units, and the output layer to its logits."""
+    teacher_head, student_head = teacher.head, student.head
+    if teacher_head is None or student_head is None:
         return
 
     def rows(batch: Batch, name: str) -> Tensor:
@@ -198,25 +205,27 @@ def _fit_head(stream: Stream, teacher: EncoderView, student: EncoderView, ridge:
         return x[batch.firsts(stream.device)] if teacher.reads_first else x
 
     units = None
-    if theirs.dense is not None and mine.dense is not None:
-        fit = Regression(stream.project(theirs.dense.weight))
-        energy = torch.zeros(theirs.dense.out_features, dtype=torch.float64, device=stream.device)
+    if teacher_head.dense is not None and student_head.dense is not None:
+        fit = Regression(stream.project(teacher_head.dense.weight))
+        energy = torch.zeros(
+            teacher_head.dense.out_features, dtype=torch.float64, device=stream.device
+        )
         for batch in stream.batches():
-            before = theirs.dense(rows(batch, THEIRS))
-            fit.add(rows(batch, MINE), before, rows(batch, WEIGHT))
-            energy += theirs.activation(before).double().pow(2).sum(0)
-        if theirs.output is not None:
-            energy *= theirs.output.weight.double().pow(2).sum(0)
-        units = energy.topk(mine.dense.out_features).indices.sort().values
+            before = teacher_head.dense(rows(batch, TEACHER_HIDDEN))
+            fit.add(rows(batch, STUDENT_HIDDEN), before, rows(batch, WEIGHT))
+            energy += teacher_head.activation(before).double().pow(2).sum(0)
+        if teacher_head.output is not None:
+            energy *= teacher_head.output.weight.double().pow(2).sum(0)
+        units = energy.topk(student_head.dense.out_features).indices.sort().values
         solution = fit.solve(ridge)
-        put(mine.dense, Affine(solution.weight[units], solution.bias[units]))
-    if theirs.output is not None and mine.output is not None:
-        weight = theirs.output.weight
+        assign(student_head.dense, Affine(solution.weight[units], solution.bias[units]))
+    if teacher_head.output is not None and student_head.output is not None:
+        weight = teacher_head.output.weight
         fit = Regression(stream.project(weight) if units is None else weight[:, units])
         for batch in stream.batches():
-            x = rows(batch, MINE)
-            x = x if mine.dense is None else mine.activation(mine.dense(x))
-            logits = theirs.logits(rows(batch, THEIRS))
+            x = rows(batch, STUDENT_HIDDEN)
+            x = x if student_head.dense is None else student_head.activation(student_head.dense(x))
+            logits = teacher_head.logits(rows(batch, TEACHER_HIDDEN))
             assert logits is not None
             fit.add(x, logits, rows(batch, WEIGHT))
-        put(mine.output, fit.solve(ridge))
+        assign(student_head.output, fit.solve(ridge))

@@ -1,4 +1,4 @@
-"""Texts that a student is calibrated on: a sample of each language, some copies of them disturbed."""
+"""Calibration texts: a sample of each language, and noised copies of some of them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from ..data.registry import Task
 from ..data.sampling import language_codes, sample_rows
 from .batch import Batch
 
-_EXCHANGED = 0.5
-"""The share of a disturbed copy's pieces that are exchanged for any of the vocabulary."""
+_REPLACED = 0.5
+"""The share of a noised copy's tokens that are replaced by random ones."""
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """What a student is calibrated on.
+    """The data to calibrate a student on.
 
     Attributes:
-        table: The texts, with `text` and `language`.
-        max_length: Tokens that a text is cut to.
-        copies: Disturbed copies of the texts that are read too, as a share of them.
+        table: The texts, with columns `text` and `language`.
+        task: The task of the data.
+        max_length: Tokens that a text is truncated to.
+        copies: Number of noised copies, as a share of the number of texts.
     """
 
     table: Dataset
@@ -41,7 +42,7 @@ class CalibrationData:
     def sample(
         cls, data: TaskData, per_language: int, *, max_length: int, copies: float
     ) -> CalibrationData:
-        """At most so many texts of each language of the training split, the same whatever the seed."""
+        """Sample up to `per_language` training texts of each language; the same ones for any seed."""
         table = data.splits["train"]
         return cls(
             table.select(sample_rows(table, per_language, "calibration")),
@@ -51,29 +52,31 @@ class CalibrationData:
         )
 
     def counts(self) -> dict[str, int]:
-        """Texts by language."""
+        """Number of texts by language."""
         codes, languages = language_codes(self.table)
         counts = np.bincount(codes, minlength=len(languages))
         return dict(zip(languages, counts.tolist(), strict=True))
 
 
 class Texts:
-    """Encoded texts, and after them disturbed copies of some, in which pieces are exchanged at random.
+    """Encoded texts, followed by noised copies of some, in which tokens are replaced at random.
 
-    A copy's pieces are drawn from the whole vocabulary. So the student is fitted to what the teacher
-    makes of pieces too that the text does not have, as those of languages that are not in it.
+    Replacements are drawn from the whole vocabulary, so that the student is also fitted on tokens that
+    the texts do not contain, such as those of other languages.
 
     Args:
         encoded: Texts as `encoding.encode` makes them.
-        pieces: The teacher's ids of the student's; None if they are the same.
-        copies: Disturbed copies, as a share of the texts.
+        tokenizer: The student's.
+        teacher_ids: For each of the student's tokens the teacher's id; None if the vocabularies are the
+            same.
+        copies: Number of noised copies, as a share of the number of texts.
     """
 
     def __init__(
         self,
         encoded: Dataset,
         tokenizer: PreTrainedTokenizerBase,
-        pieces: Tensor | None,
+        teacher_ids: Tensor | None,
         device: torch.device,
         copies: float,
     ) -> None:
@@ -81,7 +84,7 @@ class Texts:
         self._collate = Collator(int(tokenizer.pad_token_id))
         self._special = np.asarray(sorted(set(tokenizer.all_special_ids)))
         self._ordinary = np.setdiff1d(np.arange(len(tokenizer)), self._special)
-        self._pieces, self._device = pieces, device
+        self._teacher_ids, self._device = teacher_ids, device
         lengths = np.asarray(encoded["length"])
         order = np.random.default_rng(0).permutation(len(lengths))
         copied = np.resize(order, round(copies * len(lengths)))
@@ -89,17 +92,19 @@ class Texts:
         self.lengths = lengths[self._rows].tolist()
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """A batch's ids for the teacher and for the student, both (B, T)."""
+        """The input ids of a batch for the teacher and for the student, both (B, T), padded."""
         rows = self._rows[list(batch.texts)]
         examples = [
-            self._disturbed(example["input_ids"], text) if text >= len(self._examples) else example
+            self._noised(example["input_ids"], text) if text >= len(self._examples) else example
             for text, example in zip(batch.texts, examples_at(self._examples, rows), strict=True)
         ]
-        mine = self._collate(examples)["input_ids"].to(self._device)
-        return (mine if self._pieces is None else self._pieces[mine]), mine
+        student_ids = self._collate(examples)["input_ids"].to(self._device)
+        return (
+            student_ids if self._teacher_ids is None else self._teacher_ids[student_ids]
+        ), student_ids
 
-    def _disturbed(self, ids: Sequence[int], seed: int) -> dict[str, Any]:
+    def _noised(self, ids: Sequence[int], seed: int) -> dict[str, Any]:
         rng, changed = np.random.default_rng(seed), np.asarray(ids)
-        chosen = (rng.random(len(changed)) < _EXCHANGED) & ~np.isin(changed, self._special)
+        chosen = (rng.random(len(changed)) < _REPLACED) & ~np.isin(changed, self._special)
         changed[chosen] = rng.choice(self._ordinary, int(chosen.sum()))
         return {"input_ids": changed}

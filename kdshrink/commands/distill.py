@@ -18,7 +18,7 @@ from ..data.load import TaskData, load_data
 from ..data.request import DataRequest
 from ..distillation.comparison import Comparison
 from ..distillation.loss_evaluator import LossEvaluator
-from ..distillation.matching import map_pieces
+from ..distillation.matching import map_tokens
 from ..distillation.objective import Objective
 from ..distillation.pair import Pair, load_pair
 from ..distillation.student import Student, check_base, given_student, make_student
@@ -226,7 +226,7 @@ def _prepare(
     )
     with tempfile.TemporaryDirectory() as folder:
         student = _student(command, config, models, data, Path(folder), progress)
-        pieces = map_pieces(student.tokenizer, tokenizer, data)
+        teacher_ids = map_tokens(student.tokenizer, tokenizer, data)
         length = fitting_length(config.max_length, student.tokenizer, student.source.config)
         encoded = encode_splits(labelled, _SPLITS, student.tokenizer, length, student.labels)
         comparison = None
@@ -239,7 +239,7 @@ def _prepare(
                 teacher,
                 student,
                 encoded,
-                pieces,
+                teacher_ids,
                 objective,
                 command.output_dir,
                 device,

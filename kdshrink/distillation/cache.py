@@ -1,4 +1,4 @@
-"""A teacher's targets on disk, memory-mapped, example by example."""
+"""A teacher's targets on disk, memory-mapped, one example at a time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _DONE = "done.bin"
 
 @dataclass(frozen=True)
 class ExampleTargets:
-    """What a teacher says of one example of L tokens.
+    """A teacher's targets for one example of L tokens; None where they are not recorded.
 
     Attributes:
-        states: (S, L, H): the embedding output, if it is recorded, and the mapped hidden states.
+        states: (S, L, H): the embedding output, if recorded, and the hidden states of the mapped layers.
         attention: (M, heads, L, L), of the mapped layers.
-        logits: (C), or (L, C) for token tasks.
+        logits: (C,), or (L, C) for token tasks.
     """
 
     states: Tensor | None
@@ -38,7 +38,7 @@ class ExampleTargets:
 
 @dataclass(frozen=True)
 class TargetShape:
-    """Sizes of an example's targets; 0 states, layers of attention or classes if not recorded."""
+    """Sizes of an example's targets; 0 states, layers of attention or classes where not recorded."""
 
     states: int
     width: int
@@ -49,7 +49,7 @@ class TargetShape:
     dtype: torch.dtype
 
     def shapes(self, length: int) -> dict[str, tuple[int, ...]]:
-        """Of an example of so many tokens, what there is."""
+        """The shape of each recorded target by name, for an example of `length` tokens."""
         logits = (length, self.classes) if self.token_logits else (self.classes,)
         shapes: dict[str, tuple[int, ...]] = {
             "states": (self.states, length, self.width),
@@ -59,7 +59,7 @@ class TargetShape:
         return {name: shape for name, shape in shapes.items() if 0 not in shape}
 
     def offsets(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
-        """Where each example's values begin and end in a flat array of all, n + 1 numbers."""
+        """Offsets of the examples in the flat array of each target, (n + 1,)."""
         long = lengths.astype(np.int64)
         sizes = {
             "states": self.states * self.width * long,
@@ -73,20 +73,21 @@ class TargetShape:
         }
 
     def bytes(self, lengths: np.ndarray) -> int:
-        """What the targets of all examples take."""
+        """Bytes that the targets of all examples take."""
         return sum(int(ends[-1]) for ends in self.offsets(lengths).values()) * self.dtype.itemsize
 
 
 class TargetCache:
-    """Targets of a training set's examples, filled as they are made.
+    """The targets of a training set's examples, written as they are computed.
 
-    Each kind of target is one flat file that is mapped into memory; a byte an example says whether it
-    is there, and is set after the values were written. Its space is taken at once, since a mapped file
-    that finds the disk full kills the process. A folder with another key is emptied.
+    Each kind of target is one flat, memory-mapped file. One byte per example says whether its targets are
+    written, and is set after them. Disk space is reserved at once, since a write to a mapped file on a
+    full disk kills the process. A folder with another key is emptied.
 
     Args:
-        key: What decides the values: teacher, data and settings.
+        key: What the values depend on: teacher, data and settings.
         lengths: (n,) tokens of each example.
+        shape: Sizes of an example's targets.
 
     Raises:
         OutputError: The disk has no room for it.
@@ -119,7 +120,7 @@ class TargetCache:
         }
 
     def has(self, rows: Sequence[int]) -> bool:
-        """Whether all these examples are there."""
+        """Whether the targets of all these examples are written."""
         return bool(self.done[list(rows)].all())
 
     def write(self, rows: Sequence[int], examples: Sequence[ExampleTargets]) -> None:
@@ -130,7 +131,7 @@ class TargetCache:
         self.done[list(rows)] = 1
 
     def read(self, rows: Sequence[int]) -> list[ExampleTargets]:
-        """Views of the files' values, on the CPU."""
+        """The targets of these examples, as views of the files on the CPU."""
         return [self._example(row) for row in rows]
 
     def _example(self, row: int) -> ExampleTargets:

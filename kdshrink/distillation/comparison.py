@@ -1,4 +1,4 @@
-"""What a distillation was good for: the teacher, the untrained student and the distilled one."""
+"""Scores of the teacher, the untrained student and the distilled student (--compare)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ from .student import Student
 
 
 class Comparison:
-    """Scores of the models on the test split, languages seen in training and unseen ones apart.
+    """Scores of the models on the test split, for languages seen in training and unseen ones.
 
-    Making one scores the teacher and the untrained student.
+    The constructor scores the teacher and the untrained student.
 
     Args:
         test: The test split, in all its languages.
         trained_on: The languages that the student is trained on.
-        teacher: The teacher's files, which are read for this alone.
+        teacher: The teacher's files; the model is loaded for this only.
         tokenizer: The teacher's.
+        max_length: Tokens that a text is truncated to.
         seed: Of the student's head, where its files have none.
+
+    Raises:
+        DataError: The data is a single file, which has no test split.
     """
 
     def __init__(

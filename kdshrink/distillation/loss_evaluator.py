@@ -1,4 +1,4 @@
-"""A development score without labels: the objective itself."""
+"""The objective on a development set without labels, as its score."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .teacher import Teacher
 
 @dataclass(frozen=True)
 class LossEvaluator:
-    """Scores a student where there are no labels: by the objective itself, its sign turned.
+    """Scores a student without labels, by the negative loss on a development set.
 
     Attributes:
         table, encoded: The development set, and the same tokenised.
-        learner: Holds the student that is scored.
+        learner: The student to score, with its objective.
     """
 
     table: Dataset

@@ -1,9 +1,8 @@
-"""The terms of the objective, as pure functions of tensors.
+"""The distillation losses, as pure functions of tensors.
 
-TinyBERT (Jiao et al. 2020, arXiv:1909.10351, eq. 7 to 10) with the task's own loss added. Where its
-code averages over padding too, these count real tokens only, so that no term depends on how a batch
-was padded. Every function returns a sum and what it is a mean over, on the tensors' device, so that
-means over several batches can be had without waiting for it.
+They are those of TinyBERT (Jiao et al. 2020, arXiv:1909.10351, eq. 7 to 10). Unlike its code, they count
+non-padding tokens only, so that no loss depends on a batch's padding. Every function returns a sum and a
+count, on the tensors' device: a mean over several batches needs no synchronisation for each.
 """
 
 from __future__ import annotations
@@ -17,26 +16,26 @@ from ..training.losses import Term
 
 
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Term:
-    """Squared error of hidden states or embeddings, over real tokens × width (eq. 8 and 9).
+    """Squared error of hidden states or embeddings, over non-padding tokens × width (eq. 8 and 9).
 
     Args:
         student, teacher: (B, T, H), the student's projected to the teacher's width.
-        mask: (B, T), true at real tokens.
+        mask: (B, T), true at non-padding tokens.
     """
     error = (student.float() - teacher.float()).masked_fill(~mask[..., None], 0.0)
     return Term(error.pow(2).sum(), mask.sum() * student.shape[-1])
 
 
 def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Term:
-    """Squared error of attention, over real queries × real keys × heads (eq. 7).
+    """Squared error of attention, over non-padding queries × keys × heads (eq. 7).
 
     Where the head counts differ, groups of neighbouring heads on either side are averaged down to
     their greatest common divisor, and these averages are compared.
 
     Args:
         student: (B, heads, T, T), scores or probabilities.
-        teacher: (B, other heads, T, T), the same kind.
-        mask: (B, T), true at real tokens.
+        teacher: (B, teacher's heads, T, T), the same kind.
+        mask: (B, T), true at non-padding tokens.
     """
     heads = gcd(student.shape[1], teacher.shape[1])
     error = group_heads(student.float(), heads) - group_heads(teacher.float(), heads)
@@ -60,7 +59,8 @@ def soft_cross_entropy(
 
     Args:
         student, teacher: Logits, (B, C) or (B, T, C).
-        mask: (B) or (B, T), true where the logits count; None counts all.
+        temperature: t.
+        mask: (B,) or (B, T), true where the logits count; None counts all.
     """
     target = (teacher.float() / temperature).softmax(-1)
     each = -(target * (student.float() / temperature).log_softmax(-1)).sum(-1)
@@ -68,9 +68,10 @@ def soft_cross_entropy(
 
 
 def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Term:
-    """Squared error of the logits, a mean over classes, over examples or labelled tokens.
+    """Squared error of the logits, averaged over classes, over examples or labelled tokens.
 
-    Args: as `soft_cross_entropy`.
+    Args:
+        student, teacher, mask: As in `soft_cross_entropy`.
     """
     return _over((student.float() - teacher.float()).pow(2).mean(-1), mask)
 

@@ -1,4 +1,4 @@
-"""A student with what its loss needs: recorded layers, and projections where widths differ."""
+"""The module that is trained: a student with its projections, which computes the loss terms."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .teacher import Targets
 
 
 class DistillationModel(nn.Module):
-    """A student with what its loss needs: recorded layers, and projections where widths differ.
+    """A student with projections to the teacher's width; its forward pass gives the loss terms.
 
-    The objective is TinyBERT's (Jiao et al. 2020, eq. 7–11) with the task loss added:
+    The objective is TinyBERT's (Jiao et al. 2020, eq. 7 to 11) plus the task loss:
 
         L = L_emb + L_hid + L_attn + L_pred + L_task
 
-    each term weighted by `objective`. Hidden states of all layers share one projection W_h, the
-    embedding output has its own W_e; both are trained and are no part of the student.
+    where `objective` weights each term. Hidden states of all layers share one projection W_h, and the
+    embedding output has another, W_e. Both are trained, and discarded after training.
 
     Args:
         student: The model to train.
         recorder: Records the student's own layers.
         objective: Weights, temperature and kinds of the terms.
         teacher_width: Hidden size of the teacher.
-        task: What the student's head is for; None for a bare encoder, which has neither prediction
-            nor task term.
-        basis: Where the projections start, (teacher's width, student's width), if the student's hidden
-            states began as the teacher's in a basis; without one they are drawn.
+        task: The task of the student's head; None for a bare encoder, which has neither prediction nor
+            task term.
+        basis: Initial weight of both projections, (teacher's width, student's width), for a calibrated
+            student; None draws them at random.
     """
 
     def __init__(
@@ -70,29 +70,32 @@ class DistillationModel(nn.Module):
         targets: Targets,
         labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The terms of a batch's loss, unweighted scalars; a term of weight 0 is 0 and costs nothing.
+        """The unweighted terms of a batch's loss, as scalars; a term of weight 0 is 0 and not computed.
 
         Args:
             input_ids, attention_mask: (B, T).
-            labels: (B), or (B, T) with -100 where there is none.
+            targets: The teacher's, of the same batch.
+            labels: (B,), or (B, T) with -100 where there is none.
         """
-        output, mine = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
-        theirs = targets.record
+        output, student = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
+        teacher = targets.activations
         mask = attention_mask.bool()
         zero = mask.new_zeros((), dtype=torch.float32)
         terms = dict.fromkeys(LOSS_TERMS, zero)
-        if mine.embedding is not None and theirs.embedding is not None:
-            projected = self.embedding_projection(mine.embedding)
-            terms["embedding"] = losses.hidden_mse(projected, theirs.embedding, mask).mean
-        for own, other in zip(mine.hidden, theirs.hidden, strict=True):
-            projected = self.hidden_projection(own)
-            terms["hidden"] = terms["hidden"] + losses.hidden_mse(projected, other, mask).mean
-        for own, other in zip(mine.attention, theirs.attention, strict=True):
+        if student.embedding is not None and teacher.embedding is not None:
+            projected = self.embedding_projection(student.embedding)
+            terms["embedding"] = losses.hidden_mse(projected, teacher.embedding, mask).mean
+        for state, target in zip(student.hidden, teacher.hidden, strict=True):
+            projected = self.hidden_projection(state)
+            terms["hidden"] = terms["hidden"] + losses.hidden_mse(projected, target, mask).mean
+        for scores, target in zip(student.attention, teacher.attention, strict=True):
             if targets.centred and not self.recorder.centred:
-                own = centre(own, mask)
+                scores = centre(scores, mask)
             elif self.recorder.centred and not targets.centred:
-                other = centre(other, mask)
-            terms["attention"] = terms["attention"] + losses.attention_mse(own, other, mask).mean
+                target = centre(target, mask)
+            terms["attention"] = (
+                terms["attention"] + losses.attention_mse(scores, target, mask).mean
+            )
         if targets.logits is not None and self.objective.weight("prediction"):
             examples = None if self.task == "sequence" else self._scored(mask, labels)
             if self.objective.prediction_loss == "mse":
@@ -108,5 +111,5 @@ class DistillationModel(nn.Module):
 
     @staticmethod
     def _scored(mask: Tensor, labels: Tensor | None) -> Tensor:
-        """The positions whose logits count: the labelled tokens, or all real ones without labels."""
+        """(B, T), true where logits count: at labelled tokens, else at all non-padding ones."""
         return mask if labels is None else labels != IGNORED

@@ -1,4 +1,4 @@
-"""What a distillation minimises: the weights and the kinds of the terms of its loss."""
+"""The weights and settings of the loss terms of a distillation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights and kinds of the terms of a distillation's loss.
+    """Weights and settings of the loss terms of a distillation.
 
     Attributes:
-        weights: The weight of each term that has one other than 1.
-        attention_target: What the attention term matches: scores before the softmax, or probabilities.
+        weights: Weights by term; a term that is not there has weight 1.
+        attention_target: What the attention term compares: scores before the softmax, or probabilities.
         prediction_loss: Soft cross-entropy or mean squared error of the logits.
         temperature: Of the soft cross-entropy.
     """

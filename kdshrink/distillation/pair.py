@@ -1,4 +1,4 @@
-"""Student and teacher, loaded together with the embedding rows that the data reaches."""
+"""Student and teacher, loaded with only the embedding rows that the data uses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,14 @@ def _recorder(
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher with the embedding rows alone that the data can reach, in one order."""
+    """Student and teacher, with only the embedding rows that the data uses, in the same order.
+
+    Attributes:
+        learner: The student and what is trained with it.
+        teacher: The teacher, in eval mode.
+        collate: Makes batches with ids of the compact embedding tables.
+        table: The student's whole embedding table, to save the student with.
+    """
 
     learner: DistillationModel
     teacher: Teacher
@@ -56,7 +63,7 @@ def load_pair(
     source: Source,
     student: Student,
     encoded: Mapping[str, Dataset],
-    pieces: Tensor | None,
+    teacher_ids: Tensor | None,
     objective: Objective,
     output_dir: Path,
     device: torch.device,
@@ -64,12 +71,13 @@ def load_pair(
     dropout: float | None,
     seed: int,
 ) -> Pair:
-    """The learner on its device, the teacher still on the CPU.
+    """Load student and teacher; the learner goes to the device, the teacher stays on the CPU.
 
     Args:
         source: The teacher.
-        pieces: For each of the student's tokens the teacher's id; None if they are the same.
-        output_dir: Where the run's checkpoints go, and the embedding table with them.
+        encoded: The tokenised splits.
+        teacher_ids: As `map_tokens` gives it.
+        output_dir: The run's output directory; the whole embedding table goes to its checkpoints.
         dropout: As in `set_dropout`.
         seed: Of the student's head, where its files have none.
     """
@@ -78,7 +86,7 @@ def load_pair(
     model = student.load(source.task, seed, kept)
     set_dropout(model, dropout, calibrated=student.is_calibrated)
     table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, student.source.directory, model, kept)
-    rows = kept if pieces is None else pieces[kept]
+    rows = kept if teacher_ids is None else teacher_ids[kept]
     teacher_model = load_weights(source, source.task, rows).eval()
     classes = None
     if source.task is not None:

@@ -1,4 +1,4 @@
-"""The student of a distillation before it is trained: found, or made from its teacher or its base."""
+"""The student before training: a given one, or one made from its teacher or from a base model."""
 
 from __future__ import annotations
 
@@ -30,15 +30,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Student:
-    """A student before training: its files, and which of the teacher's layers its layers stand for.
+    """A student before training: its files, and the teacher's layers that its layers are matched with.
 
     Attributes:
+        source: Its files.
+        tokenizer: Its tokenizer.
         labels: Names of its classes, by id; empty for a bare encoder.
-        layers: Numbers of the teacher's layers, 1-based.
-        heads: For each of them the teacher's heads, if the student's do not stand for that layer's own.
+        layers: For each of its layers the number of the teacher's, 1-based.
+        start: How it was initialised, as kdshrink.json says it.
+        training_languages: Languages that its weights were trained on before.
         sources: The models besides the teacher that it was made of.
-        basis: The basis of its hidden states in the teacher's, if it was calibrated to be narrower.
-        calibration: How it was calibrated, for the record.
+        heads: For each of its layers the teacher's heads that its own are matched with; None for those of
+            the matched layer.
+        basis: (teacher's width, student's width), the basis of its hidden states if it was calibrated and
+            is narrower; else None.
+        calibration: How it was calibrated in this run, for kdshrink.json.
     """
 
     source: Source
@@ -54,13 +60,15 @@ class Student:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether its weights are as calibrating made them, here or before."""
+        """Whether its weights come from a calibration, in this run or before, without training since."""
         return self.calibration is not None or self.source.is_calibrated
 
     def load(self, task: Task | None, seed: int, rows: Tensor | None = None) -> PreTrainedModel:
-        """Its model, with a new head of this seed where its files have none.
+        """Load the model, with a new head where its files have none.
 
         Args:
+            task: The task of its head; None for a bare encoder.
+            seed: For a new head.
             rows: As in `load_weights`.
         """
         if task is None:
@@ -75,17 +83,18 @@ def given_student(
     task: Task,
     layer_map: str | None,
 ) -> Student:
-    """A student that was made before.
+    """Use an existing model as the student.
 
     Args:
         source: Its files.
         tokenizer: The teacher's.
         task: That of the data.
-        layer_map: Which of the teacher's layers its own stand for; None for what its record says.
+        layer_map: Which of the teacher's layers its own are matched with; None for those that its
+            kdshrink.json names.
 
     Raises:
         ShapeError: Its layers cannot be mapped to the teacher's.
-        ModelError: It does not fit the teacher.
+        ModelError: Its head is not of the teacher's task, or its files are damaged.
     """
     require_classes(source)
     if source.task != teacher.task:
@@ -93,7 +102,7 @@ def given_student(
             raise ModelError(f"{source.name} has a head, and the teacher {teacher.name} has none.")
         require_task(source, teacher.task)
     check_whole(source, teacher.task)
-    layers, heads = _places_of(source, layer_map, teacher.depth)
+    layers, heads = _matched_layers(source, layer_map, teacher.depth)
     if source.depth != len(layers):
         raise ShapeError(
             f"--layer-map names {len(layers)} layers, and the student has {source.depth}."
@@ -125,17 +134,17 @@ def make_student(
     device: torch.device,
     progress: Progress,
 ) -> Student:
-    """Make a student out of its teacher or of its base.
+    """Make a student from the teacher or from a base model.
 
     Args:
-        origin: What is cut: the teacher, or its base.
+        origin: The model that is shrunk: the teacher, or its base.
         tokenizer: The teacher's.
         init: As --init has it.
-        folder: An empty directory, for its files.
-        calibration: The texts that init="calibrated" reads.
+        folder: An empty directory for its files.
+        calibration: The texts for init="calibrated"; else None.
 
     Raises:
-        ShapeError: No such student can be cut.
+        ShapeError: The teacher cannot be shrunk to this shape.
     """
     shape = replace(shape, layers=_default_layers(shape, teacher.depth))
     how = {"from-scratch": "scratch", "calibrated": "calibrated"}.get(init, "copy")
@@ -153,13 +162,13 @@ def make_student(
         () if origin is teacher else (origin,),
         None if report is None else report.heads,
         None if report is None else report.basis,
-        # The file of the basis stays with what shrink writes.
+        # distill writes no file of the basis; only shrink does.
         None if report is None else {**report.to_dict(), "basis": None},
     )
 
 
 def _fitting_basis(student: Source, teacher: Source) -> Tensor | None:
-    """The basis that was recorded with a student, if it is one of this teacher's width."""
+    """The basis that a student was saved with, if it fits the widths of this teacher and student."""
     basis = read_basis(student)
     widths = (teacher.width, student.width)
     if basis is not None and tuple(basis.shape) != widths:
@@ -180,24 +189,23 @@ def _default_layers(shape: Shape, depth: int) -> int | None:
     return depth // 2
 
 
-def _places_of(
+def _matched_layers(
     source: Source, layer_map: str | None, depth: int
 ) -> tuple[tuple[int, ...], tuple[tuple[Head, ...], ...] | None]:
-    """The teacher's layers of a given student: --layer-map, its record, or uniform; and the heads."""
-    own = source.depth
+    """The teacher's layers for a student's, by --layer-map, its kdshrink.json, or uniform; and heads."""
     record = source.record
     if layer_map is None and record.layers and record.of_layers == depth:
         if record.heads is None:
             return record.layers, None
         return record.layers, tuple(tuple(Head(*one) for one in layer) for layer in record.heads)
-    return tuple(choose_layers(depth, own, layer_map)), None
+    return tuple(choose_layers(depth, source.depth, layer_map)), None
 
 
 def check_base(base: Source, teacher: Source, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make sure that a base is whole and has the vocabulary of the teacher that was made of it.
+    """Check that a base model is complete and has the vocabulary of the teacher fine-tuned from it.
 
     Raises:
-        ModelError: It is not, or has another.
+        ModelError: Its files are damaged, or its vocabulary is another.
     """
     require_classes(base)
     check_whole(base, base.task)

@@ -1,4 +1,4 @@
-"""What a teacher says of the training data: made for several batches at once, and kept on request."""
+"""The teacher's targets for the training data: computed for several batches at once, and cached."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ logger = logging.getLogger(__name__)
 
 
 class TargetSource:
-    """The teacher's targets for any batch of a training run.
+    """Gives the teacher's targets for each batch of a training run.
 
-    They are made for a group of coming batches at a time, their examples sorted by length, so that the
-    teacher runs on little padding and few, large inputs. Groups lie on a grid from each epoch's first
-    batch and are made whole, whichever of their batches is asked for first: a run that resumes within
-    one gets the same bits.
+    They are computed for a group of consecutive batches at once, with examples sorted by length, so that
+    the teacher runs on few, large inputs with little padding. Groups are counted from each epoch's first
+    batch and always computed as a whole, so that a run that resumes within one gets the same bits.
 
     Args:
-        encoded: The training set.
-        cache: Where targets are kept across epochs, or None.
+        teacher: The teacher, on its device.
+        encoded: The tokenised training set.
+        batches: The batches of each epoch.
+        collate: Makes the teacher's inputs of examples.
+        cache: Keeps targets on disk across epochs; None keeps none.
         group: Batches in a group.
     """
 
@@ -69,9 +71,9 @@ class TargetSource:
 
     @property
     def first_bad(self) -> int | None:
-        """The first example of which the teacher made what is not finite; None without one.
+        """The first example for which the teacher's output is not finite; None without one.
 
-        It waits for the device.
+        Reading it waits for the device.
         """
         bad = int(self._first_bad)
         return None if bad == len(self.examples) else bad
@@ -80,6 +82,7 @@ class TargetSource:
         """The targets of an epoch's batch, on the device.
 
         Args:
+            index: Of the batch within the epoch, from 0.
             width: As in `join_targets`.
         """
         if self._plan is None or self._plan[0] != epoch:
@@ -88,7 +91,7 @@ class TargetSource:
         rows = plan[index].tolist()
         if self._missing(rows):
             first = index - index % self.group
-            self._held = {}  # before the next ones are made, so that never two groups are held
+            self._held = {}  # freed first, so that two groups are never held at once
             self._held = self._make(np.concatenate(plan[first : first + self.group]))
         if self.cache is not None and self.cache.has(rows):
             examples = self.cache.read(rows)
@@ -104,16 +107,16 @@ class TargetSource:
         )
 
     def _missing(self, rows: Sequence[int]) -> bool:
-        """Whether the teacher must run for these examples; if it is sharded, or for another process's."""
+        """Whether the teacher must run for these examples, or, if it is sharded, for those of any process."""
         cached = self.cache is not None and self.cache.has(rows)
         missing = not cached and any(row not in self._held for row in rows)
-        # Without a cache all processes are at the same place of their groups.
+        # Without a cache all processes are at the same batch of a group, so that they agree anyway.
         if self.sharded and self.cache is not None:
             return bool(largest(missing, self.device))
         return missing
 
     def _make(self, rows: np.ndarray) -> dict[int, ExampleTargets]:
-        """Run the teacher on some rows of the training set."""
+        """Run the teacher on these rows of the training set."""
         dtype = next(self.teacher.recorder.model.parameters()).dtype
         batches = [
             rows[places]
@@ -135,7 +138,7 @@ class TargetSource:
             made |= zip(chosen, split, strict=True)
             if self.cache is not None:
                 self.cache.write(chosen, split)
-        for _ in range(spare):  # another process has more forwards to make
+        for _ in range(spare):  # another process has more batches, and each forward is collective
             shortest = self.collate(examples_at(self.examples, batches[0][:1]))
             self.teacher.targets(**{name: t.to(self.device) for name, t in shortest.items()})
         return made
@@ -151,17 +154,17 @@ def open_cache(
     token_logits: bool,
     epochs: float,
 ) -> TargetCache | None:
-    """A place on disk for a teacher's targets, if it is wanted and, for "auto", where it pays.
+    """A cache on disk for a teacher's targets; None for "none", or where "auto" decides against it.
 
-    It pays where there is a second epoch, and everything fits into a quarter of this machine's memory,
-    so that it is read from there, and into half of the free disk.
+    "auto" makes one if there is more than one epoch, and the targets fit into a quarter of the memory (so
+    that they are read from there) and into half of the free disk.
 
     Args:
         directory: The teacher's files.
-        encoded: The training set.
-        folder: Where to make it.
+        encoded: The tokenised training set.
+        folder: Where to put it.
         token_logits: Whether there are logits for each token.
-        epochs: How often the training set is gone through.
+        epochs: Number of passes over the training set.
 
     Raises:
         OutputError: The disk has no room for it.
@@ -200,7 +203,7 @@ def open_cache(
 
 
 def _digest(encoded: Dataset) -> str:
-    """A hash of the ids of a training set, in order."""
+    """A hash of the input ids of a training set, in order."""
     digest = hashlib.blake2b(digest_size=16)
     for batch in encoded.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
         ids = batch["input_ids"].combine_chunks()

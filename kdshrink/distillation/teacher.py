@@ -1,4 +1,4 @@
-"""A teacher, and its targets: what a batch is to be compared with."""
+"""The teacher and its targets: the activations and logits that a student is trained to match."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..models.activations import Record, Recorder
+from ..models.activations import Activations, Recorder
 from .cache import ExampleTargets
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher says of a batch.
+    """The teacher's targets for a batch.
 
     Attributes:
-        record: Its embedding output, and hidden states and attention of the mapped layers.
+        activations: Its embedding output, and hidden states and attention of the mapped layers.
         logits: (B, C), or (B, T, C) for token tasks, in the student's order of classes; None for a
             bare encoder.
-        centred: Whether the attention is scores less their mean over the keys.
+        centred: Whether attention holds scores minus their mean over the keys.
     """
 
-    record: Record
+    activations: Activations
     logits: Tensor | None
     centred: bool
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher in eval mode, and how its answers map onto the student's.
+    """A teacher in eval mode, and how its classes map to the student's.
 
     Attributes:
-        recorder: Records the layers that the student's layers are matched with.
-        classes: For each class of the student the teacher's; None for a bare encoder.
+        recorder: Captures the layers that the student's layers are matched with.
+        classes: For each class of the student the teacher's id, (C,); None for a bare encoder.
     """
 
     recorder: Recorder
@@ -43,10 +43,10 @@ class Teacher:
 
     @torch.inference_mode()
     def targets(self, input_ids: Tensor, attention_mask: Tensor) -> Targets:
-        """What the teacher says of a batch."""
-        output, record = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
+        """The targets for a batch of (B, T) ids."""
+        output, activations = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
         logits = None if self.classes is None else output.logits[..., self.classes]
-        return Targets(record, logits, self.recorder.centred)
+        return Targets(activations, logits, self.recorder.centred)
 
 
 @torch.inference_mode()
@@ -57,12 +57,12 @@ def split_targets(
 
     Args:
         lengths: Tokens of each example; the rest of its row is padding.
-        dtype: What to turn the values into.
+        dtype: The type to convert the values to.
     """
-    record = targets.record
-    embedding = [] if record.embedding is None else [record.embedding]
-    states = [state.to(dtype) for state in (*embedding, *record.hidden)]
-    attention = [scores.to(dtype) for scores in record.attention]
+    activations = targets.activations
+    embedding = [] if activations.embedding is None else [activations.embedding]
+    states = [state.to(dtype) for state in (*embedding, *activations.hidden)]
+    attention = [scores.to(dtype) for scores in activations.attention]
     logits = None if targets.logits is None else targets.logits.to(dtype)
     return [
         ExampleTargets(
@@ -86,7 +86,8 @@ def join_targets(
 
     Args:
         embedding: Whether the first of the states is the embedding output.
-        width: Positions to pad to if that is more.
+        centred: As in `Targets`.
+        width: Positions to pad to, if more than the longest example has.
     """
 
     def joined(name: str, lengths_at: Sequence[int]) -> Tensor | None:
@@ -105,12 +106,12 @@ def join_targets(
 
     states, attention = joined("states", [1]), joined("attention", [2, 3])
     each = () if states is None else states.unbind()
-    record = Record(
+    activations = Activations(
         each[0] if embedding and each else None,
         each[1:] if embedding else each,
         () if attention is None else attention.unbind(),
     )
-    return Targets(record, _joined_logits(examples, device, width), centred)
+    return Targets(activations, _joined_logits(examples, device, width), centred)
 
 
 def _joined_logits(
@@ -127,11 +128,11 @@ def _joined_logits(
 
 
 def finite(targets: Targets, attention_mask: Tensor) -> Tensor:
-    """(B,) whether what the teacher puts out last for an example is finite."""
-    record, mask = targets.record, attention_mask.bool()
+    """(B,), whether the teacher's last output for each example is finite: logits, else hidden states."""
+    activations, mask = targets.activations, attention_mask.bool()
     last = targets.logits
     if last is None:
-        last = record.hidden[-1] if record.hidden else record.embedding
+        last = activations.hidden[-1] if activations.hidden else activations.embedding
     if last is None:
         return mask.any(1)
     finite = last.isfinite().all(-1)

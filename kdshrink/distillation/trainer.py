@@ -1,4 +1,4 @@
-"""The Trainer of a distillation: its terms, and the teacher's targets of each batch."""
+"""The Trainer of a distillation, which adds the teacher's targets to each batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class DistillationTrainer(TermTrainer):
     """Trains a DistillationModel on its teacher's targets.
 
     Args:
-        texts: What the teacher's targets are made of, to name one that it has no finite answer to.
+        targets: Gives the teacher's targets for each batch.
+        texts: The training texts, to name one for which the teacher's output is not finite.
     """
 
     def __init__(self, *, targets: TargetSource, texts: Dataset, **arguments: Any) -> None:
@@ -48,12 +49,12 @@ class DistillationTrainer(TermTrainer):
         examples = torch.full_like(tokens, len(mask))
         labels = (inputs["labels"] != IGNORED).sum() if "labels" in inputs else examples
         sequence = self.accelerator.unwrap_model(self.model).task == "sequence"
-        answers = examples if sequence else labels if "labels" in inputs else tokens
+        predictions = examples if sequence else labels if "labels" in inputs else tokens
         return {
             "embedding": tokens,
             "hidden": tokens,
             "attention": pairs,
-            "prediction": answers,
+            "prediction": predictions,
             "task": labels,
         }
 

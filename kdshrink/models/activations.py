@@ -1,13 +1,13 @@
-"""What a loss reads of a model: chosen hidden states and attention, and nothing else.
+"""Captures hidden states and attention of selected layers in one forward pass.
 
-Hidden states are read by forward hooks. For attention there are two ways, of which a family's entry in
-`architectures` names one, since sdpa shows none and DeBERTa-v2 has no interface for it:
+Hidden states are captured by forward hooks. For attention there are two ways, and a family's entry in
+`architectures` names one of them:
 
-- Scaled dot products go through transformers' AttentionInterface. The chosen layers compute attention
-  eagerly and hand out their scores or probabilities; all others run sdpa.
-- DeBERTa-v2 computes eagerly. A hook sees a layer's probabilities before dropout, and their logarithms
-  less the mean over the real keys are the scores less theirs: what is lost is a constant a query, on
-  which attention does not depend.
+- Models with scaled dot-product attention go through transformers' AttentionInterface. The selected
+  layers compute attention eagerly, which gives scores and probabilities; all others run sdpa.
+- DeBERTa-v2 has no such interface, and computes attention eagerly. A hook captures a layer's
+  probabilities before dropout. Their logarithms minus the mean over non-padding keys equal the scores
+  minus their mean: what is lost is a constant per query, which does not change the softmax.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _IMPLEMENTATION = "kdshrink_recorded"
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The layers of a model of a supported family."""
+    """The layers of an encoder of a supported family (ModelError for others)."""
     modules = family_of(model.config.to_dict(), "distilled").modules
     layers = model.base_model.get_submodule(modules.layers)
     assert isinstance(layers, nn.ModuleList)
@@ -40,7 +40,7 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 _sinks: dict[nn.Module, Callable[[Tensor, Tensor], None]] = {}
-"""For the attention modules being recorded now: what takes their scores and probabilities."""
+"""By attention module: the function that now receives its scores and probabilities."""
 
 
 def _attention(
@@ -53,11 +53,11 @@ def _attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as AttentionInterface calls it: recorded where a sink waits, else sdpa.
+    """Attention as AttentionInterface calls it: eager for modules with a sink, else sdpa.
 
     Args:
         query, key, value: (B, heads, T, head size).
-        attention_mask: (B, 1, T, T), true where a query may look, or None.
+        attention_mask: (B, 1, T, T), true where a query attends to a key, or None.
     """
     sink = _sinks.get(module)
     if sink is None:
@@ -80,13 +80,13 @@ AttentionMaskInterface.register(_IMPLEMENTATION, sdpa_mask)
 
 
 @dataclass(frozen=True)
-class Record:
-    """What was read in one forward pass.
+class Activations:
+    """The activations captured in one forward pass.
 
     Attributes:
-        embedding: (B, T, H), the embedding output; None unless asked for.
-        hidden: (B, T, H) for each of the layers, in their order; empty unless asked for.
-        attention: (B, heads, T, T) for each of the layers; empty unless asked for.
+        embedding: (B, T, H), the embedding output; None unless requested.
+        hidden: (B, T, H) for each selected layer, in the order given; empty unless requested.
+        attention: (B, heads, T, T) for each selected layer; empty unless requested.
     """
 
     embedding: Tensor | None
@@ -95,17 +95,18 @@ class Record:
 
 
 class Recorder:
-    """Runs a model and hands out what it computes at chosen layers.
+    """Runs a model and captures the activations of selected layers.
 
-    The model is as it was between two calls: nothing is registered on it, and its configuration names
-    its own attention.
+    Between calls the model is unchanged: no hooks are registered on it, and its configuration names its
+    usual attention implementation.
 
     Args:
         model: An encoder, bare or with a classification head.
-        layers: Numbers of its layers, 1-based.
-        hidden, embedding: Whether to read hidden states, and the embedding output.
-        attention: What of attention to read. Scores of DeBERTa-v2 are centred: `centred` tells.
-        heads: For each of the layers the heads to read in place of its own, of any layers.
+        layers: Numbers of the layers to capture, 1-based.
+        hidden, embedding: Whether to capture hidden states, and the embedding output.
+        attention: Whether to capture attention scores or probabilities. Scores of DeBERTa-v2 come
+            centred (`centred`).
+        heads: For each of the layers the heads to capture instead of its own; they may be of any layers.
 
     Raises:
         ModelError: The model's family is not supported, or it has no such layer or head.
@@ -144,11 +145,11 @@ class Recorder:
 
     @property
     def centred(self) -> bool:
-        """Whether the attention that is read is scores less their mean over the real keys."""
+        """Whether captured attention is scores minus their mean over non-padding keys."""
         return not self._has_interface and self.attention == "scores"
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Any, Record]:
-        """Run the model on (B, T) ids; returns its output and what was asked for."""
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Any, Activations]:
+        """Run the model on (B, T) ids; gives its output and the activations."""
         embedding: dict[int, Tensor] = {}
         hidden: dict[int, Tensor] = {}
         attention: dict[int, Tensor] = {}
@@ -176,17 +177,17 @@ class Recorder:
             mask = attention_mask.bool()
             maps = [centred_log_probabilities(probabilities, mask) for probabilities in maps]
         states = tuple(hidden[number] for number in self.layers) if self.hidden else ()
-        return output, Record(embedding.get(0), states, tuple(maps))
+        return output, Activations(embedding.get(0), states, tuple(maps))
 
     @property
     def _attending(self) -> set[int]:
-        """The layers whose attention is read."""
+        """Numbers of the layers whose attention is captured."""
         if self.attention is None:
             return set()
         return set(self.layers) if self.heads is None else {h.layer for h in chain(*self.heads)}
 
     def _maps(self, attention: Mapping[int, Tensor]) -> list[Tensor]:
-        """What was read of attention, by layer, as what is asked for."""
+        """Captured attention, ordered by the selected layers or composed of the selected heads."""
         if self.heads is None:
             return [attention[number] for number in self.layers]
         return [
@@ -244,28 +245,28 @@ def _input_kept(module: nn.Module, store: dict[int, Tensor], key: int) -> Iterat
 
 
 def centre(scores: Tensor, mask: Tensor) -> Tensor:
-    """Scores less their mean over the real keys of each query, which the softmax does not see.
+    """Scores minus their mean over each query's non-padding keys; the softmax of both is the same.
 
     Args:
         scores: (B, heads, T, T).
-        mask: (B, T), true at real tokens.
+        mask: (B, T), true at non-padding tokens.
     """
     scores = scores.float()
     keys = mask[:, None, None, :]
-    # At least 1: a row without real keys counts nowhere, but its 0/0 would reach the gradient.
+    # At least 1: a row of padding alone is masked later, but its 0/0 would reach the gradient.
     count = keys.sum(-1, keepdim=True).clamp_min(1)
     return scores - scores.masked_fill(~keys, 0.0).sum(-1, keepdim=True) / count
 
 
 def centred_log_probabilities(probabilities: Tensor, mask: Tensor) -> Tensor:
-    """log p less its mean over the real keys, which equals the scores less theirs.
+    """log p minus its mean over non-padding keys, which equals the scores minus their mean.
 
     For log p = s − log Σ exp s, and the second part is the same for all keys of a query.
-    Probabilities too small for their type count as its smallest normal number.
+    Probabilities that underflow count as float32's smallest normal number.
 
     Args:
-        probabilities: (B, heads, T, T), each row a softmax over the real keys.
-        mask: (B, T), true at real tokens.
+        probabilities: (B, heads, T, T), each row a softmax over the non-padding keys.
+        mask: (B, T), true at non-padding tokens.
     """
     values = probabilities.float()
     return centre(values.clamp_min(torch.finfo(torch.float32).tiny).log(), mask)

@@ -1,8 +1,8 @@
-"""The table of architectures: all that the tool knows of a family of models is its entry in FAMILIES.
+"""The table of architectures: everything that is specific to a family of models is its entry in FAMILIES.
 
-What shrinks, records and calibrates models reads it, so that a new family, or something new that can be
-done with one, is a change of this file and of tests. It imports neither torch nor transformers, since
-`kdshrink shrink` reads it and most of the time it takes to start would be theirs.
+Shrinking, recording and calibration read it, so that a new family is a change of this file and of tests.
+It imports neither torch nor transformers, since `kdshrink shrink` reads it, and importing these takes
+most of the time that a command needs to start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import ModelError
 
 
 class Head(NamedTuple):
-    """A head of attention: its layer's number and its own, both counted from 1."""
+    """An attention head: the number of its layer and its own within it, both 1-based."""
 
     layer: int
     head: int
@@ -32,18 +32,18 @@ class Attention(Enum):
     """How a family computes attention, which decides how it is recorded and calibrated."""
 
     DOT_PRODUCT = auto()
-    """The softmax of scaled dot products, recorded through transformers' AttentionInterface."""
+    """Scaled dot-product attention, recorded through transformers' AttentionInterface."""
 
     DISENTANGLED = auto()
-    """DeBERTa's, which has no interface: a hook reads its probabilities."""
+    """DeBERTa's disentangled attention, which has no such interface: a hook records its probabilities."""
 
 
 @dataclass(frozen=True)
 class LayerModules:
-    """Names of a layer's modules within it; by default BERT's.
+    """Names of a layer's modules, relative to the layer; by default BERT's.
 
     Attributes:
-        position_query, position_key: Projections of relative positions, where a layer has its own.
+        position_query, position_key: Separate projections of relative positions, where there are any.
     """
 
     attention: str = "attention.self"
@@ -62,12 +62,12 @@ class LayerModules:
 
 @dataclass(frozen=True)
 class HeadModules:
-    """Names within the model of what reads the last hidden states.
+    """Names of the modules of pooler and classification head, relative to the model.
 
     Attributes:
-        dense: The layer that reads the first token: the first of these that the model has.
-        output: The layer that puts out logits: the first of these that the model has.
-        activation: Of what the dense layer puts out: its name in transformers' ACT2FN.
+        dense: The layer on the first token: the first of these that the model has.
+        output: The layer that gives the logits: the first of these that the model has.
+        activation: The activation after the dense layer, by its name in transformers' ACT2FN.
     """
 
     dense: tuple[str, ...]
@@ -77,16 +77,16 @@ class HeadModules:
 
 @dataclass(frozen=True)
 class Modules:
-    """Names of a model's modules within its encoder; by default BERT's.
+    """Names of a model's modules, relative to its encoder; by default BERT's.
 
     Attributes:
-        embeddings: From ids to what its norm puts out.
-        tables: Embedding tables that are added up before that norm; the word embeddings first. A model
-            need not have those of positions and token types.
-        hidden_0: What puts out hidden state 0: the first of these that the encoder has.
-        hidden_1: What puts out hidden state 1 in place of layer 1, in models that have it.
+        head: Relative to the model, not the encoder.
+        embeddings: Maps ids to the output of `embeddings_norm`.
+        tables: Embedding tables that are summed before that norm; the word embeddings first. A model may
+            lack those of positions and token types.
+        hidden_0: The module whose output is hidden state 0: the first of these that the encoder has.
+        hidden_1: The module whose output is hidden state 1 instead of layer 1's, in models that have it.
         positions, positions_norm: The table of relative positions and its norm, in models that have them.
-        head: Within the model, not the encoder.
     """
 
     head: HeadModules
@@ -107,10 +107,10 @@ class Modules:
 
 HIDDEN, FFN, VOCABULARY, WHOLE = "hidden", "ffn", "vocabulary", "whole"
 EMBEDDING, GROUP, CLASSES = "embedding", "group", "classes"
-"""What an axis is; axes of positions and token types (WHOLE) and of classes stay whole.
+"""Kinds of axes of tensors; those of positions and token types (WHOLE) and of classes are never cut.
 
-EMBEDDING is the width of the embedding tables, which ELECTRA and DeBERTa may have narrower than the
-layers, and GROUP what a group of a convolution reads; both are mostly the hidden width itself.
+EMBEDDING is the width of the embedding tables, which may be narrower than the layers in ELECTRA and
+DeBERTa; GROUP is the number of input channels of a convolution's group. Both are mostly the hidden width.
 """
 
 Axes = tuple[str, ...]
@@ -135,13 +135,14 @@ _models_language = _head_of("ForMaskedLM")
 
 @dataclass(frozen=True)
 class Row:
-    """Tensors of one kind.
+    """A row of the table: tensors with the same axes.
 
     Attributes:
-        pattern: Of their names behind the prefix; but for `#`, a layer's number, it has alternatives alone.
-        axes: What each of their axes is.
-        part: The part of the model that they belong to.
-        needed: Whether a model of this config.json has them.
+        pattern: A regular expression of their names without the encoder's prefix. It may contain `#`, a
+            layer's number from 0, and alternatives (?:a|b).
+        axes: The kind of each axis.
+        part: The part of the model that they belong to: embeddings, layers or head.
+        needed: Whether a model with this config.json has them.
     """
 
     pattern: str
@@ -150,21 +151,21 @@ class Row:
     needed: Callable[[Config], bool] = _always
 
     def names(self) -> Iterator[str]:
-        """The names that the pattern stands for."""
+        """All names that match the pattern, with `#` for the layer's number."""
         parts = re.split(r"\(\?:(.*?)\)", self.pattern.replace(r"\.", "."))
         return map("".join, product(*(part.split("|") for part in parts)))
 
 
 Ability = Literal["shrunk", "distilled", "calibrated"]
-"""What can be done with the models of a family, as a refusal says it. What can be shrunk can be trimmed."""
+"""What can be done with a family's models, as error messages say it; what can be shrunk can be trimmed."""
 
 
 class Variant(NamedTuple):
-    """Models of a family that differ from its others.
+    """Models of a family that an ability excludes.
 
     Attributes:
-        name: As a refusal says it behind the family's type.
-        includes: Whether a model of this config.json is one.
+        name: Their description in error messages, after the model type.
+        includes: Whether a model with this config.json is one.
     """
 
     name: str
@@ -173,23 +174,22 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: where its parts are, what its tensors are, and what can be done with its models.
+    """An architecture: its modules, its tensors, and what can be done with its models.
 
     Attributes:
-        prefix: What stands before an encoder's names where there is a head.
-        bare: Class of the encoder without a head.
-        modules: Where its parts are.
+        prefix: The prefix of the encoder's names in models with a head.
+        bare: The class of the encoder without a head.
+        modules: The names of its modules.
         attention: How it computes attention; None if its models cannot be recorded and so distilled.
-        rows: Its tensors; `#` in a pattern is the number of a layer, from 0. Without them its models
-            cannot be shrunk, nor their vocabulary trimmed.
-        language_model: Those of its head for masked language modelling.
-        tied: Patterns of that head's tensors that are others' too, unless config.json unties them.
-        left_out: Patterns of tensors that serve pretraining alone, and of buffers.
-        calibrated: Whether its models can be calibrated, which takes `rows` and `attention` too.
-        uncalibrated: Those of them that cannot be calibrated yet.
+        rows: Its tensors. Without them its models cannot be shrunk, nor their vocabulary trimmed.
+        language_model: The tensors of its head for masked language modelling.
+        tied: Patterns of that head's tensors that share others' values, unless config.json unties them.
+        left_out: Patterns of tensors that only pretraining uses, and of buffers.
+        calibrated: Whether its models can be calibrated, which also needs `rows` and `attention`.
+        uncalibrated: Those of its models that cannot be calibrated yet.
         config_keys: Its own names of sizes in config.json, by the usual ones.
-        counts_behind_padding: Whether positions are counted from behind the padding's id.
-        paper_name: What the paper calls the model of this family that it measured.
+        counts_behind_padding: Whether positions are counted from the padding's id + 1.
+        paper_name: The paper's name of the model of this family that it measured.
     """
 
     prefix: str
@@ -207,7 +207,7 @@ class Family:
     paper_name: str | None = None
 
     def can_be(self, ability: Ability) -> bool:
-        """Whether it can be done with models of this family; a `Variant` may be excepted."""
+        """Whether models of this family have an ability, apart from excluded variants."""
         return {
             "shrunk": bool(self.rows),
             "distilled": self.attention is not None,
@@ -219,11 +219,11 @@ class Family:
         return self.config_keys.get(size, size)
 
     def is_tied(self, name: str) -> bool:
-        """Whether a tensor is a second copy of another, if the embeddings are tied."""
+        """Whether a tensor is a copy of another, where embeddings are tied."""
         return any(re.fullmatch(pattern, name) for pattern in self.tied)
 
     def needed(self, config: Config) -> dict[str, str]:
-        """All tensors that a model of this config.json has: names behind the prefix, and their parts."""
+        """For each tensor of a model with this config.json, its part by its name without the prefix."""
         depth = config[self.key("num_hidden_layers")]
         return {
             name.replace("#", str(layer)): row.part
@@ -235,13 +235,13 @@ class Family:
         }
 
     def find(self, name: str, *, language_model: bool = False) -> tuple[Row, int | None] | None:
-        """The row of a tensor and the number of its layer, or None if it is left out.
+        """The row of a tensor, and the number of its layer if it has one; None if it is left out.
 
         Args:
-            language_model: Whether the head for masked language modelling is wanted.
+            language_model: Whether to include the head for masked language modelling.
 
         Raises:
-            ModelError: No row describes it.
+            ModelError: The table has no such tensor.
         """
         inner = name.removeprefix(f"{self.prefix}.")
         for row in (*self.rows, *(self.language_model if language_model else ())):
@@ -251,7 +251,7 @@ class Family:
             return None
         raise ModelError(
             f"The model has a tensor that this architecture does not: {name}.\n"
-            "It cannot be cut to size by rule, so nothing was written."
+            "So it cannot be shrunk, and nothing was written."
         )
 
 
@@ -283,7 +283,7 @@ def _embeddings(width: str) -> tuple[Row, ...]:
 
 
 def _has_kinds(config: Config) -> bool:
-    """Whether there are token types; config.json may leave the number to the family's default."""
+    """Whether there are token types; without the field in config.json, by the family's default."""
     return bool(config.get("type_vocab_size", config.get("model_type") != "deberta-v2"))
 
 
@@ -291,7 +291,7 @@ _EMBEDDINGS = (*_embeddings(HIDDEN), _norm(r"embeddings\.LayerNorm", "embeddings
 
 
 def _layer(attention: str) -> tuple[Row, ...]:
-    """A layer of BERT's kind; the axis of all heads together is one of hidden width."""
+    """A layer like BERT's; the axis of all heads together has the hidden width."""
     at = r"encoder\.layer\.#\."
     return (
         *_linear(rf"{at}attention\.self\.(?:{attention})", HIDDEN, HIDDEN, "layers"),
@@ -316,7 +316,7 @@ def _bert_language_model(
 
 
 def _pooler(*heads: str) -> tuple[Row, ...]:
-    """The pooler, which a bare encoder may have and these heads go through."""
+    """The pooler, which a bare encoder may have, and models with these heads do."""
     return _linear(r"pooler\.dense", HIDDEN, HIDDEN, "head", _head_of(*heads) if heads else _never)
 
 
@@ -413,7 +413,7 @@ def _has_convolution(config: Config) -> bool:
 
 
 def _position_projection(name: str, kind: str) -> tuple[Row, ...]:
-    """A layer's own projection of positions, where it does not share the one of the content."""
+    """A layer's separate projection of positions, where it does not share that of the content."""
     return _linear(
         rf"encoder\.layer\.#\.attention\.self\.{name}",
         HIDDEN,
@@ -468,7 +468,7 @@ _DEBERTA_V2 = Family(
         *_pooler(_SEQUENCE),
         *_classifier(_SEQUENCE, _TOKEN),
     ),
-    # It has been saved in two forms, of which a model has one.
+    # Saved in one of two forms.
     language_model=(
         *_bert_language_model(EMBEDDING, _never),
         *_linear(r"lm_predictions\.lm_head\.dense", HIDDEN, HIDDEN, "head", _never),
@@ -523,19 +523,19 @@ FAMILIES: Mapping[str, Family] = {
     "electra": _ELECTRA,
     "distilbert": _DISTILBERT,
 }
-"""By the `model_type` of config.json. mDeBERTa and DeBERTa-v3 are of type deberta-v2."""
+"""The families by the `model_type` of config.json. mDeBERTa and DeBERTa-v3 are of type deberta-v2."""
 
 
 def find_family(config: Config) -> Family | None:
-    """The family of a model, or None if it is of none of these."""
+    """The family of a model; None if the table does not have it."""
     return FAMILIES.get(str(config.get("model_type")))
 
 
 def family_of(config: Config, ability: Ability) -> Family:
-    """The family of a model with which this can be done.
+    """The family of a model with this ability.
 
     Raises:
-        ModelError: It cannot be done with such models.
+        ModelError: Such models do not have it.
     """
     family, which = find_family(config), ""
     if family is not None and ability == "calibrated":
@@ -544,17 +544,19 @@ def family_of(config: Config, ability: Ability) -> Family:
     if family is not None and family.can_be(ability) and not which:
         return family
     supported = ", ".join(kind for kind, family in FAMILIES.items() if family.can_be(ability))
-    told = (
+    reason = (
         f"odels of type {config.get('model_type')!r}{which} cannot be {ability} yet.\n"
         f"Supported: {supported}."
     )
     if ability == "calibrated":
-        raise ModelError(f"--init calibrated: m{told} --init copy serves all that can be shrunk.")
-    raise ModelError(f"M{told}")
+        raise ModelError(
+            f"--init calibrated: m{reason} --init copy works for all that can be shrunk."
+        )
+    raise ModelError(f"M{reason}")
 
 
 def find_module(root: Any, *names: str | None) -> Any:
-    """The first module of these dotted names that there is within a module, or None (as for None)."""
+    """The first of these dotted names that a module has a submodule for; None if there is none."""
     for name in filter(None, names):
         found = root
         for part in name.split("."):
@@ -565,7 +567,7 @@ def find_module(root: Any, *names: str | None) -> Any:
 
 
 def config_keys(size: str) -> tuple[str, ...]:
-    """The names that a size (`hidden_size`, say) has in config.json: the usual one, then families' own."""
+    """Names of a size (such as `hidden_size`) in config.json: the usual one, then those of families."""
     return (
         size,
         *dict.fromkeys(f.config_keys[size] for f in FAMILIES.values() if size in f.config_keys),

@@ -1,4 +1,4 @@
-"""torch.compile for the model that is trained, with few shapes to compile for."""
+"""torch.compile for training, with few distinct input shapes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..errors import UsageError
 _BUCKETS = 4
 _MULTIPLE = 8
 _SHAPES = 64
-"""Shapes to compile at most: the buckets', whole batches and what is left over; more run as they are."""
+"""Shapes to compile at most, of whole and last batches of each bucket; further ones run uncompiled."""
 
 
 def length_buckets(lengths: np.ndarray) -> tuple[int, ...]:
-    """Lengths to pad batches to: the ends of equal parts of the examples, as multiples of 8.
+    """Lengths to pad batches to: quantiles of the examples' lengths, rounded up to multiples of 8.
 
     Args:
         lengths: (n,) tokens of each example.
@@ -30,7 +30,7 @@ def length_buckets(lengths: np.ndarray) -> tuple[int, ...]:
 
 
 def compile_in_place(model: nn.Module, device: torch.device) -> None:
-    """Let a model compile itself, forward and backward, at the first batch of each shape.
+    """Make a model compile, forward and backward, at the first batch of each shape.
 
     Raises:
         UsageError: There is no C++ compiler, which torch.compile needs on a CPU.
@@ -46,5 +46,5 @@ def compile_in_place(model: nn.Module, device: torch.device) -> None:
 
 
 def _allow_shapes(count: int) -> None:
-    """Let torch.compile make code for so many shapes before it gives up and runs a model as it is."""
+    """Set how many shapes torch.compile compiles before it runs further ones uncompiled."""
     torch._dynamo.config.recompile_limit = count

@@ -9,11 +9,11 @@ from ..distributed import local_rank
 from ..errors import ModelError
 
 _CPU_POSITIONS, _GPU_POSITIONS = 1024, 32768
-"""What a layer makes of so many stays in a CPU's cache, and fills a GPU."""
+"""The activations of a layer for so many positions fit into a CPU's cache, and use a GPU fully."""
 
 
 def forward_positions(device: str) -> int:
-    """Positions, padding included, to run through a model at once where nothing is kept for backward.
+    """Positions of a batch, padding included, for inference.
 
     Args:
         device: A torch device's type.
@@ -22,9 +22,9 @@ def forward_positions(device: str) -> int:
 
 
 def pick_device(device: str) -> torch.device:
-    """The device that `--device` names; auto is CUDA where there is a GPU, else the CPU.
+    """The device that `--device` names; auto is CUDA if there is a GPU, else the CPU.
 
-    Of several processes on a machine each takes its own GPU.
+    With several processes on a machine, each takes the GPU of its local rank.
 
     Raises:
         ModelError: There is no such device.
@@ -52,7 +52,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """A device with its maker's name, for the record."""
+    """A device with the name of the GPU, for kdshrink.json."""
     if device.type != "cuda":
         return str(device)
     return f"{device} ({torch.cuda.get_device_name(device)})"

@@ -1,10 +1,9 @@
-"""Embedding tables cut, while training, to the rows that the data can reach.
+"""Embedding tables cut, during training, to the rows of tokens that the data contains.
 
-An encoder of 250,000 pieces spends most of its memory, and of its optimizer's time, on rows that no
-text of the data touches. AdamW leaves such a row alone but for weight decay, since its gradient and so
-both its moments are 0: after each step it is (1 − learning rate × weight decay) times what it was. So
-only the others are held, and the whole table is put together again from the file that keeps the first
-one, times the product of those factors.
+An encoder with 250,000 tokens spends most of its memory, and of its optimizer's time, on rows of tokens
+that are not in the data. AdamW changes such a row by weight decay only, since its gradient and so both
+its moments are 0: each step multiplies it by 1 − learning rate × weight decay. So only the other rows are
+in memory; the whole table is restored from a file of the initial one, times the product of those factors.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from .tensors import TensorReader, TensorSpec, write_tensors
 
 TABLE = "embeddings.safetensors"
 _BLOCK = 16384
-"""Rows of a table that are restored at a time."""
+"""Rows of a table that are restored at once."""
 
 
 def reachable_ids(
     tokenizer: PreTrainedTokenizerBase, tables: list[Dataset], vocabulary: int
 ) -> Tensor:
-    """The ids that encoded data can hold, ascending (int64).
+    """The ids that batches of the data can contain, ascending, (n,) int64.
 
-    All special tokens are among them, and all ids up to the padding's, so that its own stays: XLM-R
+    Special tokens are included, and all ids up to the padding's, so that its id stays the same: XLM-R
     counts positions from it.
 
     Args:
-        tables: As `encoding.encode` makes them.
+        tables: Tokenised data, as `encoding.encode` makes it.
         vocabulary: Rows of the embedding table.
     """
     used = np.zeros(vocabulary, dtype=bool)
@@ -54,23 +53,23 @@ def reachable_ids(
 
 
 def compact_ids(kept: Tensor, vocabulary: int) -> Tensor:
-    """(vocabulary,) the compact id of each id; -1 for one that is not kept."""
+    """The compact id of each id, (vocabulary,); -1 for one that is not kept."""
     ids = torch.full((vocabulary,), -1)
     ids[kept] = torch.arange(len(kept))
     return ids
 
 
 class CompactEmbedding(nn.Embedding):
-    """Some rows of a word embedding table.
+    """A word embedding table with a subset of its rows.
 
     Attributes:
-        decay: By how much weight decay has shrunk the rows that are not here.
+        decay: The factor by which weight decay has shrunk the rows that are left out, a scalar.
     """
 
     decay: Tensor
 
     def __init__(self, rows: Tensor, padding_idx: int | None) -> None:
-        # On no device, so that no other rows are drawn first.
+        # On the meta device, so that no random rows are drawn first.
         super().__init__(len(rows), rows.shape[1], padding_idx=padding_idx, device="meta")
         self.weight = nn.Parameter(rows)
         self.register_buffer("decay", torch.ones((), dtype=torch.float64))
@@ -85,15 +84,15 @@ def embedding_name(model: PreTrainedModel) -> str:
 
 
 def compact(model: PreTrainedModel) -> None:
-    """Let a model know that its word embedding table is a part of a larger one."""
+    """Make a model's word embedding table, which holds a subset of the rows, a `CompactEmbedding`."""
     table: Any = model.get_input_embeddings()
     model.set_input_embeddings(CompactEmbedding(table.weight.detach(), table.padding_idx))
 
 
 def count_decay(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Count a step of the optimizer in the decay of the model's compact embedding.
+    """Update the decay of the model's compact embedding by one step of the optimizer.
 
-    To be called after the step, and before the schedule changes the learning rate.
+    Call it after the step, and before the scheduler changes the learning rate.
     """
     for module in model.modules():
         if isinstance(module, CompactEmbedding):
@@ -107,7 +106,7 @@ def count_decay(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 @dataclass(frozen=True)
 class WholeTable:
-    """The embedding table that a model began with, kept in a file while it trains on some rows of it.
+    """The initial embedding table of a model, kept in a file while a subset of its rows is trained.
 
     Attributes:
         path: A safetensors file of `table` (V, H) and `kept`, the ids of the rows that are trained.
@@ -119,8 +118,13 @@ class WholeTable:
     def keep(cls, path: Path, origin: Path, model: PreTrainedModel, kept: Tensor) -> WholeTable:
         """Copy the table of the directory that a model was loaded from.
 
-        Where a run resumes, the file is there; then check that the same rows are trained. A damaged one
-        is made anew, from the same model.
+        When a run resumes, the file exists, and is checked to be of the same rows. A damaged one is
+        written again from the same model.
+
+        Args:
+            path: The file.
+            origin: The directory.
+            kept: The ids of the rows that are trained.
 
         Raises:
             TrainingError: The run to resume had other data.
@@ -146,7 +150,7 @@ class WholeTable:
         return cls(path)
 
     def save_whole(self, model: PreTrainedModel, folder: Path) -> None:
-        """Save a model as `save_pretrained` does, with its whole table."""
+        """Save a model as `save_pretrained` does, but with its whole embedding table."""
         small: Any = model.get_input_embeddings()
         with tempfile.TemporaryDirectory(dir=folder) as compacted:
             model.save_pretrained(compacted)
@@ -167,13 +171,13 @@ class WholeTable:
             shutil.copy2(Path(compacted, "config.json"), folder)
 
     def _restored(self, small: CompactEmbedding) -> Iterator[Tensor]:
-        """The whole table as it is now, in blocks of rows, since it may be most of the model."""
+        """The current whole table in blocks of rows, since it may be most of the model's size."""
         rows, decay = small.weight.detach().cpu(), float(small.decay)
         with safe_open(self.path, framework="pt") as file:
             kept = file.get_tensor("kept")
             count = file.get_slice("table").get_shape()[0]
         for begin in range(0, count, _BLOCK):
-            # Opened anew each time, since the pages of a mapping count as memory until it is closed.
+            # Opened anew each time, since mapped pages count as memory until the file is closed.
             with safe_open(self.path, framework="pt") as file:
                 block = file.get_slice("table")[begin : begin + _BLOCK].to(rows.dtype, copy=True)
             if decay != 1.0:
@@ -184,7 +188,7 @@ class WholeTable:
 
 
 def _kept_rows(path: Path) -> Tensor | None:
-    """The rows that a file of a table says are trained; None without it, or if it is damaged."""
+    """The ids of the trained rows that a file names; None if it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor("kept")

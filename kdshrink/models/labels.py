@@ -1,4 +1,4 @@
-"""Names of a head's classes, from any of the forms in which config.json has been saved."""
+"""Class names from config.json, in any of the forms in which they have been saved."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from ..errors import ModelError
 
 _MOST_CLASSES = 1_000_000
-"""More are taken for a fault of config.json: names of them all would fill the memory."""
+"""More count as a fault of config.json: the names of all would fill the memory."""
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes by id; LABEL_0, LABEL_1, … where config.json has none.
 
-    `id2label` may be a mapping from ids to names, or from names to ids where the names are no numbers,
-    or a list. Without it `label2id` is read, then `num_labels`, whose default is two.
+    `id2label` may be a mapping from ids to names, a mapping from names (other than numbers) to ids, or a
+    list. Without it `label2id` is read, then `num_labels`, which defaults to 2.
 
     Args:
         config: The content of config.json.
 
     Raises:
-        ModelError: It cannot be read without doubt.
+        ModelError: It is damaged or ambiguous.
     """
     stored = config.get("id2label") or config.get("label2id")
     count = config.get("num_labels")
@@ -44,7 +44,7 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _by_id(field: str, stored: Any) -> dict[int, str]:
-    """Names by id, whichever of the two stands first."""
+    """Class names by id, from a mapping in either direction or a list."""
     if isinstance(stored, list):
         return {i: _name(field, value) for i, value in enumerate(stored)}
     if not isinstance(stored, Mapping):

@@ -1,4 +1,4 @@
-"""Models and tokenizers loaded into memory, safely and in float32."""
+"""Loads models, in float32, and tokenizers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .whole import MissingHeadError, check_whole, first_line, is_of_encoder, rea
 logger = logging.getLogger(__name__)
 
 _SHORTEST = 3
-"""Tokens of the shortest text that is one: a piece between the two special ones."""
+"""Tokens of the shortest text: one between the two special ones."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Loaded:
 
 
 def model_sizes(model: PreTrainedModel) -> dict[str, int]:
-    """Layers, widths, vocabulary, parameters, and their bytes in float32; of the whole table, if cut."""
+    """Layers, width, vocabulary, parameters, and bytes in float32; a compact embedding counts as whole."""
     config: Any = model.config
     table: Any = model.get_input_embeddings()
     rows, width = table.weight.shape
@@ -50,17 +50,16 @@ def model_sizes(model: PreTrainedModel) -> dict[str, int]:
 
 
 def load_tokenizer(source: Source, task: Task | None = None) -> PreTrainedTokenizerBase:
-    """Load a model's own tokenizer.
+    """Load a model's tokenizer.
 
     Args:
-        task: What it is for, where that is known: words of token tasks are tokenised by
-            `prefix_words`.
+        task: The task that it is for, if known: for "token", `prefix_words` is applied.
 
     Raises:
-        ModelError: It has none, or a damaged one.
+        ModelError: The tokenizer is missing, damaged, or does not fit the model.
     """
     tokenizer_files(source)
-    # Else the tokenizer would read it, and its faults would be told as the tokenizer's.
+    # Read here first, so that its faults are not reported as the tokenizer's.
     config = read_config(source)
     with _tokenizer_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -70,7 +69,7 @@ def load_tokenizer(source: Source, task: Task | None = None) -> PreTrainedTokeni
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(
-            f"{source.name}: tokenizer_config.json names a tokenizer_class that is none: "
+            f"{source.name}: tokenizer_config.json names a tokenizer_class that is not one: "
             f"{type(tokenizer).__name__}."
         )
     if tokenizer.pad_token_id is None:
@@ -78,13 +77,13 @@ def load_tokenizer(source: Source, task: Task | None = None) -> PreTrainedTokeni
     longest = tokenizer.model_max_length
     if not isinstance(longest, (int, float)) or not longest >= _SHORTEST:
         raise ModelError(
-            f"{source.name}: tokenizer_config.json has no sensible model_max_length: {longest!r:.80}."
+            f"{source.name}: tokenizer_config.json has no valid model_max_length: {longest!r:.80}."
         )
-    # No classifier has a use for these, and their names become names of files when it is saved.
+    # Classifiers do not use chat templates, whose names become file names when the tokenizer is saved.
     tokenizer.chat_template = None
     if len(tokenizer) > source.config.get("vocab_size", len(tokenizer)):
         raise ModelError(
-            f"{source.name}: the tokenizer has {len(tokenizer)} pieces, the model only "
+            f"{source.name}: the tokenizer has {len(tokenizer)} tokens, the model only "
             f"{source.config['vocab_size']} embedding rows. They do not belong together."
         )
     with _tokenizer_errors(source):
@@ -96,7 +95,7 @@ def load_tokenizer(source: Source, task: Task | None = None) -> PreTrainedTokeni
 
 @contextmanager
 def _tokenizer_errors(source: Source) -> Iterator[None]:
-    """Tell of whatever a damaged tokenizer does, a panic of its Rust code too, which is no Exception."""
+    """Raise ModelError for any error of a damaged tokenizer, and for panics of its Rust code."""
     try:
         yield
     except BaseException as error:
@@ -108,10 +107,10 @@ def _tokenizer_errors(source: Source) -> Iterator[None]:
 
 
 def prefix_words(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let words given as a list be cut as they are within a sentence.
+    """Make a tokenizer split words given as a list as it does within a sentence.
 
-    A byte-level tokenizer (RoBERTa's) knows the space before a word as a part of it, and words of a list
-    have none. transformers' `add_prefix_space` means this, and works for some classes of tokenizers only.
+    Byte-level tokenizers (RoBERTa's) treat the space before a word as part of it, and words of a list have
+    none. transformers' `add_prefix_space` is meant for this, but not all classes of tokenizers obey it.
     """
     parts = [tokenizer.backend_tokenizer.pre_tokenizer]
     for part in parts:
@@ -120,7 +119,7 @@ def prefix_words(tokenizer: PreTrainedTokenizerBase) -> None:
                 parts += (part[i] for i in count())
         if isinstance(part, pre_tokenizers.ByteLevel) and not part.add_prefix_space:
             part.add_prefix_space = True
-            # As it was loaded from, and is saved to, tokenizer_config.json: the class may go by it.
+            # Saved to tokenizer_config.json, which some tokenizer classes read it from.
             tokenizer.init_kwargs["add_prefix_space"] = True
             tokenizer.add_prefix_space = True
 
@@ -128,13 +127,14 @@ def prefix_words(tokenizer: PreTrainedTokenizerBase) -> None:
 def fitting_length(
     max_length: int, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]
 ) -> int:
-    """--max-length, or what the model's positions allow if that is less.
+    """The length to truncate texts to, in tokens: `max_length`, or what the model supports if less.
 
     Args:
+        max_length: As requested by --max-length.
         config: The model's config.json.
 
     Raises:
-        ModelError: They allow no text.
+        ModelError: The model's positions leave no room for text.
     """
     positions = config.get("max_position_embeddings", max_length)
     family = find_family(config)
@@ -155,7 +155,7 @@ def require_task(source: Source, task: Task) -> None:
         found = (source.config.get("architectures") or ["no architecture"])[0]
         raise ModelError(
             f"{source.name}: the data is for {kind} classification, and this model is {found}.\n"
-            "Make a classifier of it first: kdshrink finetune, or distill with a fine-tuned teacher."
+            "Make it a classifier first, with kdshrink finetune, or distil it from a fine-tuned teacher."
         )
 
 
@@ -163,7 +163,7 @@ def load_classifier(source: Source, task: Task) -> Loaded:
     """Load a fine-tuned model and its tokenizer, in float32.
 
     Raises:
-        ModelError: It is damaged, or has no head for the task.
+        ModelError: The model is damaged, or has no head for the task.
     """
     require_task(source, task)
     tokenizer = load_tokenizer(source, task)
@@ -171,13 +171,13 @@ def load_classifier(source: Source, task: Task) -> Loaded:
 
 
 def load_weights(source: Source, task: Task | None, rows: Tensor | None = None) -> PreTrainedModel:
-    """Load a model with the head that it has for the task (None: the bare encoder), in float32.
+    """Load a model with its own head for the task, or as a bare encoder (None), in float32.
 
     Args:
-        rows: The rows of its word embedding table to load, and no others; None loads it whole.
+        rows: Ids of the rows of its word embedding table to load, (n,); None loads all.
 
     Raises:
-        ModelError: The weights are damaged, not whole, or not finite.
+        ModelError: The weights are damaged, incomplete, or not finite.
     """
     model = _assemble(source, task, None, rows)
     _check_finite(source, model, None if rows is not None else model.get_input_embeddings())
@@ -193,10 +193,12 @@ def load_with_head(
 ) -> PreTrainedModel:
     """Load an encoder with a classification head for these labels.
 
-    A head that the model has for the very same labels is kept; else a new one is drawn from the seed,
-    where config.json alone has one too.
+    The model's own head is kept if it has the same labels; else, or if the weights lack it, a new one is
+    drawn at random.
 
     Args:
+        labels: Names of the classes, by id.
+        seed: For a new head.
         rows: As in `load_weights`.
 
     Raises:
@@ -218,7 +220,7 @@ def _assemble(
     labels: Sequence[str] | None,
     rows: Tensor | None,
 ) -> PreTrainedModel:
-    """A model of a source's tensors, read one at a time: with a new head for labels, or its own."""
+    """Load a model, one tensor at a time, with a new head for these labels or (None) its own."""
     shell = check_whole(source, task, labels)
     config: Any = shell.config
     vocabulary = config.vocab_size
@@ -241,7 +243,7 @@ def _assemble(
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{source.name}: it cannot be loaded.\n{first_line(error)}") from error
     if task is None and any(name.startswith("pooler.") for name in found["missing_keys"]):
-        model.pooler = None  # no hidden state depends on it, and drawn at random it means nothing
+        model.pooler = None  # hidden states do not depend on it, and it would be random
     if rows is not None:
         compact(model)
         model.config.vocab_size = vocabulary
@@ -252,12 +254,13 @@ def _check_finite(source: Source, model: PreTrainedModel, passed_over: Any) -> N
     """Raise ModelError where a weight is not finite.
 
     Args:
-        passed_over: A table of which texts may reach none of the bad rows: what it makes of them tells.
+        passed_over: A table that is not checked, since texts may not use its bad rows; the model's
+            output shows whether they do.
     """
     for name, weight in model.named_parameters():
         whole = passed_over is not None and weight is passed_over.weight
         if not whole and not bool(weight.isfinite().all()):
             raise ModelError(
                 f"{source.name}: {name} holds numbers that are not finite.\n"
-                "Its training failed, or its file is damaged. Take an earlier checkpoint."
+                "Its training diverged, or its file is damaged. Take an earlier checkpoint."
             )

@@ -1,7 +1,7 @@
-"""Linear layers of a frozen model on a CPU, through oneDNN with weights packed once.
+"""Faster linear layers of a frozen model on a CPU: through oneDNN, with weights packed once.
 
-PyTorch sends float32 products to its BLAS, which packs a weight anew at each call, and, where it is MKL
-on a processor that is not Intel's, leaves AVX-512 alone. oneDNN takes a weight that was packed before.
+PyTorch's BLAS packs a weight again at each call, and MKL does not use AVX-512 on processors that are not
+Intel's. oneDNN accepts a weight that is already packed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 _ROWS = 1024
-"""Rows of the products that weights are packed for; others work too."""
+"""The number of input rows that weights are packed for; others work too."""
 
 
 class PackedLinears(TorchFunctionMode):
     """While entered, `functional.linear` of float32 parameters on a CPU goes through oneDNN.
 
-    For inference alone: there is no gradient, and a weight that changes is not packed anew.
+    For inference only: there is no gradient, and changes of a packed weight are not seen.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class PackedLinears(TorchFunctionMode):
 
 
 def packed_linears(device: torch.device) -> AbstractContextManager[object]:
-    """`PackedLinears` where this PyTorch and the device allow it, else nothing."""
+    """`PackedLinears` if PyTorch and the device support it, else a context that does nothing."""
     possible = torch.backends.mkldnn.is_available() and hasattr(
         torch.ops.mkldnn, "_linear_pointwise"
     )
@@ -53,12 +53,12 @@ def packed_linears(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _pack(weight: Tensor) -> Tensor:
-    """A weight in oneDNN's own order, which nothing but `_packed_linear` reads."""
+    """A weight in oneDNN's layout, which only `_packed_linear` can read."""
     return torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
 
 
 def _packed_linear(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """`functional.linear` of a packed weight."""
+    """`functional.linear` with a packed weight."""
     return torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
 
 

@@ -1,4 +1,4 @@
-"""A teacher that outgrows one GPU, its weights spread over the processes of a run (FSDP2)."""
+"""Shards a teacher that does not fit on one GPU over the processes of a run (FSDP2)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .architectures import family_of
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Spread a frozen model's weights over all processes, each of its layers and its embeddings apart.
+    """Freeze a model and shard its weights over all processes, in units of a layer or the embeddings.
 
-    The model may be on the CPU: no more than a layer of it is on a device whole. From here on each
-    forward is a collective: all processes must make as many.
+    The model may be on the CPU: at most one unit at a time is whole on a device. Each forward pass is a
+    collective operation from now on, which all processes must run equally often.
     """
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     model.requires_grad_(False)
@@ -28,5 +28,5 @@ def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 
 def is_sharded(model: PreTrainedModel) -> bool:
-    """Whether `shard` was called on it."""
+    """Whether a model was sharded by `shard`."""
     return hasattr(model, "unshard")

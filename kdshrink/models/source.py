@@ -1,4 +1,4 @@
-"""A model's files: found here or on the Hub."""
+"""Finds a model's files, locally or on the Hub, and reads its config.json."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ MERGE = (
     "Merge it into its model: load both with PEFT, merge_and_unload(), then save_pretrained() with the\n"
     "tokenizer, and give that directory."
 )
-"""What to do about an adapter."""
+"""The advice to users who give an adapter."""
 _OF_PAIRS = {"entailment", "neutral", "contradiction", "not_entailment"}
-"""The classes of natural language inference, whose texts are pairs; config.json does not say so."""
+"""Classes of natural language inference, which classifies pairs of texts; config.json does not say so."""
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -56,15 +56,16 @@ _SIZES = (
     "max_position_embeddings",
 )
 _LEAST = {key: 1 for size in _SIZES for key in config_keys(size)} | {"type_vocab_size": 0}
-"""The least value of the sizes in config.json that commands read."""
+"""The minimum of each size in config.json that commands read."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """How a model on the Hub is reached, and what it may do here.
+    """How to access a model on the Hub, and whether to trust its code.
 
     Attributes:
-        revision: Branch, tag or commit, where the model's name tells none.
+        revision: Branch, tag or commit, unless the model's name contains one (ID@REVISION).
+        token: Of the Hub.
         trust_remote_code: Whether code that comes with the model may run.
     """
 
@@ -81,12 +82,12 @@ class Source:
     """A model's files on this machine.
 
     Attributes:
-        name: What the user called it.
+        name: As the user gave it.
         directory: Where its files are.
         config: Its config.json.
-        record: Its kdshrink.json; an empty one if kdshrink did not make it.
-        commit: The commit on the Hub, if it came from there.
-        access: How it was found: what loads it goes by this too.
+        record: Its kdshrink.json; empty if kdshrink did not make it.
+        commit: The commit, if it came from the Hub.
+        access: How it was accessed, which applies when it is loaded too.
     """
 
     name: str
@@ -98,7 +99,7 @@ class Source:
 
     @property
     def task(self) -> Task | None:
-        """What its classification head is for; None without one."""
+        """The task of its classification head; None without one."""
         return _task_of(self.config)
 
     @property
@@ -106,7 +107,7 @@ class Source:
         """Names of its classes, by id.
 
         Raises:
-            ModelError: config.json does not say them clearly.
+            ModelError: config.json names them ambiguously.
         """
         try:
             return class_names(self.config)
@@ -118,7 +119,7 @@ class Source:
         """The number of its layers.
 
         Raises:
-            ModelError: config.json does not say it.
+            ModelError: config.json does not have it.
         """
         return self._size("num_hidden_layers")
 
@@ -144,14 +145,14 @@ class Source:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether its weights are as calibrating made them, not trained since."""
+        """Whether its weights come from a calibration, without training since."""
         return self.record.command == "shrink" and self.record.calibration is not None
 
     def renamed(self, names: Mapping[str, str]) -> Source:
-        """The source with new names of its classes, where `names` has them (--label-map).
+        """The source with its classes renamed, where `names` maps them (--label-map).
 
         Raises:
-            ModelError: Two classes would have one name.
+            ModelError: Two classes would have the same name.
         """
         if self.task is None or not {*names} & {*self.labels}:
             return self
@@ -166,7 +167,7 @@ class Source:
         return replace(self, config={**self.config, **named})
 
     def describe(self) -> dict[str, Any]:
-        """What a record says of it."""
+        """Its name and commit, for kdshrink.json."""
         return {"model": self.name, "revision": self.commit}
 
 
@@ -176,14 +177,14 @@ def _task_of(config: Mapping[str, Any]) -> Task | None:
 
 
 def find_model(name: str, access: Access = PUBLIC, *, weights: bool = True) -> Source:
-    """Find a model: `sample`, `sample-base`, a local directory, or a Hub id (ID@REVISION too).
+    """Find a model: `sample`, `sample-base`, a local directory, or a Hub id (or ID@REVISION).
 
     Args:
-        weights: Whether a model on the Hub is fetched with its weights.
+        weights: Whether to download the weights of a model on the Hub, too.
 
     Raises:
-        ModelError: It is not there, or is no model.
-        HubError: The Hub cannot be reached, or refuses.
+        ModelError: It does not exist, or is not a model.
+        HubError: The Hub cannot be reached, or denies access.
     """
     commit = None
     if name in SAMPLES:
@@ -219,7 +220,7 @@ def find_model(name: str, access: Access = PUBLIC, *, weights: bool = True) -> S
 
 
 def _check_config(name: str, config: Mapping[str, Any]) -> None:
-    """Raise ModelError where a field that is read here has a value of another kind."""
+    """Raise ModelError where a field of config.json that is read has an invalid value."""
     faults = []
     names = config.get("architectures")
     if names is not None and not (
@@ -238,15 +239,15 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
     if faults:
         field, wanted = faults[0]
         raise ModelError(
-            f"{name}: config.json has no {field}, or no sensible one: {config[field]!r:.80}.\n"
-            f"It must be {wanted}. Fetch or copy config.json again, or mend it."
+            f"{name}: config.json has no {field}, or no valid one: {config[field]!r:.80}.\n"
+            f"It must be {wanted}. Fetch or copy config.json again, or correct it."
         )
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json whose names of classes stand in the form that transformers reads.
+    """A config.json with its class names in the form that transformers reads.
 
-    What cannot be read stays where there is a head, for `Source.labels` to tell; else it means nothing.
+    Names that cannot be read are kept if there is a head, for `Source.labels` to raise; else removed.
     """
     named = {"id2label", "label2id"} & config.keys()
     if not named:
@@ -264,22 +265,22 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_plain(source: Source) -> None:
-    """Raise ModelError if its weights are quantised, or an adapter's."""
+    """Raise ModelError if its weights are quantised or an adapter's."""
     if (source.directory / _ADAPTER).is_file():
         raise ModelError(f"{source.name} is a PEFT adapter: there is an {_ADAPTER}.\n{MERGE}")
     settings = source.config.get("quantization_config")
     if settings is not None:
         how = settings.get("quant_method") if isinstance(settings, Mapping) else None
-        told = f" ({how!s:.40})" if how else ""
+        method = f" ({how!s:.40})" if how else ""
         raise ModelError(
-            f"{source.name}: its weights are quantised{told}, as quantization_config in config.json "
+            f"{source.name}: its weights are quantised{method}, as quantization_config in config.json "
             "says, and cannot be cut or trained.\n"
             "Give the model that was quantised, or load it with dequantize() and save_pretrained()."
         )
 
 
 def require_classes(source: Source) -> None:
-    """Raise ModelError if its head puts out anything but scores of classes that exclude each other."""
+    """Raise ModelError if its head is for anything but single-label classification."""
     if source.task is None:
         return
     kind = source.config.get("problem_type")
@@ -287,20 +288,20 @@ def require_classes(source: Source) -> None:
         what = {"multi_label_classification": "several labels", "regression": "numbers"}.get(
             str(kind)
         )
-        told = f"it answers with {what}" if what else "its head is of another kind"
+        found = f"it predicts {what}" if what else "its head is of another kind"
         raise ModelError(
-            f"{source.name}: {told} (problem_type {kind!r:.80} in config.json).\n"
+            f"{source.name}: {found} (problem_type {kind!r:.80} in config.json).\n"
             "Only classifiers whose classes exclude each other are supported yet."
         )
     if len(source.labels) == 1:
         raise ModelError(
-            f"{source.name}: its head puts out one number, as that of a regression.\n"
-            "Only classifiers of two and more classes are supported yet."
+            f"{source.name}: its head predicts one number, as for regression.\n"
+            "Only classifiers with two or more classes are supported yet."
         )
 
 
 def require_single_texts(source: Source) -> None:
-    """Raise ModelError if its classes are those of pairs of texts, whose answers to one mean nothing."""
+    """Raise ModelError if it classifies pairs of texts, by its classes."""
     if source.task == "sequence" and {label.lower() for label in source.labels} <= _OF_PAIRS:
         raise ModelError(
             f"{source.name}: it classifies pairs of texts, as its classes say: "
@@ -316,7 +317,7 @@ def tokenizer_files(source: Source) -> list[Path]:
     """The files of a model's tokenizer.
 
     Raises:
-        ModelError: It has none: transformers would silently make one that knows no word.
+        ModelError: There are none. transformers would silently make a tokenizer without words.
     """
     found = [source.directory / name for name in _TOKENIZER_FILES]
     if not any(path.is_file() for path in found):
@@ -329,7 +330,7 @@ def tokenizer_files(source: Source) -> list[Path]:
 
 
 def fingerprint(path: Path) -> str:
-    """BLAKE2 of the weights in a model directory."""
+    """The BLAKE2 hash of the weights files in a model directory, in hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)
     files = [file for kind in ("*.safetensors", "*.bin") for file in sorted(path.glob(kind))]
     for file in files:

@@ -1,4 +1,4 @@
-"""Tensors in files, read and written one at a time."""
+"""Reads and writes weights files one tensor at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CODES = {
 }
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
-"""What stands before every name where a wrapper was saved: DataParallel, torch.compile, a merged PEFT."""
+"""Prefixes of all names where a wrapper was saved: of DataParallel, torch.compile, merged PEFT."""
 _INNER_WRAPPERS = re.compile(
     r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
@@ -47,7 +47,7 @@ _ADAPTED = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save|original_module|base
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and type of a tensor that need not be in memory."""
+    """Shape and type of a tensor that may not be in memory."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -64,16 +64,16 @@ class TensorSpec:
 class TensorReader:
     """The tensors of a model directory, by name: from safetensors, else from pytorch_model.bin.
 
-    A pickle is read with `torch.load(weights_only=True)`, mapped into memory. Names that end in gamma
-    or beta, as in checkpoints that came from TensorFlow, are read as weight and bias; those of a wrapper
-    (`module.`, `_orig_mod.`, `base_model.model.`) as the wrapped model has them, which is said.
+    A pickle is read with `torch.load(weights_only=True)`, memory-mapped. Names that end in gamma or beta,
+    as in checkpoints converted from TensorFlow, are read as weight and bias. Prefixes of wrappers
+    (`module.`, `_orig_mod.`, `base_model.model.`) are removed, with a warning.
 
     Attributes:
         specs: Shape and type of every tensor, in the files' order.
 
     Raises:
-        ModelError: There are no weights, or they are damaged, or an adapter's, or two tensors have one
-            name, or the pickle holds more than tensors.
+        ModelError: The weights are missing, damaged or an adapter's, two tensors have the same name, or
+            a pickle holds more than tensors.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -99,11 +99,11 @@ class TensorReader:
         self._pickled.clear()
 
     def read(self, name: str) -> Tensor:
-        """One tensor, whole."""
+        """Load a tensor into memory."""
         stored = self._stored[name]
         if stored in self._pickled:
             return self._pickled[stored]
-        # Opened anew each time, since the pages of a mapping count as memory until it is closed.
+        # Opened anew each time, since mapped pages count as memory until the file is closed.
         with safe_open(self._files[name], framework="pt") as file:
             return file.get_tensor(stored)
 
@@ -134,7 +134,7 @@ class TensorReader:
         return name
 
     def _unwrap(self) -> None:
-        """Take the names of wrappers off."""
+        """Remove the prefixes of wrappers from the names."""
         if adapted := [name for name in self.specs if _ADAPTED.search(name)]:
             raise ModelError(
                 f"{self.directory}: the weights are a PEFT adapter's, or hold one: {adapted[0]}.\n{MERGE}"
@@ -208,7 +208,7 @@ class TensorReader:
 
 @cache
 def _say_once(directory: Path, message: str) -> None:
-    """Log what every reader of the same directory would say anew."""
+    """Log a warning once, however many readers of a directory there are."""
     logger.warning("%s", message)
 
 
@@ -220,8 +220,8 @@ def _twice(directory: Path, name: str) -> ModelError:
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickle, without running any code of its."""
-    # Files from before PyTorch 1.6 are no zip archives, and cannot be mapped into memory.
+    """The tensors of a pickle, loaded without running code from it."""
+    # Files from before PyTorch 1.6 are not zip archives, and cannot be memory-mapped.
     mapped = _begins(path, b"PK")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -265,10 +265,10 @@ def _damaged(path: Path, error: BaseException) -> ModelError:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says, in a line and without torch's advice to load the file unsafely."""
+    """The first line of an error message, without torch's advice to load the file unsafely."""
     text = str(error)
-    told = text.partition("WeightsUnpickler error:")[2] or text
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    detail = text.partition("WeightsUnpickler error:")[2] or text
+    lines = [line.strip() for line in detail.splitlines() if line.strip()]
     return lines[0].partition(". Please")[0] if lines else type(error).__name__
 
 
@@ -278,13 +278,14 @@ def write_tensors(
     produce: Callable[[str], Tensor | Iterable[Tensor]],
     progress: Progress = silent,
 ) -> None:
-    """Write a safetensors file, making one tensor after the other.
+    """Write a safetensors file, producing one tensor at a time.
 
-    The format is a length (8 bytes, little endian), a JSON header, and the tensors' bytes.
+    The format is the header's length (8 bytes, little endian), a JSON header, and the tensors' bytes.
 
     Args:
         specs: Names, shapes and types, in the order in which they are written.
-        produce: Makes the tensor of a name, whole or as blocks of its rows; it must fit its spec.
+        produce: Gives the tensor of a name, whole or as blocks of its rows, with the shape and type of
+            its spec.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

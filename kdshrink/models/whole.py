@@ -1,7 +1,7 @@
-"""Whether a checkpoint is whole: every tensor that its architecture needs, and none besides.
+"""Checks that a checkpoint is complete: has all tensors that its architecture needs, and no others.
 
-What decides is transformers' own loading, of the shapes alone and on no device: it reads no weight, and
-knows its own rules for prefixes, old names and tied tensors.
+transformers itself loads the shapes, on the meta device: this reads no weights, and applies its rules for
+prefixes, old names and tied tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .source import Source, require_plain
 from .tensors import TensorReader, TensorSpec
 
 Head = Task | Literal["lm"] | None
-"""What a model is loaded for: a task, masked language modelling, or as a bare encoder."""
+"""The head that a model is loaded with: for a task, for masked language modelling, or none."""
 
 _AUTO = {
     None: AutoModel,
@@ -44,21 +44,21 @@ _LEFTOVERS = re.compile(
     r"|(?:predictions|sop_classifier|pred_layer)\..*|"
     + "|".join(pattern for family in FAMILIES.values() for pattern in family.left_out)
 )
-"""Tensors of pretraining, and buffers, on which no answer of a classifier depends: those of the families of
-the table, and of others that transformers knows."""
+"""Tensors of pretraining, and buffers, which classifiers do not use: of the families in the table, and of
+others that transformers supports."""
 
 _SHOWN = 3
 _OF_ONE_CALL = {
-    "return_dict": True,  # tuples have no names for their parts
-    "chunk_size_feed_forward": 0,  # it saves memory, and bounds what a text may be
+    "return_dict": True,  # outputs are read by name
+    "chunk_size_feed_forward": 0,  # it saves memory, but restricts lengths of texts
     "output_attentions": False,  # transformers refuses to save it beside sdpa
     "output_hidden_states": False,
 }
-"""Settings of how a model is called, which some have saved in config.json, and what they must be here."""
+"""Settings of a forward pass that some models have saved in config.json, and their values here."""
 
 
 class MissingHeadError(ModelError):
-    """The encoder is whole, and the head that config.json tells of is not there."""
+    """The encoder is complete, but the head that config.json names is missing."""
 
 
 def first_line(error: BaseException) -> str:
@@ -67,10 +67,10 @@ def first_line(error: BaseException) -> str:
 
 
 def read_config(source: Source) -> PreTrainedConfig:
-    """transformers' configuration of a model, with the names of its classes.
+    """The transformers configuration of a model.
 
     Raises:
-        ModelError: config.json cannot be read, or is of a type that transformers does not know.
+        ModelError: config.json cannot be read, or names a type that transformers does not support.
     """
     kind = str(source.config.get("model_type"))
     remote = source.access.trust_remote_code and "auto_map" in source.config
@@ -85,7 +85,7 @@ def read_config(source: Source) -> PreTrainedConfig:
         else:
             place = str(source.directory)
             config = CONFIG_MAPPING[kind].from_dict(dict(source.config), name_or_path=place)
-    # A config class runs whatever its author wrote, so that any error may come.
+    # Configuration classes may run code of their authors, so that any error is possible.
     except Exception as error:
         raise ModelError(
             f"{source.name}: config.json cannot be read.\n{' '.join(str(error).split())[:200]}"
@@ -103,7 +103,7 @@ def make_shell(source: Source, head: Head, labels: Sequence[str] | None = None) 
         labels: Names of a new head's classes; None for the head that the model has.
 
     Raises:
-        ModelError: config.json describes no model.
+        ModelError: config.json does not describe a model.
     """
     config = read_config(source)
     if labels is not None:
@@ -120,18 +120,23 @@ def make_shell(source: Source, head: Head, labels: Sequence[str] | None = None) 
 
 
 def is_of_encoder(shell: PreTrainedModel, name: str) -> bool:
-    """Whether a tensor of a file is one of the encoder, by its prefix or by its first module."""
+    """Whether a tensor of a file belongs to the encoder, by its prefix or first module."""
     modules = {module for module, _ in shell.base_model.named_children()}
     return name.startswith(f"{shell.base_model_prefix}.") or name.split(".")[0] in modules
 
 
 def check_whole(source: Source, head: Head, labels: Sequence[str] | None = None) -> PreTrainedModel:
-    """Raise ModelError unless the weights are all that config.json describes, and nothing besides.
+    """Check that the weights are exactly those that config.json describes; reads no tensor.
 
-    With `labels`, or for a bare encoder, a head in the files is passed over, and none need be there.
+    Args:
+        labels: As in `make_shell`. With labels, or for a bare encoder, a head in the files is ignored.
 
     Returns:
         The model without its weights, as `make_shell` makes it.
+
+    Raises:
+        MissingHeadError: Only the head is missing.
+        ModelError: Tensors are missing, unexpected, or of other shapes or types.
     """
     require_plain(source)
     if head in ("sequence", "token") and labels is None:
@@ -139,7 +144,7 @@ def check_whole(source: Source, head: Head, labels: Sequence[str] | None = None)
     with TensorReader(source.directory) as reader:
         specs = dict(reader.specs)
     layers = max(source.config.get(key, 0) for key in config_keys("num_hidden_layers"))
-    if layers > len(specs):  # before a model of so many is made
+    if layers > len(specs):  # checked before a model of so many layers is made
         raise _not_whole(source, f"There are {len(specs)} tensors for {layers} layers.")
     shell = make_shell(source, head, labels)
     encoder_only = head is None or labels is not None
@@ -149,7 +154,7 @@ def check_whole(source: Source, head: Head, labels: Sequence[str] | None = None)
     missing = sorted(found["missing_keys"])
     if encoder_only:
         missing = [name for name in missing if not _may_be_new(shell, name)]
-    # What lacks may be there by another name: a head that is passed over is none.
+    # Missing tensors may be there under another name, which is shown; an ignored head is not one.
     strange = specs.keys() - given.keys() - shell.state_dict().keys() if missing else set()
     strange = {name for name in strange if not name.startswith("classifier.")}
     unexpected = sorted(
@@ -162,19 +167,19 @@ def check_whole(source: Source, head: Head, labels: Sequence[str] | None = None)
         raise MissingHeadError(
             f"{source.name}: its head for {type(shell).__name__} is not in the weights.\n"
             f"Missing: {_some(missing)}.\n"
-            "Save the whole model with save_pretrained(), or make a classifier of it: kdshrink finetune."
+            "Save the whole model with save_pretrained(), or make it a classifier with kdshrink finetune."
         )
-    told = [f"Missing: {_some(missing)}."] if missing else []
-    told += [f"Unexpected: {_some(unexpected)}."] if unexpected else []
+    faults = [f"Missing: {_some(missing)}."] if missing else []
+    faults += [f"Unexpected: {_some(unexpected)}."] if unexpected else []
     if shapes:
         name, stored, wanted = shapes[0]
-        told.append(f"{name} is {_shape(stored)}, and should be {_shape(wanted)}.")
-    raise _not_whole(source, " ".join(told))
+        faults.append(f"{name} is {_shape(stored)}, and should be {_shape(wanted)}.")
+    raise _not_whole(source, " ".join(faults))
 
 
-def _not_whole(source: Source, told: str) -> ModelError:
+def _not_whole(source: Source, fault: str) -> ModelError:
     return ModelError(
-        f"{source.name}: the weights do not belong to config.json, or not all are there.\n{told}\n"
+        f"{source.name}: the weights do not belong to config.json, or not all are there.\n{fault}\n"
         "Save the whole model with save_pretrained(), or fetch or copy it again."
     )
 
@@ -184,19 +189,19 @@ def _is_leftover(shell: PreTrainedModel, name: str) -> bool:
 
 
 def _may_be_new(shell: PreTrainedModel, name: str) -> bool:
-    """Whether a tensor that is missing is a head's, or the pooler's, which no hidden state depends on."""
+    """Whether a missing tensor is of a head or pooler, on which hidden states do not depend."""
     inner = name.removeprefix(f"{shell.base_model_prefix}.")
     return not is_of_encoder(shell, name) or inner.startswith("pooler.")
 
 
 def _target(state: Mapping[str, Any], prefix: str, name: str) -> str | None:
-    """The model's name of a tensor of a file, which may lack the encoder's prefix or have one too many."""
+    """The model's name of a tensor of a file, where the encoder's prefix may be missing or added."""
     names = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
     return next((one for one in names if one in state), None)
 
 
 def _check_types(source: Source, shell: PreTrainedModel, given: Mapping[str, TensorSpec]) -> None:
-    """Raise ModelError where two tensors are one of the model's, or whole numbers stand for weights."""
+    """Raise ModelError where two tensors have the same name in the model, or weights are integers."""
     state = shell.state_dict()
     stored: dict[str, str] = {}
     for name, spec in given.items():
@@ -207,13 +212,13 @@ def _check_types(source: Source, shell: PreTrainedModel, given: Mapping[str, Ten
             raise _not_whole(source, f"{stored[target]} and {name} are both there.")
         stored[target] = name
         if state[target].is_floating_point() and not spec.dtype.is_floating_point:
-            raise _not_whole(source, f"{name} holds whole numbers ({spec.dtype}), and no weights.")
+            raise _not_whole(source, f"{name} holds integers ({spec.dtype}), not weights.")
 
 
 def _load_shapes(
     source: Source, shell: PreTrainedModel, given: Mapping[str, TensorSpec]
 ) -> dict[str, Any]:
-    """What transformers says of loading tensors of these shapes."""
+    """transformers' report of missing, unexpected and mismatched keys for tensors of these shapes."""
     load: Any = type(shell).from_pretrained
     state = {name: torch.empty(s.shape, dtype=s.dtype, device="meta") for name, s in given.items()}
     try:
@@ -234,7 +239,7 @@ def _load_shapes(
 
 @contextmanager
 def _silent_transformers() -> Iterator[None]:
-    """Keep transformers' report of a load, and its bar, from being shown for a load that is none."""
+    """Hide transformers' log and progress bar, since no model is really loaded."""
     verbosity = transformers_logging.get_verbosity()
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Which of the teacher's layers and hidden units the student keeps."""
+"""Chooses the teacher's layers and hidden units that the student keeps."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ def choose_layers(
 ) -> list[int]:
     """Numbers (1-based) of the teacher's layers, one for each of the student's.
 
-    uniform, the default: student layer i of M takes g(i) = i·N/M of the teacher's N, so that the
-    copied layer and the one whose outputs are matched are the same. first and last take M in a row.
-    distilbert is that of DistilBERT's script, 12 → 6 by 1, 3, 5, 8, 10, 12.
+    uniform, the default: student layer i of M takes layer g(i) = i·N/M of the teacher's N, TinyBERT's
+    mapping, so that the layer that is copied is the one whose outputs are matched in distillation. first
+    and last take M consecutive layers. distilbert takes 1, 3, 5, 8, 10 and 12 of 12, as DistilBERT's
+    script does.
 
     Args:
         teacher: Layers of the teacher, N.
-        layers: Layers of the student, M; None for what layer_map says, or all.
+        layers: Layers of the student, M; None for the number that layer_map implies, or all.
         layer_map: A name as above, or a list such as "2,5,8,12".
-        any_count: Whether uniform rounds where M does not divide N, instead of refusing.
+        any_count: Whether uniform rounds where M does not divide N, instead of raising ShapeError.
 
     Raises:
-        ShapeError: The teacher cannot be cut so.
-        UsageError: layer_map cannot be read, or contradicts `layers`.
+        ShapeError: The teacher does not have these layers, or M does not divide N.
+        UsageError: layer_map cannot be parsed, or contradicts `layers`.
     """
     if layer_map is not None and layer_map not in _NAMED:
         return _listed(teacher, layers, layer_map)
@@ -63,7 +64,7 @@ def choose_layers(
 
 
 def spread(teacher: int, layers: int) -> list[int]:
-    """Layers as even as they can be where M does not divide N: round(i·N/M)."""
+    """Numbers of M layers spread as evenly as possible over N: round(i·N/M)."""
     return [max(1, round(i * teacher / layers)) for i in range(1, layers + 1)]
 
 
@@ -72,7 +73,7 @@ def _listed(teacher: int, layers: int | None, layer_map: str) -> list[int]:
         chosen = [int(part) for part in layer_map.split(",")]
     except ValueError:
         raise UsageError(
-            f"--layer-map {layer_map}: this is no list of numbers, and no map is called so.\n"
+            f"--layer-map {layer_map}: this is neither a list of numbers nor the name of a map.\n"
             f"Give {', '.join(_NAMED)}, or a list such as 2,4,6."
         ) from None
     if layers is not None and layers != len(chosen):
@@ -91,14 +92,16 @@ def _check(teacher: int, chosen: Sequence[int], layer_map: str) -> None:
             f"{', '.join(map(str, outside))} is none of them."
         )
     if any(a >= b for a, b in pairwise(chosen)):
-        raise ShapeError(f"--layer-map {layer_map}: the layers must rise, each taken once.")
+        raise ShapeError(
+            f"--layer-map {layer_map}: the numbers must be ascending, without repeats."
+        )
 
 
 def even_indices(size: int, target: int) -> list[int]:
     """Indices of `target` units spread evenly over `size` (Xu et al. 2024, weight selection).
 
-    Every (size/target)-th from the first where target divides size, else a rounded even spread from
-    the first to the last, halves to the even neighbour.
+    Every (size/target)-th from the first where target divides size; else `target` evenly spaced numbers
+    from the first to the last, rounded (halves to the even neighbour).
     """
     if size % target == 0:
         return list(range(0, size, size // target))

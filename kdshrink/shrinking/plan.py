@@ -1,4 +1,4 @@
-"""The student's shape and layers, planned from a config.json before any weight is read."""
+"""Plans a student's config, layers and hidden units from the teacher's config.json; reads no weights."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .layer_map import choose_layers, even_indices
 
 _LANGUAGE_MODEL = "ForMaskedLM"
 LAYERS = "layers"
-"""The size that is the number of layers, beside those of axes."""
+"""The key of the number of layers in `StudentPlan.sizes`, beside those of the axes."""
 _HEAD_CLASSES = ("ForSequenceClassification", "ForTokenClassification", _LANGUAGE_MODEL)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape that a student is asked to have; None leaves a size as the teacher's.
+    """The requested shape of a student; None keeps the teacher's size.
 
     Attributes:
-        layer_map: Which of the teacher's layers to take, as `choose_layers` has it.
+        layer_map: Which of the teacher's layers to take, as in `choose_layers`.
     """
 
     layers: int | None = None
@@ -42,17 +42,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """What a student takes of its teacher.
+    """The parts of a teacher that its student takes, and the student's config.
 
     Attributes:
         family: The teacher's architecture.
         layers: Numbers (1-based) of the teacher's layers, one for each of the student's.
-        indices: For an axis (hidden, ffn, vocabulary) the teacher's units that are kept, in the
-            student's order; an axis that is not there stays whole.
-        sizes: The teacher's size of each axis, as its config.json has it.
+        indices: For each axis that shrinks (hidden, ffn, vocabulary, …), the teacher's units that are
+            kept, in the student's order.
+        sizes: The teacher's size of each axis, by its config.json.
         config: The student's config.json.
-        keeps_head: Whether the teacher has a head for classification or masked language modelling,
-            which is kept; others are left out.
+        keeps_head: Whether the student gets the teacher's head for classification or masked language
+            modelling; other heads are left out.
     """
 
     family: Family
@@ -86,30 +86,31 @@ def plan_student(
 ) -> StudentPlan:
     """Plan a student of this shape.
 
-    The number of heads stays, so that heads become narrower; where the sizes divide, a student's head
-    draws on the teacher's head of the same number alone. One set of indices serves every axis of
-    hidden width, another the inner axis of the FFN, in proportion unless the shape says.
+    The number of heads stays, so that heads become narrower; where the sizes divide, each of the
+    student's heads consists of units of the teacher's head of the same number. One set of indices applies
+    to all axes of hidden width, another to the FFN's intermediate axis, whose size shrinks in proportion
+    to the hidden size unless the shape names it.
 
     Args:
         config: The teacher's config.json.
-        vocabulary: Ids of the pieces to keep, in the student's order.
-        calibrated: Whether the weights will be calibrated: then any number of layers will do, and a
+        vocabulary: Ids of the tokens to keep, in the student's order; None for all.
+        calibrated: Whether the weights will be calibrated: then any number of layers is possible, and a
             head for masked language modelling is left out.
 
     Raises:
-        ShapeError: No such student can be cut.
+        ShapeError: The teacher cannot be shrunk to this shape.
         ModelError: The architecture is not supported.
     """
     family = family_of(config, "shrunk")
     sizes = _sizes(family, config)
-    width, inner = sizes[HIDDEN], sizes[FFN]
+    width, ffn = sizes[HIDDEN], sizes[FFN]
     chosen = choose_layers(sizes[LAYERS], shape.layers, shape.layer_map, any_count=calibrated)
     student_width = shape.hidden_size or width
-    student_inner = shape.intermediate_size or round(inner * student_width / width)
+    student_ffn = shape.intermediate_size or round(ffn * student_width / width)
     _check_width(family, config, student_width)
-    if student_inner > inner:
+    if student_ffn > ffn:
         raise ShapeError(
-            f"--intermediate-size {student_inner}: the teacher's FFN has only {inner} units."
+            f"--intermediate-size {student_ffn}: the teacher's FFN has only {ffn} units."
         )
     student: dict[str, Any] = {**config, family.key("num_hidden_layers"): len(chosen)}
     indices: dict[str, Sequence[int]] = {}
@@ -123,9 +124,9 @@ def plan_student(
             student["attention_head_size"] = (
                 student_width // config[family.key("num_attention_heads")]
             )
-    if student_inner != inner:
-        indices[FFN] = even_indices(inner, student_inner)
-        student[family.key("intermediate_size")] = student_inner
+    if student_ffn != ffn:
+        indices[FFN] = even_indices(ffn, student_ffn)
+        student[family.key("intermediate_size")] = student_ffn
     if vocabulary is not None:
         indices[VOCABULARY] = vocabulary
         student |= {"vocab_size": len(vocabulary), **_token_ids(config, vocabulary)}
@@ -135,7 +136,7 @@ def plan_student(
         keeps_head = False
     if not keeps_head:
         student["architectures"] = [family.bare]
-    # A name or path of the teacher's would send transformers to the wrong place.
+    # The teacher's name or path would make transformers look there.
     student.pop("_name_or_path", None)
     return StudentPlan(family, tuple(chosen), indices, sizes, student, keeps_head)
 
@@ -143,12 +144,12 @@ def plan_student(
 def _size(config: Mapping[str, Any], key: str) -> int:
     size = config.get(key)
     if not isinstance(size, int) or size < 1:
-        raise ModelError(f"config.json has no {key}, or no sensible one: {size!r}.")
+        raise ModelError(f"config.json has no {key}, or no valid one: {size!r}.")
     return size
 
 
 def _sizes(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
-    """The size of each axis that config.json tells."""
+    """The size of each axis by config.json, and the number of layers."""
     width = _size(config, family.key("hidden_size"))
     return {
         LAYERS: _size(config, family.key("num_hidden_layers")),
@@ -162,7 +163,7 @@ def _sizes(family: Family, config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _token_ids(config: Mapping[str, Any], vocabulary: Sequence[int]) -> dict[str, Any]:
-    """The `*_token_id` of a config for the new ids; None where the piece has gone."""
+    """The `*_token_id` fields of a config with the new ids; None for a token that was removed."""
     new_ids = {old: new for new, old in enumerate(vocabulary)}
     ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
     return {

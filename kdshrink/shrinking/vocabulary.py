@@ -1,4 +1,4 @@
-"""Cutting a vocabulary down to what a text uses, without changing how that text is split."""
+"""Trims a tokenizer's vocabulary to the tokens that texts use, without changing their tokenisation."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 Text = str | list[str]
-"""A text, or its words where the data has them apart."""
+"""A text, or the list of its words for token classification."""
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
 class TrimmedTokenizer:
-    """A tokenizer with a part of another's vocabulary.
+    """A tokenizer with a subset of another's vocabulary.
 
     Attributes:
-        kept: The old ids in the order of the new ones.
-        content: What its tokenizer.json holds.
-        settings: The other files of the tokenizer, by name.
+        kept: The old id of each new id.
+        content: The content of its tokenizer.json.
+        settings: The contents of its other JSON files, by name.
     """
 
     kept: list[int]
@@ -43,20 +43,20 @@ class TrimmedTokenizer:
         return Tokenizer.from_str(json.dumps(self.content))
 
     def save(self, folder: Path) -> None:
-        """Write it, as tokenizer.json and settings: no file of the whole vocabulary goes along."""
+        """Write tokenizer.json and the settings, but none of the files that hold the whole vocabulary."""
         for name, content in {"tokenizer.json": self.content, **self.settings}.items():
             text = json.dumps(content, ensure_ascii=False, indent=None if "vocab" in name else 2)
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def count_pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Text]]) -> np.ndarray:
-    """How often each id occurs in texts.
+def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Text]]) -> np.ndarray:
+    """Count how often each token occurs in texts.
 
     Args:
         texts: Batches of texts, or of lists of words.
 
     Returns:
-        Counts by id, special tokens aside.
+        (V,) counts by id, without the special tokens that are added to a text.
 
     Raises:
         ModelError: The tokenizer's ids have gaps.
@@ -80,16 +80,16 @@ def count_pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[Te
     return counts
 
 
-def _gaps(pieces: int, index: int) -> ModelError:
+def _gaps(tokens: int, index: int) -> ModelError:
     return ModelError(
-        f"The vocabulary cannot be trimmed: its ids have gaps ({pieces:,} pieces, but an id {index:,})."
+        f"The vocabulary cannot be trimmed: its ids have gaps ({tokens:,} tokens, but an id {index:,})."
     )
 
 
 def _beginnings_of_unknown_words(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[int]:
-    """Ids of the pieces that WordPiece matched before it gave a word up as unknown.
+    """Ids of the tokens that WordPiece matched at the beginning of words that it found unknown.
 
-    Without them it would match shorter ones, and might then not give up.
+    Without these it would match shorter ones there, and might then find the word known.
     """
     backend = tokenizer.backend_tokenizer
     if type(backend.model).__name__ != "WordPiece":
@@ -101,9 +101,9 @@ def _beginnings_of_unknown_words(tokenizer: PreTrainedTokenizerBase, text: Text)
         for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal):
             begin, end = 0, len(word)
             while begin < end:
-                piece = (prefix if begin else "") + word[begin:end]
-                if piece in vocabulary:
-                    found.append(vocabulary[piece])
+                token = (prefix if begin else "") + word[begin:end]
+                if token in vocabulary:
+                    found.append(vocabulary[token])
                     begin, end = end, len(word)
                 else:
                     end -= 1
@@ -124,27 +124,28 @@ def trim_tokenizer(
     vocab_size: int | None = None,
     min_count: int = 1,
 ) -> TrimmedTokenizer:
-    """Keep the pieces that were counted, and what unseen words need to be split at all.
+    """Trim a tokenizer to the tokens that were counted and those that other texts need.
 
-    Kept besides are all special and added tokens, the ids up to the padding's (XLM-R counts positions
-    from it), and every single character of the scripts that the counted pieces are written in, alone
-    and as it begins or continues a word.
-    Texts whose pieces are all kept are split as before. Unigram: the best path is still there, and
-    fewer paths compete, so that it wins as before, ties too; the piece of the lowest score stays,
-    since the score of an unknown character follows from it. WordPiece: the longest match is still
-    there and no longer one comes. BPE: all merges that lead to a kept piece are kept, with their
-    parts; those that remain are tried in the old order, so that the next one is always that of
-    before.
+    The latter are all special and added tokens, the ids up to the padding's (XLM-R counts positions from
+    it), and all single characters of the scripts of the counted tokens, alone and as they begin or
+    continue a word.
+
+    Texts whose tokens are all kept are tokenised as before. Unigram: the best path still exists and
+    competes with fewer others, so that it wins as before, ties included; the token of lowest score is
+    kept, since the score of unknown characters derives from it. WordPiece: the longest match still
+    exists, and no longer one is added. BPE: all merges that lead to a kept token are kept, with their
+    parts, in the old order, so that each next merge is the same as before.
 
     Args:
-        counts: From `count_pieces`.
+        tokenizer: The tokenizer to trim, which stays as it is.
+        counts: From `count_tokens`.
         settings: From `read_settings`.
-        vocab_size: At most so many pieces in all, the commonest; may change how texts are split.
-        min_count: Pieces that occur less often go; may change how texts are split.
+        vocab_size: Tokens to keep at most, the most frequent ones; may change how texts are tokenised.
+        min_count: Removes tokens that occur less often; may change how texts are tokenised.
 
     Raises:
-        ModelError: The tokenizer's model is of a kind that cannot be trimmed.
-        ShapeError: vocab_size has no room for what must be kept.
+        ModelError: The tokenizer is of a type that cannot be trimmed.
+        ShapeError: vocab_size is too small for the tokens that must be kept.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
@@ -181,7 +182,7 @@ def _needed(
     ids: Mapping[str, int],
     counts: np.ndarray,
 ) -> set[int]:
-    """Ids that are kept whatever the text."""
+    """Ids that are kept even where they were not counted."""
     model = content["model"]
     special = {token["id"] for token in content["added_tokens"]} | set(tokenizer.all_special_ids)
     needed = special | set(range(int(tokenizer.pad_token_id or 0) + 1))
@@ -190,29 +191,29 @@ def _needed(
     elif unknown := model.get("unk_token"):
         needed.add(model["vocab"][unknown])
     byte_level = "ByteLevel" in json.dumps([content["pre_tokenizer"], content["decoder"]])
-    counted = {piece for piece, index in ids.items() if counts[index] and index not in special}
-    scripts = {"common"} | {script(character) for piece in counted for character in piece}
-    for piece, index in ids.items():
-        bare = _bare(piece, model)
+    counted = {token for token, index in ids.items() if counts[index] and index not in special}
+    scripts = {"common"} | {script(character) for token in counted for character in token}
+    for token, index in ids.items():
+        bare = _bare(token, model)
         single = len(bare) <= 1 and (byte_level or not bare or script(bare) in scripts)
-        if single or (model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", piece)):
+        if single or (model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", token)):
             needed.add(index)
     return needed
 
 
-def _bare(piece: str, model: Mapping[str, Any]) -> str:
-    """A piece without the mark that tells where in a word it stands."""
+def _bare(token: str, model: Mapping[str, Any]) -> str:
+    """A token without the prefix or suffix that marks its position in a word."""
     for mark in (model.get("continuing_subword_prefix"), "▁"):
-        if mark and piece.startswith(mark):
-            return piece.removeprefix(mark)
-    return piece.removesuffix(model.get("end_of_word_suffix") or "")
+        if mark and token.startswith(mark):
+            return token.removeprefix(mark)
+    return token.removesuffix(model.get("end_of_word_suffix") or "")
 
 
 def script(character: str) -> str:
     """The script of a character, by the first word of its Unicode name ("CYRILLIC", "CJK").
 
-    Python's tables have no scripts, and the names tell them with few exceptions, which are seen to
-    here. Digits, punctuation and accents that scripts share are of "common"; a symbol is its own.
+    Python has no table of scripts, and names give them with few exceptions, which are handled here.
+    Digits, punctuation and accents that scripts share are "common"; a symbol is a script of its own.
     """
     if character < "\u0250":
         return "LATIN" if character.isalpha() else "common"
@@ -227,7 +228,7 @@ def script(character: str) -> str:
 
 
 def _parts_of_merged(model: Mapping[str, Any]) -> dict[int, list[int]]:
-    """The parts of each merged piece, by ids: those of every merge that leads to it."""
+    """For the id of each merged token, the ids of the parts of every merge that leads to it."""
     vocabulary = model["vocab"]
     parts: dict[int, list[int]] = {}
     for left, right in map(_pair, model["merges"]):
@@ -237,7 +238,7 @@ def _parts_of_merged(model: Mapping[str, Any]) -> dict[int, list[int]]:
 
 
 def _with_parts(ids: set[int], parts: Mapping[int, Sequence[int]], kept: set[int]) -> set[int]:
-    """These ids and all that they are merged from, less those kept already with theirs."""
+    """These ids and all that they are merged from, minus those already kept (with their parts)."""
     closed, to_do = set[int](), [index for index in ids if index not in kept]
     while to_do:
         index = to_do.pop()
@@ -257,14 +258,14 @@ def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
 
 
 def _renumber(content: dict[str, Any], new_ids: Mapping[int, int]) -> None:
-    """Rewrite a tokenizer.json for the new ids, in place."""
+    """Rewrite the content of a tokenizer.json with the new ids, in place."""
     model = content["model"]
     if model["type"] == "Unigram":
         model["vocab"] = [model["vocab"][old] for old in new_ids if old < len(model["vocab"])]
         model["unk_id"] = new_ids[model["unk_id"]]
     else:
         model["vocab"] = {
-            piece: new_ids[old] for piece, old in model["vocab"].items() if old in new_ids
+            token: new_ids[old] for token, old in model["vocab"].items() if old in new_ids
         }
     if model["type"] == "BPE":
         vocabulary = model["vocab"]
@@ -292,7 +293,7 @@ def _renumber_processor(processor: dict[str, Any], new_ids: Mapping[int, int]) -
 
 
 def _renumber_settings(content: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
-    """The ids in tokenizer_config.json: of added tokens, by transformers 4, and DeBERTa's unknown."""
+    """tokenizer_config.json with new ids, of added tokens too (as transformers 4 wrote them)."""
     changed: dict[str, Any] = {
         key: new_ids[old]
         for key, old in content.items()

@@ -1,4 +1,4 @@
-"""What a smaller vocabulary costs: tokens of texts that it was not made from."""
+"""Trims a vocabulary by texts, and estimates what that costs on held-out texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..progress import Progress
-from .vocabulary import Text, TrimmedTokenizer, count_pieces, read_settings, trim_tokenizer
+from .vocabulary import Text, TrimmedTokenizer, count_tokens, read_settings, trim_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +23,13 @@ _HELD_OUT_EVERY = 10
 
 @dataclass(frozen=True)
 class HeldOutCost:
-    """What trimming costs text that it has not seen: means over a language's held-out texts."""
+    """Tokenisation of a language's held-out texts before and after trimming.
+
+    Attributes:
+        texts: Number of held-out texts.
+        tokens_before, tokens_after: Mean tokens per text.
+        unknown_before, unknown_after: Share of unknown tokens, from 0 to 1.
+    """
 
     texts: int
     tokens_before: float
@@ -40,14 +46,20 @@ def trim_by_texts(
     min_count: int,
     progress: Progress,
 ) -> tuple[TrimmedTokenizer, dict[str, HeldOutCost]]:
-    """A tokenizer cut down to what texts use, and what that costs texts of each language.
+    """Trim a tokenizer to the tokens of texts, and estimate the cost for each language.
 
-    The cost is that of a tokenizer trimmed by all texts but some that are held out, on these.
+    The cost is measured on every tenth text, with a tokenizer that is trimmed by the others only.
 
     Args:
-        tables: The texts, with `text` and `language`.
+        tables: The texts, with columns `text` and `language`.
         vocab_size: Tokens to keep at most, special ones included; None for all that the texts use.
-        min_count: How often a token must be used.
+        min_count: How often a token must occur.
+
+    Returns:
+        The tokenizer trimmed by all texts, and the cost by language.
+
+    Raises:
+        ModelError, ShapeError: As `trim_tokenizer`.
     """
     total = sum(map(len, tables))
     chosen = np.zeros(len(tokenizer), dtype=np.int64)
@@ -60,14 +72,14 @@ def trim_by_texts(
             rest = [text for text, out in zip(batch["text"], held, strict=True) if not out]
             apart = [text for text, out in zip(batch["text"], held, strict=True) if out]
             if rest:
-                chosen += count_pieces(tokenizer, [rest])
+                chosen += count_tokens(tokenizer, [rest])
             if apart:
-                held_counts += count_pieces(tokenizer, [apart])
+                held_counts += count_tokens(tokenizer, [apart])
             for text, language, out in zip(batch["text"], batch["language"], held, strict=True):
                 if out:
                     held_texts.setdefault(language, []).append(text)
             done += len(held)
-            progress("count pieces", done, total, {})
+            progress("count tokens", done, total, {})
     limits: Any = {"vocab_size": vocab_size, "min_count": min_count}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -82,14 +94,19 @@ def trim_by_texts(
 def held_out_cost(
     before: Tokenizer, after: Tokenizer, unknown: str | None, texts: Mapping[str, Sequence[Text]]
 ) -> dict[str, HeldOutCost]:
-    """Tokens a text, and the share of unknown ones, of two tokenizers by language."""
+    """Compare two tokenizers on texts of each language.
+
+    Args:
+        unknown: The unknown token; None if there is none.
+        texts: By language.
+    """
 
     def cost(tokenizer: Tokenizer, batch: Sequence[Text]) -> tuple[float, float]:
         pretokenized = isinstance(batch[0], list)
         encoded = tokenizer.encode_batch(
             list(batch), is_pretokenized=pretokenized, add_special_tokens=False
         )
-        # By id: Unigram shows an unknown piece's own text as its token.
+        # By id, since Unigram gives an unknown token's own text as its token.
         ids = [index for one in encoded for index in one.ids]
         unknown_id = tokenizer.token_to_id(unknown) if unknown else None
         unknowns = sum(index == unknown_id for index in ids)
@@ -107,5 +124,5 @@ def held_out_cost(
 
 
 def is_held_out(row: int) -> bool:
-    """Whether a row is of the tenth that the estimate counts on."""
+    """Whether a row is held out for the estimate of the cost: every tenth is."""
     return row % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1

@@ -1,4 +1,4 @@
-"""A teacher's weights copied into a smaller student, file to file, a tensor at a time."""
+"""Copies a teacher's weights into a smaller student, one tensor at a time from file to file."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Size:
 
 @dataclass(frozen=True)
 class CopyReport:
-    """Sizes by part (embeddings, layers, head), of the teacher's file and of the student's."""
+    """Sizes of the teacher's and of the student's tensors, by part (embeddings, layers, head)."""
 
     before: Mapping[str, Size]
     after: Mapping[str, Size]
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of --json: totals, and the same by part."""
+        """Totals, and the same by part, under the keys of --json."""
 
         def sizes(before: Sequence[Size], after: Sequence[Size]) -> dict[str, int]:
             return {
@@ -60,8 +60,13 @@ class CopyReport:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A tensor of the student: where it comes from, and what its axes are."""
+class _StudentTensor:
+    """A tensor of the student.
+
+    Attributes:
+        source: The name of the teacher's tensor that it is cut from.
+        row: Its row in the family's table.
+    """
 
     source: str
     row: Row
@@ -71,31 +76,31 @@ class _Piece:
 def copy_weights(
     source: Path, target: Path, plan: StudentPlan, progress: Progress = silent
 ) -> CopyReport:
-    """Write the student's weights, reading and writing one tensor at a time.
+    """Write the student's weights; only one tensor at a time is in memory.
 
     Args:
         source: The teacher's directory.
         target: The safetensors file to write.
 
     Raises:
-        ModelError: The teacher's weights are damaged, incomplete, or not as its family has them.
+        ModelError: The teacher's weights are damaged, incomplete, or not those of its architecture.
     """
     with TensorReader(source) as reader:
-        pieces, before, dropped = _match(reader, plan)
+        tensors, before, dropped = _match(reader, plan)
         indices = {axis: torch.tensor(kept) for axis, kept in plan.indices.items()}
-        specs = {name: piece.spec for name, piece in pieces.items()}
-        produce = lambda name: _cut(reader.read(pieces[name].source), pieces[name].row, indices)  # noqa: E731
+        specs = {name: tensor.spec for name, tensor in tensors.items()}
+        produce = lambda name: _cut(reader.read(tensors[name].source), tensors[name].row, indices)  # noqa: E731
         write_tensors(target, specs, produce, progress)
     if dropped:
-        logger.info("left out, since only pretraining needs it: %s", ", ".join(sorted(dropped)))
+        logger.info("left out, since only pretraining uses it: %s", ", ".join(sorted(dropped)))
     after = dict.fromkeys(PARTS, Size())
-    for piece in pieces.values():
-        after[piece.row.part] = after[piece.row.part].plus(piece.spec)
+    for tensor in tensors.values():
+        after[tensor.row.part] = after[tensor.row.part].plus(tensor.spec)
     return CopyReport(before, after)
 
 
 def check_weights(source: Path, config: Mapping[str, Any], plan: StudentPlan) -> None:
-    """Raise ModelError where `copy_weights` would, or where a tensor is missing; none is read.
+    """Raise ModelError where `copy_weights` would, or where a tensor is missing; reads no tensor.
 
     Args:
         config: The teacher's config.json.
@@ -107,21 +112,25 @@ def check_weights(source: Path, config: Mapping[str, Any], plan: StudentPlan) ->
     if not missing:
         return
     advice = "Save the whole model with save_pretrained(), or fetch or copy it again."
-    told = "the weights do not belong to config.json, or not all are there."
+    fault = "the weights do not belong to config.json, or not all are there."
     if set(missing.values()) == {"head"}:
-        told = f"the head of {config['architectures'][0]} is not in the weights."
-    raise ModelError(f"{source}: {told}\nMissing: {listed(missing, 3)}.\n{advice}")
+        fault = f"the head of {config['architectures'][0]} is not in the weights."
+    raise ModelError(f"{source}: {fault}\nMissing: {listed(missing, 3)}.\n{advice}")
 
 
 def _match(
     reader: TensorReader, plan: StudentPlan
-) -> tuple[dict[str, _Piece], dict[str, Size], set[str]]:
-    """The student's tensors by name, in the order of the teacher's file; the teacher's sizes; and the
-    modules that are left out."""
+) -> tuple[dict[str, _StudentTensor], dict[str, Size], set[str]]:
+    """Match the teacher's tensors to the student's.
+
+    Returns:
+        The student's tensors by name, in the order of the teacher's file; the teacher's sizes by part;
+        and the names of modules that are left out.
+    """
     family = plan.family
     numbers = {layer - 1: new for new, layer in enumerate(plan.layers)}
     tied = plan.config.get("tie_word_embeddings", True)
-    pieces: dict[str, _Piece] = {}
+    tensors: dict[str, _StudentTensor] = {}
     stored: dict[str, str] = {}
     sizes = dict.fromkeys(PARTS, Size())
     dropped = set()
@@ -136,8 +145,8 @@ def _match(
             continue
         row, layer = found
         _check_shape(reader, name, spec, row, plan)
-        inner = name.removeprefix(f"{family.prefix}.")
-        if (other := stored.setdefault(inner, name)) != name:
+        bare_name = name.removeprefix(f"{family.prefix}.")
+        if (other := stored.setdefault(bare_name, name)) != name:
             raise ModelError(
                 f"{reader.directory}: {other} and {name} are both there.\n"
                 "Save the whole model with save_pretrained(), or fetch or copy it again."
@@ -150,7 +159,7 @@ def _match(
         sizes[row.part] = sizes[row.part].plus(spec)
         if layer is not None and layer not in numbers:
             continue
-        new_name = name if plan.keeps_head else inner
+        new_name = name if plan.keeps_head else bare_name
         if layer is not None:
             at = family.modules.layers
             new_name = new_name.replace(f"{at}.{layer}.", f"{at}.{numbers[layer]}.", 1)
@@ -158,9 +167,9 @@ def _match(
             len(plan.indices[axis]) if axis in plan.indices else size
             for axis, size in zip(row.axes, spec.shape, strict=True)
         )
-        pieces[new_name] = _Piece(name, row, TensorSpec(shape, spec.dtype))
-    _check_layers(reader, pieces, plan)
-    return pieces, sizes, dropped
+        tensors[new_name] = _StudentTensor(name, row, TensorSpec(shape, spec.dtype))
+    _check_layers(reader, tensors, plan)
+    return tensors, sizes, dropped
 
 
 def _check_shape(
@@ -168,27 +177,29 @@ def _check_shape(
 ) -> None:
     if not spec.dtype.is_floating_point:
         raise ModelError(
-            f"{reader.directory}: {name} holds whole numbers, and weights are none.\n"
+            f"{reader.directory}: {name} holds integers, not weights.\n"
             "Give the model before it was quantised."
         )
     expected = [plan.sizes.get(axis) for axis in row.axes]
     if len(expected) != len(spec.shape) or any(
         size not in (None, found) for size, found in zip(expected, spec.shape, strict=True)
     ):
-        told = " × ".join("?" if size is None else str(size) for size in expected)
+        wanted = " × ".join("?" if size is None else str(size) for size in expected)
         raise ModelError(
             f"{reader.directory}: the weights do not belong to config.json.\n"
-            f"{name} is {' × '.join(map(str, spec.shape))}, and should be {told}."
+            f"{name} is {' × '.join(map(str, spec.shape))}, and should be {wanted}."
         )
 
 
-def _check_layers(reader: TensorReader, pieces: Mapping[str, _Piece], plan: StudentPlan) -> None:
-    """Raise ModelError unless every layer that is taken has all the tensors that any has."""
+def _check_layers(
+    reader: TensorReader, tensors: Mapping[str, _StudentTensor], plan: StudentPlan
+) -> None:
+    """Raise ModelError unless all layers that are taken have the same tensors."""
     at = plan.family.modules.layers
     number = re.compile(rf"{re.escape(at)}\.\d+\.")
-    kinds = sorted({number.sub(f"{at}.#.", name) for name in pieces if number.search(name)})
+    kinds = sorted({number.sub(f"{at}.#.", name) for name in tensors if number.search(name)})
     for new, old in enumerate(plan.layers):
-        missing = [kind for kind in kinds if kind.replace("#", str(new)) not in pieces]
+        missing = [kind for kind in kinds if kind.replace("#", str(new)) not in tensors]
         if missing or not kinds:
             missed = f" {missing[0].replace('#', str(old - 1))} is missing." if missing else ""
             raise ModelError(
@@ -198,7 +209,7 @@ def _check_layers(reader: TensorReader, pieces: Mapping[str, _Piece], plan: Stud
 
 
 def _cut(tensor: Tensor, row: Row, indices: Mapping[str, Tensor]) -> Tensor:
-    """The units of a tensor that the student keeps."""
+    """The student's units of a teacher's tensor."""
     for dimension, axis in enumerate(row.axes):
         if axis in indices:
             tensor = tensor.index_select(dimension, indices[axis])
@@ -215,7 +226,18 @@ def shrink_source(
     trimmed: TrimmedTokenizer | None = None,
     progress: Progress = silent,
 ) -> tuple[StudentPlan, CopyReport]:
-    """Write the student's weights, config and tokenizer into an empty folder."""
+    """Write a student's weights, config and tokenizer into an empty folder.
+
+    Args:
+        source: The teacher.
+        init: "copy", "calibrated" (which copies too, as a start) or "scratch" (weights drawn at random).
+        seed: For "scratch".
+        trimmed: The student's tokenizer, if its vocabulary is smaller; None keeps the teacher's.
+
+    Raises:
+        ShapeError: The teacher cannot be shrunk to this shape.
+        ModelError: The architecture is not supported, or the weights are damaged.
+    """
     kept = None if trimmed is None else trimmed.kept
     plan = plan_student(source.config, shape, kept, calibrated=init == "calibrated")
     report = copy_weights(source.directory, folder / "model.safetensors", plan, progress)
@@ -235,23 +257,23 @@ def shrink_source(
 
 
 def check_source(source: Source, plan: StudentPlan) -> None:
-    """Raise ModelError unless the weights are those that the architecture has, whole."""
+    """Raise ModelError unless the weights are complete, and neither quantised nor an adapter's."""
     require_plain(source)
     check_weights(source.directory, source.config, plan)
 
 
 def note_pipeline(source: Source) -> None:
-    """Tell what of a sentence-transformers model is not copied."""
+    """Warn that only the transformer of a sentence-transformers model is copied."""
     if (source.directory / "modules.json").is_file():
         logger.warning(
             "%s is a sentence-transformers model, and only its transformer is copied: modules.json and the "
-            "folders that it names are left out, so name the pooling anew where the student is used",
+            "folders that it names are left out, so configure the pooling again where the student is used",
             source.name,
         )
 
 
 def _draw_weights(folder: Path, seed: int) -> None:
-    """Replace the weights in a folder by random ones of the same shapes, any head included."""
+    """Replace the weights in a folder, any head included, by random ones of the same shapes."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)

@@ -337,11 +337,11 @@ def test_the_same_shape_gives_back_the_teacher(
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     # On text that it was not calibrated on too: nothing was changed, so nothing was lost.
     texts = [*texts_of(text_data), "guten tag 7", "correo música 88"]
-    mine, theirs = (
+    student_logits, teacher_logits = (
         outputs(model, folder, texts)
         for model, folder in ((student, tmp_path / "s"), (teacher, tmp_path / "t"))
     )
-    assert (mine - theirs).abs().max() < 1e-3
+    assert (student_logits - teacher_logits).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("family", VIEWED)
@@ -370,9 +370,11 @@ def test_a_calibrated_student_is_nearer_than_a_copied_one(
     options: Any = {**shape, "layers": None, "layer_map": layers}
     shrink(ShrinkConfig(model=str(tmp_path / "t"), output_dir=tmp_path / "c", **options))
     texts = texts_of(text_data)
-    theirs = outputs(teacher, tmp_path / "t", texts)
+    teacher_outputs = outputs(teacher, tmp_path / "t", texts)
     errors = {
-        name: (outputs(AUTO[task].from_pretrained(folder), folder, texts) - theirs).pow(2).mean()
+        name: (outputs(AUTO[task].from_pretrained(folder), folder, texts) - teacher_outputs)
+        .pow(2)
+        .mean()
         for name, folder in (("calibrated", tmp_path / "s"), ("copied", tmp_path / "c"))
     }
     assert errors["calibrated"] < 0.5 * errors["copied"]
@@ -553,11 +555,11 @@ def test_with_a_trimmed_vocabulary(
     )
     student = AUTO["sequence"].from_pretrained(tmp_path / "s")
     assert student.config.vocab_size < teacher.config.vocab_size
-    mine, theirs = (
+    student_logits, teacher_logits = (
         outputs(model, folder, texts_of(text_data))
         for model, folder in ((student, tmp_path / "s"), (teacher, tmp_path / "t"))
     )
-    assert (mine - theirs).abs().max() < 1e-3
+    assert (student_logits - teacher_logits).abs().max() < 1e-3
 
 
 def test_few_texts_are_the_same_few_and_counted_by_language(
@@ -571,7 +573,7 @@ def test_few_texts_are_the_same_few_and_counted_by_language(
     assert "calibrated on 5 texts in es" in (tmp_path / "s" / "README.md").read_text()
 
 
-def test_disturbed_copies_are_as_many_as_asked_for(
+def test_noised_copies_are_as_many_as_asked_for(
     tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """More than one of each text too; a copy is as long as its text."""
@@ -615,14 +617,16 @@ def test_positions_with_projections_of_their_own(
     teacher.save_pretrained(tmp_path / "t")
     xlmr_tokenizer.save_pretrained(tmp_path / "t")
     texts = texts_of(text_data)
-    theirs = outputs(teacher, tmp_path / "t", texts)
+    teacher_outputs = outputs(teacher, tmp_path / "t", texts)
     errors = []
     for name, shape in (("same", {}), ("narrow", {"hidden_size": 16}), ("shallow", {"layers": 2})):
         calibrate(tmp_path / "t", text_data, tmp_path / name, **shape)
         student = AUTO["sequence"].from_pretrained(tmp_path / name)
-        errors.append(float((outputs(student, tmp_path / name, texts) - theirs).abs().max()))
+        errors.append(
+            float((outputs(student, tmp_path / name, texts) - teacher_outputs).abs().max())
+        )
     assert errors[0] < 1e-3
-    assert max(errors[1:]) < 0.5 * float(theirs.std())
+    assert max(errors[1:]) < 0.5 * float(teacher_outputs.std())
 
 
 @pytest.mark.parametrize("family", ["deberta-conv", "electra"])

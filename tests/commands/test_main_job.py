@@ -230,11 +230,11 @@ def test_students_made_on_the_fly(
     teacher = load_file(tmp_path / "t" / "model.safetensors")
     base = load_file(encoder_dir / "model.safetensors")
     name = "encoder.layer.1.output.dense.weight"
-    mine = student[f"roberta.{name}"]
+    tensor = student[f"roberta.{name}"]
     source = name.replace("layer.1", "layer.3")
     distances = {
-        "from-teacher": (mine - teacher[f"roberta.{source}"]).abs().max(),
-        "from-base": (mine - base[source]).abs().max(),
+        "from-teacher": (tensor - teacher[f"roberta.{source}"]).abs().max(),
+        "from-base": (tensor - base[source]).abs().max(),
     }
     near = {label for label, distance in distances.items() if distance < 1e-6}
     assert near == ({init} & set(distances))
@@ -441,7 +441,7 @@ def test_another_tokenizer_is_refused(
 ) -> None:
     teacher = make_teacher(tmp_path / "t", xlmr_tokenizer)
     student = make_teacher(tmp_path / "s", make_tokenizer("bert"), "bert")
-    with pytest.raises(ModelError, match="pieces that the teacher does not have"):
+    with pytest.raises(ModelError, match="tokens that the teacher does not have"):
         distill(
             DistillConfig(
                 teacher=str(teacher),
@@ -551,7 +551,7 @@ def test_a_repository_with_a_pickle_and_a_sentencepiece_model(
             )
         )
     tokenizer = AutoTokenizer.from_pretrained(out)
-    pieces = tokenizer.tokenize("musik de tag")
-    assert len(pieces) > 2
-    assert tokenizer.unk_token not in pieces
+    tokens = tokenizer.tokenize("musik de tag")
+    assert len(tokens) > 2
+    assert tokenizer.unk_token not in tokens
     assert (out / "model.safetensors").exists()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from kdshrink.distillation import losses
+from kdshrink.models.activations import centre, centred_log_probabilities
+from kdshrink.training.losses import task_cross_entropy
 
 LENGTHS = (5, 3, 1)
 
@@ -100,12 +102,12 @@ def test_token_terms_count_labelled_tokens_only() -> None:
     assert float(losses.logits_mse(student, teacher, scored).mean) == pytest.approx(
         sum(squares) / 3
     )
-    assert float(losses.task_cross_entropy(student, labels).mean) == pytest.approx(sum(hard) / 3)
+    assert float(task_cross_entropy(student, labels).mean) == pytest.approx(sum(hard) / 3)
 
 
 def test_nothing_to_count_is_zero() -> None:
     logits = torch.randn(2, 3, 4, requires_grad=True)
-    term = losses.task_cross_entropy(logits, torch.full((2, 3), -100)).mean
+    term = task_cross_entropy(logits, torch.full((2, 3), -100)).mean
     term.backward()
     assert float(term) == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -117,5 +119,5 @@ def test_log_probabilities_and_scores_agree_once_centred() -> None:
     keys = mask[:, None, None, :]
     probabilities = scores.masked_fill(~keys, -1e9).softmax(-1)
     pairs = (keys & mask[:, None, :, None]).expand(3, 2, 5, 5)
-    got = losses.centred_log_probabilities(probabilities, mask)
-    torch.testing.assert_close(got[pairs], losses.centre(scores, mask)[pairs], atol=1e-5, rtol=1e-5)
+    got = centred_log_probabilities(probabilities, mask)
+    torch.testing.assert_close(got[pairs], centre(scores, mask)[pairs], atol=1e-5, rtol=1e-5)

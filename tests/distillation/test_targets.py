@@ -80,18 +80,20 @@ def test_targets_made_ahead_are_those_of_the_batch(
             expected = teacher.targets(batch["input_ids"], batch["attention_mask"])
             got = source.of_batch(epoch, index)
             assert got.centred == expected.centred
-            assert (got.record.embedding is None) == (expected.record.embedding is None)
+            assert (got.activations.embedding is None) == (expected.activations.embedding is None)
             pairs = [(got.logits, expected.logits)]
-            pairs += [(got.record.embedding, expected.record.embedding)]
-            pairs += zip(got.record.hidden, expected.record.hidden, strict=True)
-            for mine, theirs in pairs:
-                if theirs is not None:
-                    real = mask if theirs.dim() == 3 else slice(None)
-                    torch.testing.assert_close(mine[real], theirs[real], rtol=1e-4, atol=1e-5)
+            pairs += [(got.activations.embedding, expected.activations.embedding)]
+            pairs += zip(got.activations.hidden, expected.activations.hidden, strict=True)
+            for found, target in pairs:
+                if target is not None:
+                    real = mask if target.dim() == 3 else slice(None)
+                    torch.testing.assert_close(found[real], target[real], rtol=1e-4, atol=1e-5)
             square = (mask[:, :, None] & mask[:, None, :])[:, None]
-            for mine, theirs in zip(got.record.attention, expected.record.attention, strict=True):
-                wanted = square.expand_as(theirs)
-                torch.testing.assert_close(mine[wanted], theirs[wanted], rtol=1e-4, atol=1e-5)
+            for found, target in zip(
+                got.activations.attention, expected.activations.attention, strict=True
+            ):
+                wanted = square.expand_as(target)
+                torch.testing.assert_close(found[wanted], target[wanted], rtol=1e-4, atol=1e-5)
     assert cache is not None
     assert cache.has(range(50))
 
@@ -266,10 +268,10 @@ def test_two_processes_have_the_losses_of_one(
     ]
     one, two = ([line for line in log if "loss" in line] for log in logs)
     assert len(one) == len(two) == 18
-    for mine, theirs in zip(one, two, strict=True):
+    for first, second in zip(one, two, strict=True):
         for term in TERMS:
-            if term in mine:
-                assert theirs[term] == pytest.approx(mine[term], rel=1e-5, abs=1e-5)
+            if term in first:
+                assert second[term] == pytest.approx(first[term], rel=1e-5, abs=1e-5)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     assert weights[0].keys() == weights[1].keys()
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from kdshrink.distillation.losses import attention_mse, hidden_mse
 from kdshrink.errors import ModelError
-from kdshrink.models.activations import Record, Recorder, centre
+from kdshrink.models.activations import Activations, Recorder, centre
 from kdshrink.models.architectures import Head
 
 LAYERS = 4
@@ -121,12 +121,14 @@ def test_record_equals_what_an_eager_model_shows(family: str, head: str, padding
     model, batch = make_model(family, head), make_batch(padding)
     with torch.no_grad():
         eager = eager_twin(model)(**batch, output_hidden_states=True, output_attentions=True)
-        output, record = recorder(model, "probabilities")(**batch)
+        output, activations = recorder(model, "probabilities")(**batch)
     mask = batch["attention_mask"]
-    assert record.embedding is not None
-    assert_close_on_real(record.embedding, eager.hidden_states[0], mask)
-    assert len(record.hidden) == len(record.attention) == len(CHOSEN)
-    for number, hidden, attention in zip(CHOSEN, record.hidden, record.attention, strict=True):
+    assert activations.embedding is not None
+    assert_close_on_real(activations.embedding, eager.hidden_states[0], mask)
+    assert len(activations.hidden) == len(activations.attention) == len(CHOSEN)
+    for number, hidden, attention in zip(
+        CHOSEN, activations.hidden, activations.attention, strict=True
+    ):
         assert_close_on_real(hidden, eager.hidden_states[number], mask)
         assert_close_on_real(attention, eager.attentions[number - 1], mask)
     name = "last_hidden_state" if head == "bare" else "logits"
@@ -154,9 +156,9 @@ def test_scores_are_scaled_products_of_queries_and_keys(family: str) -> None:
     with torch.no_grad():
         states = eager_twin(model)(**batch, output_hidden_states=True).hidden_states
         reading = recorder(model)
-        _, record = reading(**batch)
+        _, activations = reading(**batch)
         assert not reading.centred
-        for number, found in zip(CHOSEN, record.attention, strict=True):
+        for number, found in zip(CHOSEN, activations.attention, strict=True):
             module = layer_attentions(model)[number - 1]
             projections = (
                 (module.q_lin, module.k_lin)
@@ -187,10 +189,10 @@ def test_deberta_log_probabilities_are_its_true_scores_centred(
     assert reading.centred
     monkeypatch.setattr(torch.nn.functional, "softmax", watched)
     with torch.no_grad():
-        _, record = reading(**batch)
+        _, activations = reading(**batch)
     assert len(scores) == LAYERS
     mask = batch["attention_mask"].bool()
-    for number, found in zip(CHOSEN, record.attention, strict=True):
+    for number, found in zip(CHOSEN, activations.attention, strict=True):
         for example, length in enumerate(mask.sum(1).tolist()):
             true = scores[number - 1][example, :, :length, :length]
             expected = true - true.mean(-1, keepdim=True)
@@ -227,18 +229,20 @@ def test_a_student_trains_on_what_is_recorded(family: str, attention: str) -> No
     model, batch = make_model(family).train(), make_batch()
     with torch.inference_mode():
         _, targets = recorder(make_model(family, initializer_range=0.2), attention)(**batch)
-    _, record = recorder(model, attention)(**batch)
+    _, activations = recorder(model, attention)(**batch)
     mask = batch["attention_mask"].bool()
-    pairs = zip(record.attention, targets.attention, strict=True)
-    torch.stack([attention_mse(own, other, mask).mean for own, other in pairs]).sum().backward()
+    pairs = zip(activations.attention, targets.attention, strict=True)
+    torch.stack(
+        [attention_mse(student, teacher, mask).mean for student, teacher in pairs]
+    ).sum().backward()
     queries = ".query.weight", ".q_lin.weight", ".query_proj.weight"
     reached = [p.grad for name, p in model.named_parameters() if name.endswith(queries)]
     assert len(reached) == LAYERS
     assert all(grad is not None and grad.isfinite().all() and grad.any() for grad in reached)
-    for own, other in zip(record.hidden, targets.hidden, strict=True):
-        assert own.requires_grad
-        assert not other.requires_grad
-        assert hidden_mse(own, other, mask).mean > 0
+    for student, teacher in zip(activations.hidden, targets.hidden, strict=True):
+        assert student.requires_grad
+        assert not teacher.requires_grad
+        assert hidden_mse(student, teacher, mask).mean > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -252,10 +256,10 @@ def test_dropout_is_the_models_own_and_comes_after_the_record(family: str) -> No
     torch.manual_seed(2)
     expected = twin(**batch).logits
     torch.manual_seed(2)
-    output, record = recorder(model, "probabilities", layers=every)(**batch)
+    output, activations = recorder(model, "probabilities", layers=every)(**batch)
     torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-5)
     mask = batch["attention_mask"].bool()
-    for attention in record.attention:
+    for attention in activations.attention:
         sums = attention.sum(-1).transpose(1, 2)[mask]
         torch.testing.assert_close(sums, torch.ones_like(sums))
 
@@ -264,16 +268,16 @@ def test_dropout_is_the_models_own_and_comes_after_the_record(family: str) -> No
 def test_a_model_matches_itself_exactly(family: str) -> None:
     model, batch = make_model(family), make_batch()
     with torch.inference_mode():
-        _, theirs = recorder(model)(**batch)
-    _, mine = recorder(model)(**batch)
+        _, teacher = recorder(model)(**batch)
+    _, student = recorder(model)(**batch)
     mask = batch["attention_mask"].bool()
-    assert mine.embedding is not None
-    assert theirs.embedding is not None
-    assert hidden_mse(mine.embedding, theirs.embedding, mask).mean == 0
-    for own, other in zip(mine.hidden, theirs.hidden, strict=True):
-        assert hidden_mse(own, other, mask).mean == 0
-    for own, other in zip(mine.attention, theirs.attention, strict=True):
-        assert attention_mse(own, other, mask).mean == 0
+    assert student.embedding is not None
+    assert teacher.embedding is not None
+    assert hidden_mse(student.embedding, teacher.embedding, mask).mean == 0
+    for one, other in zip(student.hidden, teacher.hidden, strict=True):
+        assert hidden_mse(one, other, mask).mean == 0
+    for one, other in zip(student.attention, teacher.attention, strict=True):
+        assert attention_mse(one, other, mask).mean == 0
 
 
 @pytest.mark.parametrize("family", ["xlm-roberta", "deberta-v2"])
@@ -283,7 +287,7 @@ def test_recorders_of_two_models_do_not_meet(family: str) -> None:
     batch = make_batch()
     with torch.no_grad():
         expected = recorder(student)(**batch)[1], recorder(teacher)(**batch)[1]
-        during: list[Record] = []
+        during: list[Activations] = []
         layer = student.base_model.encoder.layer[2]
         layer.register_forward_pre_hook(lambda *_: during.append(recorder(teacher)(**batch)[1]))
         found = recorder(student)(**batch)[1], during[0]
@@ -295,7 +299,7 @@ def test_recorders_of_two_models_do_not_meet(family: str) -> None:
 def test_only_what_is_asked_for_is_read() -> None:
     model, batch = make_model("xlm-roberta"), make_batch()
     _, nothing = recorder(model, None, hidden=False, embedding=False)(**batch)
-    assert nothing == Record(None, (), ())
+    assert nothing == Activations(None, (), ())
     _, hidden = recorder(model, None, embedding=False)(**batch)
     assert (len(hidden.hidden), hidden.attention, hidden.embedding) == (3, (), None)
     _, attention = recorder(model, hidden=False)(**batch)
@@ -324,11 +328,11 @@ def test_layers_that_are_not_read_run_sdpa(
 def test_layers_come_in_the_order_asked_for(family: str) -> None:
     model, batch = make_model(family), make_batch()
     with torch.no_grad():
-        _, sorted_record = recorder(model, layers=(2, 4))(**batch)
-        _, record = recorder(model, layers=(4, 2, 4))(**batch)
+        _, sorted_activations = recorder(model, layers=(2, 4))(**batch)
+        _, activations = recorder(model, layers=(4, 2, 4))(**batch)
     for name in ("hidden", "attention"):
-        second, fourth = getattr(sorted_record, name)
-        for one, other in zip(getattr(record, name), (fourth, second, fourth), strict=True):
+        second, fourth = getattr(sorted_activations, name)
+        for one, other in zip(getattr(activations, name), (fourth, second, fourth), strict=True):
             assert torch.equal(one, other)
 
 
@@ -385,9 +389,9 @@ def test_the_model_saved_in_a_forward_pass_names_no_foreign_attention() -> None:
 def test_nothing_is_held_between_calls(family: str) -> None:
     model, batch = make_model(family).train(), make_batch()
     reading = recorder(model)
-    output, record = reading(**batch)
-    held = [weakref.ref(tensor) for tensor in record.hidden + record.attention]
-    del output, record
+    output, activations = reading(**batch)
+    held = [weakref.ref(tensor) for tensor in activations.hidden + activations.attention]
+    del output, activations
     gc.collect()
     assert [reference() for reference in held] == [None] * 6
 
@@ -406,7 +410,7 @@ def test_a_layer_that_is_not_there_is_named(number: int) -> None:
 
 
 def test_raw_scores_and_deberta_scores_compare_once_centred() -> None:
-    """A raw record centred equals the centred logarithms of its probabilities."""
+    """Raw scores, once centred, equal the centred logarithms of its probabilities."""
     model, batch = make_model("xlm-roberta"), make_batch()
     mask = batch["attention_mask"].bool()
     with torch.no_grad():

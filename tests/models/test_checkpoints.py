@@ -331,7 +331,7 @@ def test_whole_numbers_are_no_weights(teacher: Path, text_data: Path) -> None:
             n: (v * 100).to(torch.int8) if n.endswith("query.weight") else v for n, v in t.items()
         },
     )
-    refused_by(teacher, text_data, "whole numbers", *ALL)
+    refused_by(teacher, text_data, "integers", *ALL)
 
 
 @pytest.mark.defect("T20")
@@ -643,7 +643,7 @@ def test_a_bad_row_of_the_embeddings_matters_to_the_texts_that_reach_it(
 
         return change
 
-    change_weights(teacher, spoil(519))  # beyond the tokenizer's pieces
+    change_weights(teacher, spoil(519))  # beyond the tokenizer's vocabulary
     run: Any = {"model": str(teacher), "data": str(path), "device": "cpu"}
     assert np.isfinite(evaluate(EvalConfig(**run)).score)
     change_weights(teacher, spoil(piece))
@@ -738,7 +738,7 @@ def byte_level(tmp_path: Path) -> Path:
     return tmp_path / "tagger"
 
 
-def _pieces(folder: Path, tokenizer: Any) -> list[list[int]]:
+def _word_ids(folder: Path, tokenizer: Any) -> list[list[int]]:
     words = ["morgen", "Wetter", "in", "Berlin"]
     table = Dataset.from_dict({"text": [words], "language": ["de"]})
     ids = encode(table, tokenizer, task="token", max_length=64, label_ids=None)["input_ids"]
@@ -756,7 +756,7 @@ def test_words_of_a_byte_level_tokenizer_are_cut_as_in_a_sentence(
     tokenizer = load_tokenizer(source, "token")
     plain = AutoTokenizer.from_pretrained(byte_level)
     in_a_sentence = plain(" morgen Wetter in Berlin")["input_ids"]
-    assert _pieces(byte_level, tokenizer) == [in_a_sentence]
+    assert _word_ids(byte_level, tokenizer) == [in_a_sentence]
     assert load_tokenizer(source)("morgen")["input_ids"] == plain("morgen")["input_ids"]
 
 
@@ -769,4 +769,4 @@ def test_the_saved_tokenizer_goes_on_cutting_words_so(
     folder = tmp_path / {"finetune": "tuned", "distill": "distilled"}[command]
     plain = AutoTokenizer.from_pretrained(byte_level)
     in_a_sentence = plain(" morgen Wetter in Berlin")["input_ids"]
-    assert _pieces(folder, AutoTokenizer.from_pretrained(folder)) == [in_a_sentence]
+    assert _word_ids(folder, AutoTokenizer.from_pretrained(folder)) == [in_a_sentence]

@@ -41,7 +41,7 @@ from kdshrink.training.setup import development_evaluator, encode_splits
 from ..helpers.models import LABELS, make_model, make_tokenizer
 
 STEPS = 20
-ROWS = 520  # of the table: 20 more than the tokenizer has pieces
+ROWS = 520  # of the table: 20 more than the tokenizer has tokens
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,9 @@ for epoch in range(3):
         cache.done[::5] = 0  # so that one process finds what the other has to make
     for index in range(3 if epoch == 1 else 0, len(sharded.batches)):
         found, right = sharded.of_batch(epoch, index), usual.of_batch(epoch, index)
-        pairs = [(found.logits, right.logits), (found.record.embedding, right.record.embedding)]
-        pairs += zip(found.record.hidden, right.record.hidden, strict=True)
-        pairs += zip(found.record.attention, right.record.attention, strict=True)
+        pairs = [(found.logits, right.logits), (found.activations.embedding, right.activations.embedding)]
+        pairs += zip(found.activations.hidden, right.activations.hidden, strict=True)
+        pairs += zip(found.activations.attention, right.activations.attention, strict=True)
         assert len(pairs) == 6
         for one, other in pairs:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -23,7 +23,7 @@ from transformers import (
 
 from kdshrink import ShrinkConfig, shrink
 from kdshrink.errors import ModelError, ShapeError
-from kdshrink.shrinking.vocabulary import Text, count_pieces, script, trim_tokenizer
+from kdshrink.shrinking.vocabulary import Text, count_tokens, script, trim_tokenizer
 from kdshrink.shrinking.vocabulary_cost import held_out_cost
 
 from ..helpers.models import make_model, make_tokenizer, sample_texts
@@ -52,7 +52,7 @@ def test_trimmed_and_untrimmed_agree_on_the_text(tmp_path: Path, kind: str) -> N
     tokenizer = tokenizer_of(kind)
     teacher = tmp_path / "teacher"
     tokenizer.save_pretrained(teacher)
-    # More rows than pieces, as in XLM-R checkpoints whose table was padded.
+    # More rows than tokens, as in XLM-R checkpoints whose table was padded.
     make_model(kind, "sequence", vocab_size=len(tokenizer) + 7).save_pretrained(teacher)
     text = tmp_path / "text.txt"
     text.write_text("\n".join(SOME))
@@ -86,7 +86,7 @@ def test_trimmed_and_untrimmed_agree_on_the_text(tmp_path: Path, kind: str) -> N
 @pytest.mark.parametrize("kind", KINDS)
 def test_unseen_words_still_split(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
-    counts = count_pieces(tokenizer, [SOME[:40]])
+    counts = count_tokens(tokenizer, [SOME[:40]])
     trimmed = trim_tokenizer(tokenizer, counts, {}).backend()
     unseen = [text for text in sample_texts() if text not in SOME and text.isascii()]
     for text in unseen:
@@ -115,9 +115,9 @@ def test_files_of_the_whole_vocabulary_do_not_stay(tmp_path: Path) -> None:
 
 def test_bpe_merges_are_closed() -> None:
     tokenizer = tokenizer_of("roberta")
-    trimmed = trim_tokenizer(tokenizer, count_pieces(tokenizer, [SOME]), {})
+    trimmed = trim_tokenizer(tokenizer, count_tokens(tokenizer, [SOME]), {})
     vocabulary = trimmed.content["model"]["vocab"]
-    reachable = {piece for piece in vocabulary if len(piece) == 1}
+    reachable = {token for token in vocabulary if len(token) == 1}
     for left, right in trimmed.content["model"]["merges"]:
         assert {left, right, left + right} <= set(vocabulary)
         reachable.add(left + right)
@@ -127,7 +127,7 @@ def test_bpe_merges_are_closed() -> None:
 
 def test_size_and_count_limits() -> None:
     tokenizer = tokenizer_of("xlm-roberta")
-    counts = count_pieces(tokenizer, [SOME])
+    counts = count_tokens(tokenizer, [SOME])
     whole = trim_tokenizer(tokenizer, counts, {})
     cut = trim_tokenizer(tokenizer, counts, {}, vocab_size=len(whole.kept) - 50)
     assert len(cut.kept) == len(whole.kept) - 50
@@ -142,7 +142,7 @@ def test_size_and_count_limits() -> None:
 
 def test_held_out_cost_counts_tokens_and_unknowns() -> None:
     tokenizer = tokenizer_of("xlm-roberta")
-    trimmed = trim_tokenizer(tokenizer, count_pieces(tokenizer, [SOME[:5]]), {})
+    trimmed = trim_tokenizer(tokenizer, count_tokens(tokenizer, [SOME[:5]]), {})
     texts = {"xx": ["play jazz", "weather 中 today"]}
     cost = held_out_cost(tokenizer.backend_tokenizer, trimmed.backend(), "<unk>", texts)["xx"]
     before = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts["xx"]]
@@ -171,9 +171,9 @@ def test_layers_width_and_vocabulary_together(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert model.get_input_embeddings().weight.shape == (len(tokenizer), 12)
     original = AutoModelForSequenceClassification.from_pretrained(teacher).get_input_embeddings()
-    piece = tokenizer.tokenize("weather")[0]
-    old_id = AutoTokenizer.from_pretrained(teacher).convert_tokens_to_ids(piece)
-    row = model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(piece)]
+    token = tokenizer.tokenize("weather")[0]
+    old_id = AutoTokenizer.from_pretrained(teacher).convert_tokens_to_ids(token)
+    row = model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(token)]
     assert torch.equal(row, original.weight[old_id, ::2])
     record = json.loads((out / "kdshrink.json").read_text())
     assert record["results"]["vocabulary"]["after"] == len(tokenizer)
@@ -204,7 +204,7 @@ def test_any_part_of_the_text_is_split_as_before(kind: str) -> None:
     for count in (1, 3, 10, 40):
         texts = drawn.sample(sample_texts(), count) + ODD
         for own in (texts, [text.split() for text in texts if text.strip()]):
-            trimmed = trim_tokenizer(tokenizer, count_pieces(tokenizer, [own[:2], own[2:]]), {})
+            trimmed = trim_tokenizer(tokenizer, count_tokens(tokenizer, [own[:2], own[2:]]), {})
             new = [[trimmed.kept[i] for i in ids] for ids in old_ids(trimmed.backend(), own)]
             assert new == old_ids(tokenizer.backend_tokenizer, own)
 
@@ -220,39 +220,39 @@ def plain_tokenizer(model: Any, **special: str) -> PreTrainedTokenizerFast:
 
 def test_a_word_that_was_unknown_stays_so() -> None:
     """WordPiece takes "abc" of "abcx" and gives up at x; without "abc" it would go by "ab", "##cx"."""
-    pieces = ["[PAD]", "[UNK]", "abc", "ab", "##cx", "y"]
-    model = models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    tokens = ["[PAD]", "[UNK]", "abc", "ab", "##cx", "y"]
+    model = models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]")
     tokenizer = plain_tokenizer(model, unk_token="[UNK]", pad_token="[PAD]")
     texts = ["abcx", "ab ycx"]
     assert tokenizer.tokenize(" ".join(texts)) == ["[UNK]", "ab", "y", "##cx"]
-    trimmed = trim_tokenizer(tokenizer, count_pieces(tokenizer, [texts]), {})
+    trimmed = trim_tokenizer(tokenizer, count_tokens(tokenizer, [texts]), {})
     assert trimmed.backend().encode(" ".join(texts)).tokens == ["[UNK]", "ab", "y", "##cx"]
 
 
 def test_an_unknown_character_costs_as_much_as_before() -> None:
-    """Unigram's is 10 below the least likely piece: "xy", "z" cost 60, unknown x and "yz" 66."""
-    pieces = [("<pad>", 0.0), ("<unk>", 0.0), ("▁", -1.0), ("xy", -30.0), ("z", -30.0)]
-    pieces += [("yz", -1.0), ("qqq", -55.0)]
+    """Unigram's is 10 below the least likely token: "xy", "z" cost 60, unknown x and "yz" 66."""
+    tokens = [("<pad>", 0.0), ("<unk>", 0.0), ("▁", -1.0), ("xy", -30.0), ("z", -30.0)]
+    tokens += [("yz", -1.0), ("qqq", -55.0)]
     tokenizer = plain_tokenizer(
-        models.Unigram(pieces, unk_id=1), unk_token="<unk>", pad_token="<pad>"
+        models.Unigram(tokens, unk_id=1), unk_token="<unk>", pad_token="<pad>"
     )
     texts = ["xyz", "yz"]
     assert [tokenizer.tokenize(text) for text in texts] == [["▁", "xy", "z"], ["▁", "yz"]]
-    trimmed = trim_tokenizer(tokenizer, count_pieces(tokenizer, [texts]), {}).backend()
+    trimmed = trim_tokenizer(tokenizer, count_tokens(tokenizer, [texts]), {}).backend()
     assert [trimmed.encode(text).tokens for text in texts] == [["▁", "xy", "z"], ["▁", "yz"]]
 
 
 def with_special_tokens_in_the_middle(kind: str) -> PreTrainedTokenizerFast:
-    """Four pieces come before the padding, two hundred before others, as in BERT's own vocabulary."""
+    """Four tokens come before the padding, two hundred before others, as in BERT's own vocabulary."""
     original = tokenizer_of(kind)
     pad, unk, cls, sep, mask = (
         getattr(original, f"{name}_token") for name in ("pad", "unk", "cls", "sep", "mask")
     )
     content = json.loads(original.backend_tokenizer.to_str())["model"]
     scores = dict(content["vocab"])
-    plain = [piece for piece in scores if piece not in (pad, unk, cls, sep, mask)]
+    plain = [token for token in scores if token not in (pad, unk, cls, sep, mask)]
     order = [*plain[-4:], pad, *plain[:200], unk, cls, *plain[200:-4], sep, mask]
-    ids = {piece: i for i, piece in enumerate(order)}
+    ids = {token: i for i, token in enumerate(order)}
     model: Any
     if kind == "bert":
         model = models.WordPiece(ids, unk_token=unk)
@@ -301,7 +301,7 @@ def test_ids_are_renumbered_everywhere(tmp_path: Path, kind: str) -> None:
     text.write_text("\n".join(SOME[:30]))
     shrink(ShrinkConfig(model=str(teacher), vocab_from=str(text), output_dir=out))
 
-    kept = trim_tokenizer(tokenizer, count_pieces(tokenizer, [SOME[:30]]), {}).kept
+    kept = trim_tokenizer(tokenizer, count_tokens(tokenizer, [SOME[:30]]), {}).kept
     after = AutoTokenizer.from_pretrained(out)
     config = json.loads((out / "config.json").read_text())
     assert after.pad_token_id == 4
@@ -329,7 +329,7 @@ def test_ids_in_settings_are_renumbered() -> None:
     decoder = {str(mask): {"content": "[MASK]"}, "4": {"content": "[PAD]"}}
     config = {"added_tokens_decoder": decoder, "unk_id": unk, "model_max_length": unk}
     settings = {"tokenizer_config.json": config, "special_tokens_map.json": {"unk_token": "[UNK]"}}
-    trimmed = trim_tokenizer(tokenizer, count_pieces(tokenizer, [SOME[:9]]), settings)
+    trimmed = trim_tokenizer(tokenizer, count_tokens(tokenizer, [SOME[:9]]), settings)
     new = {old: i for i, old in enumerate(trimmed.kept)}
     assert new[mask] < mask
     assert new[unk] < unk
@@ -352,7 +352,7 @@ def test_tokenizers_of_the_families_own_classes(tmp_path: Path, kind: str) -> No
         names = dict(
             zip(("pad", "bos", "eos", "unk"), ("[PAD]", "[CLS]", "[SEP]", "[UNK]"), strict=True)
         )
-        pieces = {f"{name}_piece": piece for name, piece in names.items()}
+        tokens = {f"{name}_piece": token for name, token in names.items()}
         ids = {f"{name}_id": i for i, name in enumerate(names)}
         written = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
@@ -360,7 +360,7 @@ def test_tokenizers_of_the_families_own_classes(tmp_path: Path, kind: str) -> No
             model_writer=written,
             vocab_size=600,
             minloglevel=2,
-            **({**pieces, **ids} if kind == "deberta-v2" else {}),
+            **({**tokens, **ids} if kind == "deberta-v2" else {}),
         )
         name = "spm.model" if kind == "deberta-v2" else "sentencepiece.bpe.model"
         (teacher / name).write_bytes(written.getvalue())
@@ -397,7 +397,7 @@ def test_tokenizers_of_the_families_own_classes(tmp_path: Path, kind: str) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_masked_language_model_keeps_its_head(tmp_path: Path, kind: str) -> None:
-    """Its logits are those of the pieces that are kept."""
+    """Its logits are those of the tokens that are kept."""
     tokenizer = tokenizer_of(kind)
     teacher, out = tmp_path / "teacher", tmp_path / "out"
     tokenizer.save_pretrained(teacher)
@@ -405,7 +405,7 @@ def test_a_masked_language_model_keeps_its_head(tmp_path: Path, kind: str) -> No
     text = tmp_path / "text.txt"
     text.write_text("\n".join(SOME))
     shrink(ShrinkConfig(model=str(teacher), vocab_from=str(text), output_dir=out))
-    kept = trim_tokenizer(tokenizer, count_pieces(tokenizer, [SOME]), {}).kept
+    kept = trim_tokenizer(tokenizer, count_tokens(tokenizer, [SOME]), {}).kept
     logits = []
     for folder in (teacher, out):
         model = AutoModelForMaskedLM.from_pretrained(folder).eval()
@@ -416,9 +416,9 @@ def test_a_masked_language_model_keeps_its_head(tmp_path: Path, kind: str) -> No
 
 
 def test_a_limit_holds_for_bpe_too() -> None:
-    """A piece goes in with all that it is merged from, or not at all."""
+    """A token goes in with all that it is merged from, or not at all."""
     tokenizer = tokenizer_of("roberta")
-    counts = count_pieces(tokenizer, [SOME])
+    counts = count_tokens(tokenizer, [SOME])
     least = len(trim_tokenizer(tokenizer, counts, {}, min_count=10**6).kept)
     whole = set(trim_tokenizer(tokenizer, counts, {}).content["model"]["vocab"])
     for size in (least, least + 1, least + 50, least + 200):
@@ -432,12 +432,12 @@ def test_a_limit_holds_for_bpe_too() -> None:
 
 
 def test_bytes_of_a_fallback_are_kept() -> None:
-    pieces = [("<pad>", 0.0), ("<unk>", 0.0), *((f"<0x{i:02X}>", -9.0) for i in range(256))]
-    pieces += [("▁", -2.0), ("a", -3.0), ("ab", -3.5), ("b", -3.0)]
-    model = models.Unigram(pieces, unk_id=1, byte_fallback=True)
+    tokens = [("<pad>", 0.0), ("<unk>", 0.0), *((f"<0x{i:02X}>", -9.0) for i in range(256))]
+    tokens += [("▁", -2.0), ("a", -3.0), ("ab", -3.5), ("b", -3.0)]
+    model = models.Unigram(tokens, unk_id=1, byte_fallback=True)
     tokenizer = plain_tokenizer(model, unk_token="<unk>", pad_token="<pad>")
-    trimmed = trim_tokenizer(tokenizer, count_pieces(tokenizer, [["a b"]]), {})
-    assert len(trimmed.kept) == len(pieces) - 1  # "ab"
+    trimmed = trim_tokenizer(tokenizer, count_tokens(tokenizer, [["a b"]]), {})
+    assert len(trimmed.kept) == len(tokens) - 1  # "ab"
     assert trimmed.backend().encode("ж").tokens == tokenizer.tokenize("ж")
 
 
@@ -445,7 +445,7 @@ def test_gaps_between_ids_are_told() -> None:
     model = models.WordPiece({"[UNK]": 0, "a": 1, "b": 7}, unk_token="[UNK]")
     tokenizer = plain_tokenizer(model, unk_token="[UNK]")
     with pytest.raises(ModelError, match="gaps"):
-        count_pieces(tokenizer, [["a b"]])
+        count_tokens(tokenizer, [["a b"]])
     with pytest.raises(ModelError, match="gaps"):
         trim_tokenizer(tokenizer, np.zeros(len(tokenizer), dtype=np.int64), {})
 
