@@ -45,6 +45,7 @@ from kdshrink.record import Record
 from kdshrink.training.checkpoints import last_checkpoint
 
 from .helpers.models import make_model
+from .helpers.processes import die_in_step
 
 ROOT = Path(__file__).parent.parent
 
@@ -500,21 +501,8 @@ def interrupted(
             for label, word in words.items()
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    script = (
-        "import os, torch, kdshrink.training.trainer as trainer; torch.set_num_threads(1)\n"
-        "compute = trainer.TermTrainer.compute_loss\n"
-        "def compute_or_die(self, *arguments, **options):\n"
-        "    if self.state.global_step == 4: os._exit(9)\n"
-        "    return compute(self, *arguments, **options)\n"
-        "trainer.TermTrainer.compute_loss = compute_or_die\n"
-        "from pathlib import Path, PosixPath\n"
-        "from kdshrink import *\n"
-        f"distill({config_in(folder, resume=False)!r})\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == 9
+    config = config_in(folder, resume=False)
+    assert die_in_step(4, lambda: distill(config)) == 9
     distill(replace(config_in(folder, resume=False), output_dir=folder / "whole"))
     return folder
 

@@ -22,7 +22,8 @@ from kdshrink.models.devices import pick_device
 from kdshrink.training.trackers import require_trackers, tracker_names
 
 from ..helpers.hub import Desk
-from .test_app import TOY, run, run_toy
+from ..helpers.runner import run
+from .test_app import TOY, run_toy
 
 KDSHRINK = (sys.executable, "-m", "kdshrink")
 
@@ -149,10 +150,11 @@ def test_narrow_streams_show_what_they_can(environment: dict[str, str]) -> None:
 @pytest.mark.defect("T18")
 def test_a_command_of_models_shows_its_tables_on_an_ascii_stream() -> None:
     environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = run("eval", "sample", "--data", "sample", "--max-eval-samples", "2", **environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.isascii()
-    assert "all languages pooled" in done.stdout
+    typed = ("eval", "sample", "--data", "sample", "--max-eval-samples", "2")
+    code, shown, said = through_shell("", *typed, **environment)
+    assert code == 0, said
+    assert shown.isascii()
+    assert "all languages pooled" in shown
 
 
 # --- values that are typed
@@ -185,16 +187,11 @@ def test_a_command_of_models_shows_its_tables_on_an_ascii_stream() -> None:
 def test_a_value_that_cannot_be_ends_with_2_in_the_command(
     typed: list[str],
     told: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["kdshrink", *typed])
-    with pytest.raises(SystemExit) as ended:
-        program.main()
-    said = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert said.startswith(f"error: {told}")
-    assert len(said.splitlines()) <= 3
+    ended = run(*typed)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {told}")
+    assert len(ended.stderr.splitlines()) <= 3
 
 
 @pytest.mark.defect("M6")

@@ -29,6 +29,7 @@ from kdshrink.errors import DataError, ModelError, OutputError, TrainingError, U
 from kdshrink.models.source import find_model
 
 from ..helpers.models import FAMILIES, LABELS, make_config, make_model, make_tokenizer
+from ..helpers.processes import die_in_step
 
 FAST: dict[str, Any] = {"device": "cpu", "batch_size": 8, "learning_rate": 3e-3, "logging_steps": 2}
 
@@ -324,21 +325,9 @@ def test_a_resumed_run_ends_with_the_same_bits(
 
     run = finetune if job == "finetune" else distill
     run(make_config(tmp_path / "whole"))
-    script = (
-        "import os, kdshrink.training.trainer as trainer\n"
-        "compute = trainer.TermTrainer.compute_loss\n"
-        "def compute_or_die(self, *arguments, **options):\n"
-        f"    if self.state.global_step == {dies_at}: os._exit(9)\n"
-        "    return compute(self, *arguments, **options)\n"
-        "trainer.TermTrainer.compute_loss = compute_or_die\n"
-        "import torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path, PosixPath\n"
-        "from kdshrink import *\n"
-    )
     out = tmp_path / "killed"
     config = make_config(out)
-    done = subprocess.run([sys.executable, "-c", f"{script}{job}({config!r})"], check=False)
-    assert done.returncode == 9
+    assert die_in_step(dies_at, lambda: run(config)) == 9
     assert not (out / "config.json").exists()
     with pytest.raises(OutputError, match="--resume"):
         run(make_config(out))

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..helpers.runner import run
+
 SAMPLE = Path(__file__).parents[2] / "kdshrink" / "sample"
 
 
-def run(*arguments: str, cwd: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "kdshrink", *arguments, "--json"],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def printed(*arguments: str, cwd: Path) -> dict[str, Any]:
+    """Run a command with --json, and what it printed."""
+    done = run(*arguments, "--json", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -39,7 +34,7 @@ def test_it_is_small_and_names_no_place() -> None:
 
 
 def test_the_teacher_knows_its_task(tmp_path: Path) -> None:
-    result = run("zero-shot", "sample", "--data", "sample", cwd=tmp_path)
+    result = printed("zero-shot", "sample", "--data", "sample", cwd=tmp_path)
     assert result["seen_from"] == "kdshrink.json"
     assert set(result["seen"]["per_language"]) == {"de-DE", "en-US", "es-ES", "ru-RU"}
     assert set(result["unseen"]["per_language"]) == {"nl-NL", "pt-PT", "sv-SE"}
@@ -60,8 +55,8 @@ def test_a_student_learns_from_it(tmp_path: Path) -> None:
         "160",
     )
     rate = ("--learning-rate", "3e-4")
-    copied = run("distill", *common, *rate, "-o", "copied", cwd=tmp_path)
-    scratch = run(
+    copied = printed("distill", *common, *rate, "-o", "copied", cwd=tmp_path)
+    scratch = printed(
         "distill",
         *common,
         *rate,
@@ -85,7 +80,7 @@ def test_a_student_learns_from_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_base_fine_tunes(tmp_path: Path) -> None:
-    result = run(
+    result = printed(
         *("finetune", "sample-base", "--data", "sample", "--max-steps", "300"),
         *("--learning-rate", "3e-4", "--eval-steps", "150", "-o", "tuned"),
         cwd=tmp_path,

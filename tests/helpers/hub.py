@@ -1,7 +1,7 @@
 """A stand-in for the Hub on loopback: enough of its API for the real clients, and faults on demand.
 
-Only huggingface_hub, datasets and transformers speak to it, in processes of their own that get its
-address by HF_ENDPOINT. What it stores is kept in memory; every request is noted.
+Only huggingface_hub, datasets and transformers speak to it, which get its address by HF_ENDPOINT. What it
+stores is kept in memory; every request is noted.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from .runner import run
 
 WRITER = "hf_writerWriterWriter"
 READER = "hf_readerReaderReader"
@@ -180,12 +182,14 @@ class Desk:
     def __call__(
         self, *typed: str, token: str | None = WRITER, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a kdshrink command."""
-        return self.python("-m", "kdshrink", *typed, token=token, **environment)
+        """Run a kdshrink command in this process."""
+        chosen = {**self.hub.environment(self.home, token), **environment}
+        return run(*typed, env=chosen, cwd=self.folder)
 
     def python(
         self, *typed: str, token: str | None = WRITER, **environment: str
     ) -> subprocess.CompletedProcess[str]:
+        """Run Python in a process of its own: `-m kdshrink …` is a command."""
         return subprocess.run(
             [sys.executable, *typed],
             env={**self.hub.environment(self.home, token), **environment},

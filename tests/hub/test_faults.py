@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,12 +84,12 @@ PATIENT_PUSHES = [
 ]
 
 
-def push_through(desk: Desk, case: Case) -> None:
+def push_through(desk: Desk, case: Case, kdshrink: Callable[..., Any]) -> None:
     """Push with the fault, check what was said, lift the fault, and do what was said."""
     hub, directory = desk.hub, desk.folder / "model"
     before = content(directory)
     hub.faults = [case.fault] if case.fault else []
-    failed = desk("push", "model", "--hub-model-id", "org/model", **case.environment)
+    failed = kdshrink("push", "model", "--hub-model-id", "org/model", **case.environment)
     assert failed.returncode == 1, failed.stderr
     assert failed.stdout == ""
     assert "Traceback" not in failed.stderr
@@ -102,7 +104,7 @@ def push_through(desk: Desk, case: Case) -> None:
 
     hub.faults = []
     stored, done_before = set(hub.objects), len(hub.requests)
-    again = desk(*shlex.split(message.splitlines()[-1])[1:])
+    again = kdshrink(*shlex.split(message.splitlines()[-1])[1:])
     assert again.returncode == 0, again.stderr
     pushed = hub.files("org/model")
     assert {name: data for name, data in pushed.items() if name in before} == before
@@ -113,7 +115,8 @@ def push_through(desk: Desk, case: Case) -> None:
 
 @pytest.mark.parametrize("case", PUSHES, ids=lambda case: case.name)
 def test_a_push_that_fails(case: Case, hub: Hub, tmp_path: Path, model_dir: Path) -> None:
-    push_through(Desk(hub, tmp_path), case)
+    desk = Desk(hub, tmp_path)
+    push_through(desk, case, desk)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +125,7 @@ def patient(
     tmp_path_factory: pytest.TempPathFactory,
     massive_teacher: Path,
 ) -> Iterator[dict[str, Future[None]]]:
-    """The patient cases, all at once, each with a Hub of its own."""
+    """The patient cases, all at once, each with a Hub and a process of its own."""
 
     def run(case: Case) -> None:
         folder = tmp_path_factory.mktemp("patient")
@@ -130,7 +133,8 @@ def patient(
         for name, data in content(massive_teacher).items():
             (folder / "model" / name).write_bytes(data)
         with Hub() as own:
-            push_through(Desk(own, folder), case)
+            desk = Desk(own, folder)
+            push_through(desk, case, partial(desk.python, "-m", "kdshrink"))
 
     wanted = {
         item.callspec.params["case"].name

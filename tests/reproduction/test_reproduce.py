@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from kdshrink.reproduction.report import Report
 from kdshrink.reproduction.results import Cell, measure
 
 from ..helpers.models import SAMPLE_DATA
+from ..helpers.runner import run as kdshrink
 
 TRAINED = tuple(EXPERIMENTS)
 TINY = ("--scale", "sample", "--teacher-steps", "8", "--max-steps", "6")
@@ -45,10 +47,6 @@ TINY = ("--scale", "sample", "--teacher-steps", "8", "--max-steps", "6")
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "kdshrink", *words]
-
-
-def kdshrink(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*words), capture_output=True, text=True, **options)
 
 
 def grid_of(name: str, **options: Any) -> Grid:
@@ -453,15 +451,12 @@ def test_shares_of_the_data_are_told_in_examples(tmp_path: Path) -> None:
     assert text.count("examples.") == 2
 
 
-def test_without_matplotlib_there_is_a_report_and_a_word(tmp_path: Path) -> None:
-    script = (
-        "import sys; sys.modules['matplotlib'] = None; from kdshrink.cli.main import main; main()"
-    )
-
-    def blind(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path
-        )
+def test_without_matplotlib_there_is_a_report_and_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
+    blind = partial(kdshrink, cwd=tmp_path)
 
     log = [{"step": step, "loss": 1 / step} for step in (1, 2)]
     (tmp_path / "run").mkdir()
