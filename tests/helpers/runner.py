@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -46,18 +46,19 @@ def run(
     """
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     environment = {**os.environ} if env is None else {**env}
+    contexts: tuple[AbstractContextManager[object], ...] = (
+        mock.patch.dict(os.environ, environment, clear=True),
+        _directory(cwd),
+        mock.patch.multiple(sys, argv=["kdshrink", *typed], stdout=stdout, stderr=stderr),
+        # Typer takes the program's name from sys.argv only where no package was started.
+        mock.patch.object(sys.modules["__main__"], "__package__", None),
+        mock.patch.object(console, "_secrets", set()),
+        _signals(),
+        _logs(stderr),
+        _settings(environment),
+    )
     with ExitStack() as stack:
-        for context in (
-            mock.patch.dict(os.environ, environment, clear=True),
-            _directory(cwd),
-            mock.patch.multiple(sys, argv=["kdshrink", *typed], stdout=stdout, stderr=stderr),
-            # Typer takes the program's name from sys.argv only where no package was started.
-            mock.patch.object(sys.modules["__main__"], "__package__", None),
-            mock.patch.object(console, "_secrets", set()),
-            _signals(),
-            _logs(stderr),
-            _settings(environment),
-        ):
+        for context in contexts:
             stack.enter_context(context)
         try:
             main()

@@ -77,7 +77,7 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
         seed=3,
         cache_teacher="none",
     )
-    source = find_model(str(source_dir), config)
+    source = find_model(str(source_dir))
     tokenizer = AutoTokenizer.from_pretrained(source_dir)
     data = load_data(DataRequest(data=str(text_data)), ("train", "validation"), purpose="train")
     encoded = encode_splits(data, ("train", "validation"), tokenizer, 64, LABELS)
@@ -187,11 +187,11 @@ def test_a_model_loaded_in_part_computes_the_same(
 ) -> None:
     make_model(family, "sequence").save_pretrained(tmp_path)
     config = DistillConfig(teacher="t", data="d")
-    source = find_model(str(tmp_path), config)
+    source = find_model(str(tmp_path))
     labels = ["a", "b", "c", "d"] if new_head else LABELS
     rows = torch.tensor([0, 1, 2, 3, 40, 77, 499])
     whole, part = (
-        load_with_head(source, config, "sequence", labels, 5, kept).eval() for kept in (None, rows)
+        load_with_head(source, "sequence", labels, 5, kept).eval() for kept in (None, rows)
     )
     assert part.config.vocab_size == whole.config.vocab_size == ROWS
     assert isinstance(part.get_input_embeddings(), CompactEmbedding)
@@ -231,7 +231,7 @@ def test_a_table_of_half_precision_comes_back_in_single(tmp_path: Path) -> None:
 def test_other_data_cannot_resume_a_run(tmp_path: Path) -> None:
     make_model("xlm-roberta", "sequence").save_pretrained(tmp_path / "m")
     config = DistillConfig(teacher="t", data="d")
-    source = find_model(str(tmp_path / "m"), config)
+    source = find_model(str(tmp_path / "m"))
     rows = torch.arange(100)
     model = load_weights(source, "sequence", rows)
     WholeTable.keep(tmp_path / "table", source.directory, model, rows)
