@@ -12,8 +12,17 @@ import typer
 
 from ..config.fields import refuse_empty
 
+_FIRST = (
+    *("teacher", "student", "init", "layers", "hidden_size", "vocab_from"),
+    *("scale", "models", "data", "languages", "split"),
+    *("num_train_epochs", "max_steps", "batch_size", "learning_rate"),
+    *("predictions", "per_class", "seeds", "plan", "term", "output_dir", "output_file"),
+)
+"""What most runs of a command need: --help shows these first, in this order, and the rest in panels."""
+_OWN = "Of this command"
 # In the order in which --help shows them.
 _PANELS = {
+    _OWN: _OWN,
     "DataOptions": "Data",
     "ShapeOptions": "Shape of the student",
     "CalibrationOptions": "Shape of the student",
@@ -73,11 +82,24 @@ def _group(config_class: type, name: str) -> str:
     )
 
 
-def help_order(config_class: type, item: dataclasses.Field[Any]) -> tuple[bool, int]:
-    """What is required comes first, then the command's own options, then the groups."""
+def _comes_first(item: dataclasses.Field[Any]) -> bool:
     required = item.default is item.default_factory is dataclasses.MISSING
-    group = _group(config_class, item.name)
-    return not required, [*_PANELS].index(group) if group in _PANELS else -1
+    return required or item.name in _FIRST
+
+
+def _panel(config_class: type, item: dataclasses.Field[Any]) -> str | None:
+    """The panel of the help that shows a field; None for the first."""
+    if _comes_first(item):
+        return None
+    return _PANELS.get(_group(config_class, item.name), _OWN)
+
+
+def help_order(config_class: type, item: dataclasses.Field[Any]) -> tuple[int, int]:
+    """What is required comes first, then what most runs need, then the panels in their order."""
+    panel = _panel(config_class, item)
+    if panel is None:
+        return 0, _FIRST.index(item.name) if item.name in _FIRST else -1
+    return 1, list(dict.fromkeys(_PANELS.values())).index(panel)
 
 
 def parameter(config_class: type, item: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
@@ -106,7 +128,7 @@ def parameter(config_class: type, item: dataclasses.Field[Any], hint: Any) -> in
         shown = not (default is None or default is False or default == [])
         metadata = typer.Option(
             *flags,
-            rich_help_panel=_PANELS.get(_group(config_class, item.name)),
+            rich_help_panel=_panel(config_class, item),
             show_default=shown and default is not dataclasses.MISSING,
             metavar=metavar,
             **options,

@@ -92,7 +92,7 @@ def show_shrink(result: Mapping[str, Any]) -> None:
     out.print(f"layers of the source, 1-based: {', '.join(map(str, result['layers']))}")
     if vocabulary := result.get("vocabulary"):
         out.print(
-            f"vocabulary: {vocabulary['before']:,} pieces before, {vocabulary['after']:,} after"
+            f"vocabulary: {vocabulary['before']:,} tokens before, {vocabulary['after']:,} after"
         )
         held_out = vocabulary.get("held_out")
         if held_out:

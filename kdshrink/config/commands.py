@@ -66,15 +66,15 @@ class ShrinkConfig(
         "copy",
     )
     vocab_from: str | None = option(
-        "Keep only the vocabulary that this data uses (as --data), or a text file with a sentence a "
+        "Keep only the vocabulary that this data (as --data) or text file uses; a text file has one text per "
         "line.",
         None,
     )
     vocab_size: int | None = option(
-        "Keep at most so many of those pieces, the commonest.", None, bounds=Bounds(least=1)
+        "Keep at most this many of those tokens, the most frequent.", None, bounds=Bounds(least=1)
     )
     vocab_min_count: int = option(
-        "Keep only pieces that occur at least so often.", 1, bounds=Bounds(least=1)
+        "Keep only tokens that occur at least this often.", 1, bounds=Bounds(least=1)
     )
 
     def __post_init__(self) -> None:
@@ -100,14 +100,14 @@ class DistillConfig(
     HubOptions,
 ):
     teacher: str = option("The fine-tuned teacher: a Hub id, a local directory, or sample.")
-    student: str | None = option("The student, made before, instead of --init.", None)
+    student: str | None = option("An existing student, in place of --init.", None)
     init: Literal["from-teacher", "from-base", "from-scratch", "calibrated"] | None = option(
         "Make the student on the fly: from-teacher (the default, half the layers), from-base, "
         "from-scratch, or calibrated on the training data's texts, as shrink does it.",
         None,
     )
     base: str | None = option(
-        "The base for --init from-base; the one that the teacher's kdshrink.json names if not said.",
+        "The base for --init from-base; by default the one that the teacher's kdshrink.json names.",
         None,
     )
 
@@ -123,7 +123,7 @@ class DistillConfig(
     )
     compare: bool | None = option(
         "After training, score the teacher, the untrained student and the distilled one on the test "
-        "split, seen and unseen languages apart. On by itself for sample alone: it takes time.",
+        "split, seen and unseen languages apart. By default on for sample alone, as it takes time.",
         None,
     )
 
@@ -160,9 +160,10 @@ class DistillConfig(
 class EvalConfig(SourceOptions, DataOptions, EvaluationOptions):
     model: str = option("A Hub id, a local directory, or sample.", argument=True)
     predictions: Path | None = option(
-        "Write a JSON line an example here: language, gold, predicted, probability.", None
+        "Write one JSON line per example to this file: language, gold, predicted, probability.",
+        None,
     )
-    per_class: bool = option("Add the F1 of each class.", False)
+    per_class: bool = option("Report the F1 of each class.", False)
 
     def __post_init__(self) -> None:
         _check_groups(self)
@@ -178,7 +179,7 @@ class ZeroShotConfig(SourceOptions, DataOptions, EvaluationOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PushConfig(HubTarget, TokenOptions):
-    directory: Path = option("A directory that kdshrink wrote, or any model's.", argument=True)
+    directory: Path = option("Directory of a model, written by kdshrink or not.", argument=True)
 
     def __post_init__(self) -> None:
         _check_groups(self)
@@ -219,8 +220,8 @@ class ReproduceConfig:
         parse=comma_list,
     )
     data: tuple[str, ...] | None = option(
-        "Of massive, tsm, universal-ner and sample; all that the experiment has and are at hand if not "
-        "said.",
+        "Of massive, tsm, universal-ner and sample; by default all that the experiment uses and "
+        "that are available.",
         None,
         parse=comma_list,
     )
@@ -234,7 +235,7 @@ class ReproduceConfig:
         metavar="NAME=DIR",
     )
     seeds: tuple[int, ...] | None = option(
-        "Seeds, each a run of its own; 44,55,66 at --scale full, else 44.", None, parse=number_list
+        "Seeds, one run each; 44,55,66 at --scale full, else 44.", None, parse=number_list
     )
     teacher_steps: int | None = option(
         "Steps of the teachers, instead of the scale's.", None, bounds=Bounds(least=1)
@@ -252,14 +253,14 @@ class ReproduceConfig:
     )
     plan: bool = option("Print the runs as shell commands in an order that works, and stop.", False)
     jobs: int | None = option(
-        "Runs at a time; one a GPU where there are several, else one.",
+        "Runs at a time; by default one per GPU, else one.",
         None,
         bounds=Bounds(least=1, most=1024),
     )
     device: str = option("auto (CUDA where there is a GPU, else CPU), cpu, cuda or cuda:N.", "auto")
     output_dir: Path | None = option(
         "Where runs and reports go, of several experiments and from several processes at once; "
-        "reproduction-SCALE if not said.",
+        "reproduction-SCALE by default.",
         None,
         flags=("-o", "--output-dir"),
     )
@@ -293,7 +294,7 @@ class CurvesConfig:
         repeatable=True,
     )
     term: str = option(
-        "What to follow: loss, a term of it (embedding, hidden, attention, prediction, task), or score.",
+        "What to show: loss, a term of it (embedding, hidden, attention, prediction, task), or score.",
         "loss",
     )
     output_file: Path | None = option(

@@ -32,7 +32,7 @@ class TokenOptions:
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions(TokenOptions):
     revision: str | None = option("Revision (branch, tag or commit) of the model on the Hub.", None)
-    trust_remote_code: bool = option("Run code that comes with the model. Off unless said.", False)
+    trust_remote_code: bool = option("Run code that comes with the model. Off by default.", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,10 @@ class DataOptions:
         "Languages, as a,b, or: seen, unseen, english, all.", None, parse=comma_list
     )
     seen_languages: tuple[str, ...] | None = option(
-        "The languages that count as seen, instead of the data set's list.", None, parse=comma_list
+        "Languages that count as seen, in place of the data set's list.", None, parse=comma_list
     )
     unseen_languages: tuple[str, ...] | None = option(
-        "The languages that count as unseen, instead of the data set's list.",
+        "Languages that count as unseen, in place of the data set's list.",
         None,
         parse=comma_list,
     )
@@ -61,12 +61,12 @@ class DataOptions:
         bounds=Bounds(above=0, most=1),
     )
     max_samples: int | None = option(
-        "At most so many examples of each language and split, the same in every command.",
+        "Use at most this many examples of each language and split; every command draws the same ones.",
         None,
         bounds=Bounds(least=1),
     )
     max_eval_samples: int | None = option(
-        "As --max-samples, for the evaluated splits alone.", None, bounds=Bounds(least=1)
+        "As --max-samples, for validation and test alone.", None, bounds=Bounds(least=1)
     )
     text_column: str | None = option("Column of the text, or of the list of words.", None)
     label_column: str | None = option("Column of the label, or of the list of tags.", None)
@@ -76,17 +76,17 @@ class DataOptions:
     )
     separator: str | None = option(
         "Between the fields of CSV and TSV: a character, tab, comma or semicolon; a comma, and in .tsv a "
-        "tab with no quoting, if not said.",
+        "tab with no quoting, by default.",
         None,
         blank=True,
     )
-    encoding: str | None = option("Encoding of text files; UTF-8 if not said.", None)
+    encoding: str | None = option("Encoding of text files; UTF-8 by default.", None)
     task: Literal["sequence", "token"] | None = option(
-        "What custom data is for: one label per text, or one tag per word. Inferred from the data if not said.",
+        "What custom data is for: one label per text, or one tag per word. Inferred from the data by default.",
         None,
     )
     max_length: int = option(
-        "Cut texts to so many tokens, special ones included.", 512, bounds=Bounds(least=3)
+        "Truncate texts to this many tokens, special tokens included.", 512, bounds=Bounds(least=3)
     )
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ class DataOptions:
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     output_dir: Path | None = option(
-        "Where the result goes; it follows from the source if not said.",
+        "Directory of the result; by default its name follows from the model's.",
         None,
         flags=("-o", "--output-dir"),
     )
@@ -117,10 +117,10 @@ _HUB_ID = re.compile(r"(?=.{1,96}$)(?!.*(--|\.\.))(\b[\w.-]+\b/)?\b[\w.-]+\b(?<!
 @dataclass(frozen=True, kw_only=True)
 class HubTarget:
     hub_model_id: str | None = option(
-        "ORG/NAME on the Hub; the directory's name in your own account if not said.", None
+        "ORG/NAME on the Hub; by default the directory's name in your own account.", None
     )
-    private: bool = option("Make the repository private, if it is made now.", False)
-    hub_revision: str | None = option("Branch to push to; made if there is none.", None)
+    private: bool = option("Make the repository private when it is created.", False)
+    hub_revision: str | None = option("Branch to push to; created if it does not exist.", None)
     create_pr: bool = option("Open a pull request instead of pushing to the branch.", False)
 
     def __post_init__(self) -> None:
@@ -139,7 +139,7 @@ class HubTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class HubOptions(HubTarget, TokenOptions):
-    push_to_hub: bool = option("Push the result to the Hub, once it is whole on disk.", False)
+    push_to_hub: bool = option("Push the result to the Hub when it is complete on disk.", False)
 
     def __post_init__(self) -> None:
         for item in fields(HubTarget):
@@ -161,9 +161,7 @@ def check_device(device: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    seed: int = option(
-        "Seed of every random choice.", 42, bounds=Bounds(least=0, most=LARGEST_SEED)
-    )
+    seed: int = option("Random seed.", 42, bounds=Bounds(least=0, most=LARGEST_SEED))
     device: str = option("auto (CUDA where there is a GPU, else CPU), cpu, cuda or cuda:N.", "auto")
 
     def __post_init__(self) -> None:
@@ -172,51 +170,59 @@ class DeviceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(DeviceOptions):
-    bf16: bool | None = option("Train in bfloat16; on by itself on CUDA, off on CPU.", None)
-    num_train_epochs: float = option("Passes over the training data.", 30.0, bounds=Bounds(above=0))
-    max_steps: int | None = option(
-        "Optimizer steps, instead of --num-train-epochs.", None, bounds=Bounds(least=1)
+    bf16: bool | None = option("Train in bfloat16; by default on with CUDA and off on CPU.", None)
+    num_train_epochs: float = option(
+        "Epochs: passes over the training data.", 30.0, bounds=Bounds(above=0)
     )
-    learning_rate: float = option("Peak of the linear schedule.", 5e-5, bounds=Bounds(above=0))
+    max_steps: int | None = option(
+        "Optimizer steps, in place of --num-train-epochs.", None, bounds=Bounds(least=1)
+    )
+    learning_rate: float = option(
+        "Peak learning rate of the linear schedule.", 5e-5, bounds=Bounds(above=0)
+    )
     batch_size: int = option(
-        "Examples a device and step.",
+        "Per-device batch size.",
         32,
         flags=("--batch-size", "--per-device-train-batch-size"),
         bounds=Bounds(least=1),
     )
     tokens_per_batch: int | None = option(
-        "Fill each batch up to so many tokens, padding included, instead of --batch-size examples.",
+        "Fill each batch up to this many tokens, padding included, in place of --batch-size examples.",
         None,
         bounds=Bounds(least=1),
     )
     batches: Literal["by-length", "random"] = option(
-        "by-length: examples of like length go together, which saves padding; random: any.",
+        "by-length: batches of examples of similar length, which saves padding; random: of any length.",
         "by-length",
     )
     torch_compile: bool = option(
-        "Compile the trained model, batches padded to few lengths; whether it pays was not measured.",
+        "Compile the trained model, with batches padded to a few lengths; not measured to be faster.",
         False,
     )
-    gradient_accumulation_steps: int = option("Batches a step.", 1, bounds=Bounds(least=1))
+    gradient_accumulation_steps: int = option(
+        "Batches per optimizer step.", 1, bounds=Bounds(least=1)
+    )
     warmup_steps: int = option(
-        "Steps over which the learning rate rises.", 0, bounds=Bounds(least=0)
+        "Warm-up steps, over which the learning rate rises linearly.", 0, bounds=Bounds(least=0)
     )
     weight_decay: float = option("AdamW's weight decay.", 0.0, bounds=Bounds(least=0))
     dropout: float | None = option(
-        "Rate of dropout in training; if not said the model's own, or 0 for a calibrated start.",
+        "Dropout rate in training; by default the model's own, or 0 for a calibrated start.",
         None,
         bounds=Bounds(least=0, below=1),
     )
     eval_steps: int | None = option(
-        "Evaluate every so many steps; each epoch if not said.", None, bounds=Bounds(least=1)
+        "Evaluate every this many steps; after each epoch by default.", None, bounds=Bounds(least=1)
     )
     save_steps: int | None = option(
-        "Checkpoint every so many steps; each epoch if not said.", None, bounds=Bounds(least=1)
+        "Save a checkpoint every this many steps; after each epoch by default.",
+        None,
+        bounds=Bounds(least=1),
     )
-    logging_steps: int = option("Log the loss every so many steps.", 50, bounds=Bounds(least=1))
+    logging_steps: int = option("Log the loss every this many steps.", 50, bounds=Bounds(least=1))
     save_total_limit: int = option("Checkpoints to keep for --resume.", 1, bounds=Bounds(least=1))
     early_stopping_patience: int | None = option(
-        "Stop after so many evaluations without a better score.", None, bounds=Bounds(least=1)
+        "Stop after this many evaluations without a better score.", None, bounds=Bounds(least=1)
     )
     report_to: str = option("Trackers, as the transformers Trainer knows them.", "none")
     resume: bool = option("Go on from OUTPUT_DIR's last checkpoint, or start if none.", False)
@@ -243,7 +249,7 @@ class ShapeOptions:
         bounds=Bounds(least=1),
     )
     intermediate_size: int | None = option(
-        "FFN size of the student; in proportion to the hidden size if not said.",
+        "FFN size of the student; by default in proportion to the hidden size.",
         None,
         bounds=Bounds(least=1),
     )
@@ -257,8 +263,8 @@ class CalibrationOptions:
         bounds=Bounds(least=1),
     )
     calibration_copies: float = option(
-        "Copies of those texts with pieces exchanged at random, as a share of them, for languages that "
-        "they do not have; 0 where they have all that matter.",
+        "Noised copies of those texts, with tokens replaced at random, as a share of them, for languages that "
+        "the texts lack; 0 if they cover all languages that matter.",
         0.5,
         bounds=Bounds(least=0, most=10),
     )
@@ -268,7 +274,7 @@ class CalibrationOptions:
 class ObjectiveOptions:
     weights: Mapping[str, float] = option(
         "TERM=NUMBER, repeatable: weight of a term of the loss (embedding, hidden, attention, "
-        "prediction, task); 1 unless said, 0 switches it off.",
+        "prediction, task); 1 by default, 0 switches it off.",
         dict,
         flags=("--weight",),
         parse=weight_mapping,
@@ -277,7 +283,7 @@ class ObjectiveOptions:
     )
     attention_target: Literal["scores", "probabilities"] = option(
         "What the attention term matches: scores before the softmax (for DeBERTa, which has none to "
-        "read, scores less their mean over the keys) or probabilities. Where head counts differ, "
+        "read, scores minus their mean over the keys) or probabilities. Where head counts differ, "
         "groups of neighbouring heads are averaged down to their greatest common divisor.",
         "scores",
     )
@@ -308,16 +314,14 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(DeviceOptions):
-    split: str | None = option(
-        "Split to evaluate; test, or all of a single file, if not said.", None
-    )
+    split: str | None = option("Split to evaluate; by default test, or all of a single file.", None)
     batch_size: int | None = option(
-        "Texts in a batch at most, as many as suit the device if not said; no score depends on it.",
+        "Largest batch size; by default as suits the device. Scores do not depend on it.",
         None,
         bounds=Bounds(least=1),
     )
     output_dir: Path | None = option(
-        "Keep the result in this directory too, as kdshrink.json.",
+        "Also write the result to this directory, as kdshrink.json.",
         None,
         flags=("-o", "--output-dir"),
     )

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,20 @@ def test_help_of_a_command(command: str) -> None:
     assert examples.count(f"kdshrink {command}") >= 2
     position = [shown.find(f"─ {panel} ─") for panel in ("Data", "Run", "Hub")]
     assert -1 < position[0] < position[1] < position[2]
+
+
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [
+        ("distill", "teacher student init layers hidden-size data languages num-train-epochs "
+         "max-steps batch-size learning-rate output-dir help"),
+        ("shrink", "init layers hidden-size vocab-from data languages output-dir help"),
+    ],
+)  # fmt: skip
+def test_help_shows_first_what_most_runs_need(command: str, first: str) -> None:
+    panel = help_of(command).partition("─ Options ─")[2].partition("╰")[0]
+    named = re.findall(r"^│ [* ]*--([a-z-]+)", panel, re.MULTILINE)
+    assert named == first.split()
 
 
 def test_only_two_flags_have_a_no(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,6 @@ def test_a_model_loaded_in_part_computes_the_same(
     family: str, new_head: bool, tmp_path: Path
 ) -> None:
     make_model(family, "sequence").save_pretrained(tmp_path)
-    config = DistillConfig(teacher="t", data="d")
     source = find_model(str(tmp_path))
     labels = ["a", "b", "c", "d"] if new_head else LABELS
     rows = torch.tensor([0, 1, 2, 3, 40, 77, 499])
@@ -230,7 +229,6 @@ def test_a_table_of_half_precision_comes_back_in_single(tmp_path: Path) -> None:
 
 def test_other_data_cannot_resume_a_run(tmp_path: Path) -> None:
     make_model("xlm-roberta", "sequence").save_pretrained(tmp_path / "m")
-    config = DistillConfig(teacher="t", data="d")
     source = find_model(str(tmp_path / "m"))
     rows = torch.arange(100)
     model = load_weights(source, "sequence", rows)
