@@ -214,8 +214,8 @@ def test_a_table_of_half_precision_comes_back_in_single(tmp_path: Path) -> None:
     half = make_model("xlm-roberta", "sequence").half()
     half.save_pretrained(tmp_path / "m")
     rows = torch.tensor([0, 1, 2, 3, 50])
-    source = find_model(str(tmp_path / "m"), DistillConfig(teacher="t", data="d"))
-    model = load_weights(source, DistillConfig(teacher="t", data="d"), "sequence", rows)
+    source = find_model(str(tmp_path / "m"))
+    model = load_weights(source, "sequence", rows)
     table: Any = model.get_input_embeddings()
     table.weight.data[4] = 0.25
     whole = WholeTable.keep(tmp_path / "table", source.directory, model, rows)
