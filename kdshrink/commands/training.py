@@ -77,9 +77,9 @@ class TrainingCommand:
             resume=config.resume,
             inputs=input_paths(config),
         ):
-            destination = ready_destination(config, output_dir)
             device = pick_device(config.device)
             require_trackers(config.report_to)
+            destination = ready_destination(config, output_dir)
             yield cls(name, config, output_dir, device, destination)
 
     def identify(self, models: Mapping[str, Source]) -> Identity:

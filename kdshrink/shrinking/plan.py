@@ -117,13 +117,7 @@ def plan_student(
     if student_width != width:
         units = even_indices(width, student_width)
         indices |= {axis: units for axis in (HIDDEN, EMBEDDING, GROUP) if sizes[axis] == width}
-        for key in (family.key("hidden_size"), "pooler_hidden_size", "embedding_size"):
-            if config.get(key) == width:
-                student[key] = student_width
-        if config.get("attention_head_size"):
-            student["attention_head_size"] = (
-                student_width // config[family.key("num_attention_heads")]
-            )
+        student |= _widths(family, config, student_width)
     if student_ffn != ffn:
         indices[FFN] = even_indices(ffn, student_ffn)
         student[family.key("intermediate_size")] = student_ffn
@@ -139,6 +133,19 @@ def plan_student(
     # The teacher's name or path would make transformers look there.
     student.pop("_name_or_path", None)
     return StudentPlan(family, tuple(chosen), indices, sizes, student, keeps_head)
+
+
+def _widths(family: Family, config: Mapping[str, Any], width: int) -> dict[str, int]:
+    """The entries of config.json that follow from another hidden size, with their new values."""
+    hidden = family.key("hidden_size")
+    widths = {
+        key: width
+        for key in (hidden, "pooler_hidden_size", "embedding_size")
+        if config.get(key) == config[hidden]
+    }
+    if config.get("attention_head_size"):
+        widths["attention_head_size"] = width // config[family.key("num_attention_heads")]
+    return widths
 
 
 def _size(config: Mapping[str, Any], key: str) -> int:
