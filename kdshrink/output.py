@@ -144,9 +144,9 @@ def _check_content(
     names = sorted(path.name for path in output.iterdir() if path.name not in _NO_CONTENT)
     if not names:
         return
-    what, theirs = _owner(output, read_record(output) or Record())
+    what, writer = _owner(output, read_record(output) or Record())
     kind = _RESULTS if command in _RESULTS else _MODELS
-    if theirs not in kind:
+    if writer not in kind:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         if overwrite:
             ending = f"--overwrite of {command} does not replace it: remove it yourself, or give another with -o."

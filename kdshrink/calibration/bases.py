@@ -48,7 +48,7 @@ def value_basis(values: Tensor, outward: Tensor, size: int) -> tuple[Tensor, Ten
     With the second moment C = L Lᵀ and the SVD W L = U S Vᵀ, where W is the head's part of the output
     projection, the values are whitened and their leading directions kept: v ↦ S_r^½ V_rᵀ L⁻¹ v, and
     back by L V_r S_r^-½. S is split evenly between the two maps, so that neither has weights much
-    smaller than a step of Adam, whose size does not depend on theirs.
+    smaller than a step of Adam, whose size does not depend on the weights.
 
     Args:
         values: (heads, d, d), mean second moments over tokens, in double precision.

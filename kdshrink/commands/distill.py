@@ -37,16 +37,10 @@ from ..models.loading import (
     require_task,
 )
 from ..models.sharding import shard
-from ..models.source import (
-    Source,
-    find_model,
-    require_classes,
-    require_plain,
-    require_single_texts,
-)
+from ..models.source import Source, find_classifier, find_model
 from ..models.whole import check_whole
 from ..output import CHECKPOINTS
-from ..progress import Progress, silent
+from ..progress import Progress
 from ..record import Record
 from ..shrinking.plan import Shape
 from ..training.checkpoints import Identity, Start
@@ -67,8 +61,8 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
         KdshrinkError: As `errors` lists.
     """
     output_dir = config.output_dir or Path(_default_name(config))
-    with TrainingCommand.open("distill", config, output_dir) as command:
-        return _distill(command, config, progress or silent)
+    with TrainingCommand.open("distill", config, output_dir, progress) as command:
+        return _distill(command)
 
 
 def _default_name(config: DistillConfig) -> str:
@@ -114,7 +108,11 @@ class _Prepared:
     pair: Pair
 
 
-def _distill(command: TrainingCommand, config: DistillConfig, progress: Progress) -> TrainResult:
+Command = TrainingCommand[DistillConfig]
+
+
+def _distill(command: Command) -> TrainResult:
+    config = command.config
     request = data_request(config)
     models = _find_models(config)
     teacher = models.teacher
@@ -129,24 +127,21 @@ def _distill(command: TrainingCommand, config: DistillConfig, progress: Progress
     arguments = command.arguments()
     if config.shard_teacher:
         require_processes()
-    prepared = _prepare(command, config, models, data, identity, arguments, progress)
-    trainer = _make_trainer(command, config, teacher, data, prepared, arguments, progress)
+    prepared = _prepare(command, models, data, identity, arguments)
+    trainer = _make_trainer(command, teacher, data, prepared, arguments)
     run = run_training(trainer, prepared.start.checkpoint)
     compared = None
     if prepared.comparison is not None:
         prepared.comparison.add_distilled(load_best(run, prepared.pair.learner.student))
         trainer.accelerator.wait_for_everyone()  # the first one removes the checkpoints next
         compared = prepared.comparison.to_dict()
-    record = _record(command, config, teacher, data, prepared, arguments)
+    record = _record(command, teacher, data, prepared, arguments)
     return command.save(run, prepared.student.tokenizer, record, compared)
 
 
 def _find_models(config: DistillConfig) -> _Models:
     renamed = read_label_map(config.label_map)
-    teacher = find_model(config.teacher, access_of(config)).renamed(renamed)
-    require_plain(teacher)
-    require_classes(teacher)
-    require_single_texts(teacher)
+    teacher = find_classifier(config.teacher, access_of(config), renamed)
     family_of(teacher.config, "distilled")
     if config.student is None:
         family_of(teacher.config, "calibrated" if config.init == "calibrated" else "shrunk")
@@ -208,30 +203,32 @@ def _load_data(config: DistillConfig, request: DataRequest, teacher: Source) -> 
 
 
 def _prepare(
-    command: TrainingCommand,
-    config: DistillConfig,
+    command: Command,
     models: _Models,
     data: TaskData,
     identity: Identity,
     arguments: TrainingArguments,
-    progress: Progress,
 ) -> _Prepared:
     """Find or make the student, encode the data, and load both models."""
-    teacher, tokenizer, device = models.teacher, models.tokenizer, command.device
+    config, device = command.config, command.device
+    teacher, tokenizer = models.teacher, models.tokenizer
     if data.task == "token":
         prefix_words(tokenizer)
     labelled = data if teacher.task is not None else replace(data, labels=None)
     objective = Objective(
-        config.weights, config.attention_target, config.prediction_loss, config.temperature
+        {term: config.weight(term) for term in LOSS_TERMS},
+        config.attention_target,
+        config.prediction_loss,
+        config.temperature,
     )
     with tempfile.TemporaryDirectory() as folder:
-        student = _student(command, config, models, data, Path(folder), progress)
+        student = _student(command, models, data, Path(folder))
         teacher_ids = map_tokens(student.tokenizer, tokenizer, data)
         length = fitting_length(config.max_length, student.tokenizer, student.source.config)
         encoded = encode_splits(labelled, _SPLITS, student.tokenizer, length, student.labels)
         comparison = None
         if _comparing(config) and labelled.labels is not None:
-            comparison = _comparison(command, config, data, models, student, progress)
+            comparison = _comparison(command, data, models, student)
         with arguments.main_process_first(local=False):
             start = command.start(identity)
             set_seed(config.seed)
@@ -254,14 +251,12 @@ def _prepare(
 
 
 def _student(
-    command: TrainingCommand,
-    config: DistillConfig,
+    command: Command,
     models: _Models,
     data: TaskData,
     folder: Path,
-    progress: Progress,
 ) -> Student:
-    teacher, tokenizer = models.teacher, models.tokenizer
+    config, teacher, tokenizer = command.config, models.teacher, models.tokenizer
     if models.student is not None:
         return given_student(models.student, teacher, tokenizer, data.task, config.layer_map)
     calibration = None
@@ -282,7 +277,7 @@ def _student(
         seed=config.seed,
         calibration=calibration,
         device=command.device,
-        progress=progress,
+        progress=command.progress,
     )
 
 
@@ -293,13 +288,12 @@ def _comparing(config: DistillConfig) -> bool:
 
 
 def _comparison(
-    command: TrainingCommand,
-    config: DistillConfig,
+    command: Command,
     data: TaskData,
     models: _Models,
     student: Student,
-    progress: Progress,
 ) -> Comparison:
+    config = command.config
     everything = data_request(config, languages=("all",))
     return Comparison(
         load_data(everything, ("test",), purpose="evaluate", token=config.token),
@@ -308,22 +302,20 @@ def _comparison(
         models.tokenizer,
         student,
         command.device,
-        progress,
+        command.progress,
         max_length=config.max_length,
         seed=config.seed,
     )
 
 
 def _make_trainer(
-    command: TrainingCommand,
-    config: DistillConfig,
+    command: Command,
     teacher: Source,
     data: TaskData,
     prepared: _Prepared,
     arguments: TrainingArguments,
-    progress: Progress,
 ) -> DistillationTrainer:
-    encoded, pair = prepared.encoded, prepared.pair
+    config, encoded, pair = command.config, prepared.encoded, prepared.pair
     batches = command.batches(arguments, encoded["train"])
     steps = steps_per_epoch(batches, config.gradient_accumulation_steps)
     epochs = config.num_train_epochs if config.max_steps is None else config.max_steps / steps
@@ -340,12 +332,12 @@ def _make_trainer(
     return DistillationTrainer(
         targets=TargetSource(pair.teacher, encoded["train"], batches, pair.collate, cache),
         texts=data.splits["train"],
-        weights={term: config.weight(term) for term in LOSS_TERMS},
+        weights=pair.learner.objective.weights,
         batches=batches,
         table=pair.table,
-        evaluator=_evaluator(command, config, teacher, data, prepared),
+        evaluator=_evaluator(command, teacher, data, prepared),
         output_dir=command.output_dir,
-        progress=progress,
+        progress=command.progress,
         what="distill",
         patience=config.early_stopping_patience,
         model=pair.learner,
@@ -357,8 +349,7 @@ def _make_trainer(
 
 
 def _evaluator(
-    command: TrainingCommand,
-    config: DistillConfig,
+    command: Command,
     teacher: Source,
     data: TaskData,
     prepared: _Prepared,
@@ -374,20 +365,19 @@ def _evaluator(
         pair.learner,
         pair.teacher,
         pair.collate,
-        2 * config.batch_size,
+        2 * command.config.batch_size,
         command.device,
     )
 
 
 def _record(
-    command: TrainingCommand,
-    config: DistillConfig,
+    command: Command,
     teacher: Source,
     data: TaskData,
     prepared: _Prepared,
     arguments: TrainingArguments,
 ) -> Record:
-    student, pair = prepared.student, prepared.pair
+    config, student, pair = command.config, prepared.student, prepared.pair
     # What an encoder without a task saw is pretraining, and leaves a language unseen for any task.
     languages = {*student.training_languages, *data.languages} if teacher.task else set()
     return record_of(

@@ -27,7 +27,7 @@ from ..evaluation.results import EvalResult
 from ..files import atomic_file, to_json
 from ..models.devices import describe_device, pick_device, to_device
 from ..models.loading import load_classifier, require_task
-from ..models.source import Source, find_model, require_classes, require_plain, require_single_texts
+from ..models.source import Source, find_classifier
 from ..output import check_file, final_files, open_output
 from ..progress import Progress, silent
 from ..publishing.record import write_record
@@ -57,8 +57,8 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
 
 def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> EvalResult:
     split = split_named(config.split or "test")
-    request = data_request(config)
-    source = _find_classifier(config)
+    request, renamed = data_request(config), read_label_map(config.label_map)
+    source = find_classifier(config.model, access_of(config), renamed)
     data = load_data(request, (split,), purpose="evaluate", token=config.token)
     model, evaluator = _load(config, source, data, device)
     began = time.perf_counter()
@@ -69,15 +69,6 @@ def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> E
     result = evaluator.score_predictions(predictions, seconds, per_class=config.per_class)
     _keep("eval", config, source, data, device, result.to_dict())
     return result
-
-
-def _find_classifier(config: EvalConfig | ZeroShotConfig) -> Source:
-    renamed = read_label_map(config.label_map)
-    source = find_model(config.model, access_of(config)).renamed(renamed)
-    require_plain(source)
-    require_classes(source)
-    require_single_texts(source)
-    return source
 
 
 @contextmanager
@@ -214,7 +205,8 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
 def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress) -> ZeroShotResult:
     split = split_named(config.split or "test")
     request = data_request(config, languages=config.languages or ("all",))
-    source = _find_classifier(config)
+    renamed = read_label_map(config.label_map)
+    source = find_classifier(config.model, access_of(config), renamed)
     data = load_data(request, (split,), purpose="evaluate", token=config.token)
     present = language_codes(data.splits[split])[1]
     seen, unseen, seen_from = _language_groups(config, source, data, present)

@@ -23,7 +23,7 @@ from ..models.loading import (
 from ..models.source import Source, find_model, require_classes, require_plain
 from ..models.whole import check_whole
 from ..output import CHECKPOINTS
-from ..progress import Progress, silent
+from ..progress import Progress
 from ..training.result import TrainResult, effective
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits, set_dropout
@@ -46,11 +46,12 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     output_dir = config.output_dir or Path(
         f"{Path(config.model).name}-{Path(str(config.data)).stem}"
     )
-    with TrainingCommand.open("finetune", config, output_dir) as command:
-        return _finetune(command, config, progress or silent)
+    with TrainingCommand.open("finetune", config, output_dir, progress) as command:
+        return _finetune(command)
 
 
-def _finetune(command: TrainingCommand, config: FinetuneConfig, progress: Progress) -> TrainResult:
+def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
+    config = command.config
     renamed, request = read_label_map(config.label_map), data_request(config)
     source = find_model(config.model, access_of(config)).renamed(renamed)
     require_plain(source)
@@ -87,7 +88,7 @@ def _finetune(command: TrainingCommand, config: FinetuneConfig, progress: Progre
         table=table,
         evaluator=development_evaluator(data, encoded, labels, collate, command.device),
         output_dir=command.output_dir,
-        progress=progress,
+        progress=command.progress,
         what="finetune",
         patience=config.early_stopping_patience,
         model=model,

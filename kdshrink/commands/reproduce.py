@@ -66,13 +66,13 @@ def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceR
         KdshrinkError: As `errors` lists.
     """
     output_dir = config.output_dir or Path(f"reproduction-{config.scale}")
+    place = output_dir / config.name
     again = command_line("reproduce", replace(config, plan=False))
     if config.name == "data":
         if config.plan:
             return ReproduceResult(config.name, output_dir, None, shell=f"{again}\n")
-        place = output_dir / config.name
         rows = report_data(place, config.scale, config.data, config.data_dirs)
-        return ReproduceResult(config.name, output_dir, output_dir / config.name / REPORT, rows)
+        return ReproduceResult(config.name, output_dir, place / REPORT, rows)
     grid = grid_of(config)
     cells = grid.cells()
     wanted = [run for cell in cells for run in (cell.runs or {}).values()]
@@ -90,10 +90,9 @@ def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceR
     if config.plan:
         shell = f"{plan.as_shell()}{again}\n"
         return ReproduceResult(config.name, output_dir, None, plan=listed, shell=shell)
-    check_place(output_dir / config.name, config.name)
+    check_place(place, config.name)
     outcome = execute(plan, config.jobs, visible_gpus(config.device), board or unseen)
     measured = measure(cells, plan.folder, outcome.reasons)
-    place = output_dir / config.name
     _report(grid, measured, plan.folder).write(place)
     if outcome.signal is not None:
         raise interrupted(outcome, again)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from datasets import Dataset
@@ -23,6 +23,7 @@ from ..errors import UsageError
 from ..models.devices import pick_device
 from ..models.source import Source
 from ..output import CHECKPOINTS, open_output
+from ..progress import Progress, silent
 from ..publishing.push import Destination, pushed
 from ..record import Record
 from ..training.checkpoints import (
@@ -50,8 +51,11 @@ _FREE = {
 """Options that may change when a run goes on; what models and data are, their content tells."""
 
 
+Config = TypeVar("Config", FinetuneConfig, DistillConfig)
+
+
 @dataclass(frozen=True)
-class TrainingCommand:
+class TrainingCommand(Generic[Config]):
     """A command that trains: its options, with the directory, the device and the repository resolved.
 
     Attributes:
@@ -59,16 +63,17 @@ class TrainingCommand:
     """
 
     name: str
-    config: FinetuneConfig | DistillConfig
+    config: Config
     output_dir: Path
     device: torch.device
     destination: Destination | None
+    progress: Progress
 
     @classmethod
     @contextmanager
     def open(
-        cls, name: str, config: FinetuneConfig | DistillConfig, output_dir: Path
-    ) -> Iterator[TrainingCommand]:
+        cls, name: str, config: Config, output_dir: Path, progress: Progress | None
+    ) -> Iterator[TrainingCommand[Config]]:
         """Hold the output directory, and check what is cheap to check."""
         with open_output(
             output_dir,
@@ -80,7 +85,7 @@ class TrainingCommand:
             device = pick_device(config.device)
             require_trackers(config.report_to)
             destination = ready_destination(config, output_dir)
-            yield cls(name, config, output_dir, device, destination)
+            yield cls(name, config, output_dir, device, destination, progress or silent)
 
     def identify(self, models: Mapping[str, Source]) -> Identity:
         """What decides the run, but for its data.
@@ -88,13 +93,13 @@ class TrainingCommand:
         Raises:
             OutputError: --resume of a run that something else decided.
         """
-        identity = Identity.of(self.name, run_options(self.config), models)
+        identity = Identity.of(self.name, _run_options(self.config), models)
         self._check_resume(identity)
         return identity
 
     def _check_resume(self, identity: Identity) -> None:
         if self.config.resume:
-            check_resume(self.output_dir, identity, run_options(self.config))
+            check_resume(self.output_dir, identity, _run_options(self.config))
 
     def finished(self, identity: Identity) -> TrainResult | None:
         """The result of --resume where the run has ended; None where there is something to do.
@@ -109,17 +114,54 @@ class TrainingCommand:
         return None if done is None else pushed(done, self.destination)
 
     def arguments(self) -> TrainingArguments:
-        """transformers' own arguments for the run."""
-        return training_arguments(self.config, self.output_dir, self.device)
+        """transformers' own arguments for the run: AdamW, linear schedule, its defaults.
+
+        Raises:
+            UsageError: accelerate was told to shard what is trained, or this machine cannot do what is
+                asked.
+        """
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+            raise UsageError(
+                "ACCELERATE_USE_FSDP is set, and what is trained cannot be sharded: checkpoints need it whole.\n"
+                "Start with torchrun; --shard-teacher spreads distill's teacher over the processes."
+            )
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)
+        try:
+            arguments = _transformers_arguments(self.config, self.output_dir, self.device)
+        except ValueError as error:  # bfloat16 on a GPU that has none, say
+            said = str(error).partition("\n")[0]
+            raise UsageError(f"transformers refuses these training options: {said}") from error
+        _use_one_gpu(arguments)
+        return arguments
 
     def start(self, identity: Identity) -> Start:
-        """Where the run starts, its directory for checkpoints made."""
-        self._check_resume(identity)
+        """Where the run starts, its directory for checkpoints made; `finished` has checked the identity."""
         return start_run(self.output_dir, identity, resume=self.config.resume)
 
     def batches(self, arguments: TrainingArguments, encoded: Dataset) -> Batches:
-        """The run's batches; when to evaluate and to save goes to `arguments`."""
-        return plan_batches(self.config, arguments, encoded)
+        """The run's batches; when to evaluate and to save, by default each epoch, goes to `arguments`."""
+        config = self.config
+        batches = Batches(
+            token_counts(encoded),
+            size=config.batch_size,
+            tokens=config.tokens_per_batch,
+            by_length=config.batches == "by-length",
+            seed=config.seed,
+            rank=arguments.process_index,
+            world=arguments.world_size,
+        )
+        logger.info(
+            "%d batches an epoch; %.1f %% of their positions are padding",
+            len(batches),
+            100 * batches.padding().share,
+        )
+        # An epoch is given in steps: transformers evaluates at an epoch's end after it saved there, so
+        # that a run killed in between would resume without that evaluation.
+        epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
+        arguments.eval_steps = config.eval_steps or epoch
+        arguments.save_steps = config.save_steps or epoch
+        return batches
 
     def collator(self, model: PreTrainedModel, collate: Collator, batches: Batches) -> Collator:
         """What makes the batches to train on; with --torch-compile the model is compiled."""
@@ -139,7 +181,7 @@ class TrainingCommand:
         return pushed(result, self.destination)
 
 
-def run_options(config: TrainingOptions) -> list[RunOption]:
+def _run_options(config: TrainingOptions) -> list[RunOption]:
     """The options that decide the result of a run."""
     found = []
     for item in fields(config):
@@ -147,30 +189,6 @@ def run_options(config: TrainingOptions) -> list[RunOption]:
             default = item.default if item.default_factory is MISSING else item.default_factory()
             found.append(RunOption(item.name, flag_of(item), getattr(config, item.name), default))
     return found
-
-
-def training_arguments(
-    config: TrainingOptions, output_dir: Path, device: torch.device
-) -> TrainingArguments:
-    """transformers' own arguments for a run of ours: AdamW, linear schedule, its defaults.
-
-    Raises:
-        UsageError: accelerate was told to shard what is trained, or this machine cannot do what is asked.
-    """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
-        raise UsageError(
-            "ACCELERATE_USE_FSDP is set, and what is trained cannot be sharded: checkpoints need it whole.\n"
-            "Start with torchrun; --shard-teacher spreads distill's teacher over the processes."
-        )
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    try:
-        arguments = _transformers_arguments(config, output_dir, device)
-    except ValueError as error:  # bfloat16 on a GPU that has none, say
-        said = str(error).partition("\n")[0]
-        raise UsageError(f"transformers refuses these training options: {said}") from error
-    _use_one_gpu(arguments)
-    return arguments
 
 
 def _use_one_gpu(arguments: TrainingArguments) -> None:
@@ -204,29 +222,3 @@ def _transformers_arguments(
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
     )
-
-
-def plan_batches(
-    config: TrainingOptions, arguments: TrainingArguments, encoded: Dataset
-) -> Batches:
-    """The run's batches; when to evaluate and to save, each epoch unless said, goes to `arguments`."""
-    batches = Batches(
-        token_counts(encoded),
-        size=config.batch_size,
-        tokens=config.tokens_per_batch,
-        by_length=config.batches == "by-length",
-        seed=config.seed,
-        rank=arguments.process_index,
-        world=arguments.world_size,
-    )
-    logger.info(
-        "%d batches an epoch; %.1f %% of their positions are padding",
-        len(batches),
-        100 * batches.padding().share,
-    )
-    # An epoch is told in steps: transformers evaluates at an epoch's end after it saved there, so that
-    # a run killed in between would resume without that evaluation.
-    epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
-    arguments.eval_steps = config.eval_steps or epoch
-    arguments.save_steps = config.save_steps or epoch
-    return batches

@@ -14,10 +14,10 @@ from datasets import ClassLabel, Dataset, get_dataset_config_names, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, snapshot_download
 
-from ..data import arrow
 from ..errors import DataError, HubError, KdshrinkError, listed
 from ..hub.client import use_timeouts
 from ..hub.errors import Fault, fault_of, hub_errors, is_hub_fault, reason
+from . import arrow
 from .local import FileTable
 from .registry import NAMED, NamedData
 from .request import Reading

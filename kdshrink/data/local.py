@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data import arrow, conll, rows
 from ..errors import DataError, listed
 from ..files import sha256_of
+from . import arrow, conll, rows
 from .registry import NamedData
 from .request import Reading
 from .shard import SPLIT_OF, SPLITS, Columns, Kind, Rows, Shard, Table

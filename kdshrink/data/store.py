@@ -111,8 +111,11 @@ def read_table(table: Table, columns: Columns) -> Path:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Leave cyclic garbage be: reading makes none, and many objects, for which Python would go again and
-    again through all that the libraries hold, in a quarter of the time."""
+    """Switch the collection of cyclic garbage off.
+
+    Reading makes no such garbage, but so many objects that Python would go through all that the libraries hold
+    again and again, which took a quarter of the time.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -12,17 +12,17 @@ class Objective:
     """Weights and settings of the loss terms of a distillation.
 
     Attributes:
-        weights: Weights by term; a term that is not there has weight 1.
+        weights: The weight of every term.
         attention_target: What the attention term compares: scores before the softmax, or probabilities.
         prediction_loss: Soft cross-entropy or mean squared error of the logits.
         temperature: Of the soft cross-entropy.
     """
 
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float]
     attention_target: Literal["scores", "probabilities"] = "scores"
     prediction_loss: Literal["soft-ce", "mse"] = "soft-ce"
     temperature: float = 1.0
 
     def weight(self, term: str) -> float:
         """The weight of a term."""
-        return self.weights.get(term, 1.0)
+        return self.weights[term]

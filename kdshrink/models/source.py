@@ -264,6 +264,23 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "id2label": by_id, "label2id": {name: i for i, name in enumerate(names)}}
 
 
+def find_classifier(name: str, access: Access, renamed: Mapping[str, str]) -> Source:
+    """Find a model that scores single texts, or their words, or that has no head.
+
+    Args:
+        renamed: New names of its classes, by the old ones.
+
+    Raises:
+        ModelError: It is not there, or is another kind of model.
+        HubError: The Hub cannot be reached, or refuses.
+    """
+    source = find_model(name, access).renamed(renamed)
+    require_plain(source)
+    require_classes(source)
+    require_single_texts(source)
+    return source
+
+
 def require_plain(source: Source) -> None:
     """Raise ModelError if its weights are quantised or an adapter's."""
     if (source.directory / _ADAPTER).is_file():

@@ -93,7 +93,7 @@ def _measure(
         for unit in named.units
     ]
     training = [unit.train for unit in units if unit.train is not None]
-    theirs = [one for one in read_paper()["data_sets"] if one["data"] == named.name]
+    of_paper = [one for one in read_paper()["data_sets"] if one["data"] == named.name]
     size = Size(
         named.name,
         len(named.labels),
@@ -101,7 +101,7 @@ def _measure(
         len(units),
         len({language for language, _ in counts}),
         fmean(training) if training else None,
-        theirs[0] if theirs else None,
+        of_paper[0] if of_paper else None,
         reason,
     )
     return size, units
@@ -133,8 +133,8 @@ def _markdown(sizes: Sequence[Size], units: Sequence[Unit]) -> Iterator[str]:
         for name, seen in (("seen", True), ("unseen", False)):
             listed = [u.language for u in units if u.data == size.data and u.seen == seen]
             yield f"- {name}: {', '.join(listed)}"
-        if theirs := read_paper()["languages"].get(size.data):
-            yield f"- the paper's languages: {', '.join(theirs)}"
+        if of_paper := read_paper()["languages"].get(size.data):
+            yield f"- the paper's languages: {', '.join(of_paper)}"
         yield from ("", "| language | train | validation | test |", "| --- | --- | --- | --- |")
         for unit in units:
             if unit.data == size.data:

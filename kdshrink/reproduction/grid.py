@@ -134,8 +134,8 @@ class Grid:
                 "its numbers are not to be expected."
             )
         for model in self.models:
-            theirs = paper["models"].get(model.paper)
-            beside = f"; the paper has {theirs}, {paper['set_up']['teacher']}" if theirs else ""
+            of_paper = paper["models"].get(model.paper)
+            beside = f"; the paper has {of_paper}, {paper['set_up']['teacher']}" if of_paper else ""
             lines.append(
                 f"Model: {model.label} is {model.name}, {model.layers} layers of width "
                 f"{model.hidden_size}{beside}. Students have {model.layers // 2} layers; half the width "

@@ -138,7 +138,7 @@ def read_results(directory: Path) -> Results:
 
 
 def score_of(results: Results) -> float | None:
-    """The score that a run is told by: of zero-shot on the unseen languages."""
+    """The score that stands for a run: of zero-shot, that on the unseen languages."""
     return results.score if results.unseen is None else results.unseen.score
 
 

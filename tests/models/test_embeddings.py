@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from kdshrink import DistillConfig
-from kdshrink.commands.training import plan_batches, run_options, training_arguments
+from kdshrink.commands.training import TrainingCommand
 from kdshrink.config.fields import LOSS_TERMS
 from kdshrink.data.encoding import Collator
 from kdshrink.data.load import load_data
@@ -34,7 +34,6 @@ from kdshrink.models.embeddings import (
 from kdshrink.models.loading import load_weights, load_with_head
 from kdshrink.models.source import find_model
 from kdshrink.progress import silent
-from kdshrink.training.checkpoints import Identity, start_run
 from kdshrink.training.run import run_training
 from kdshrink.training.setup import development_evaluator, encode_splits
 
@@ -85,14 +84,14 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
     if compact:
         rows = reachable_ids(tokenizer, list(encoded.values()), ROWS)
     collate = Collator(int(tokenizer.pad_token_id), compact_ids(rows, ROWS))
-    arguments = training_arguments(config, out, torch.device("cpu"))
-    identity = Identity.of("distill", run_options(config), {"teacher": source})
-    start_run(out, identity, resume=False)
+    command = TrainingCommand("distill", config, out, torch.device("cpu"), None, silent)
+    arguments = command.arguments()
+    command.start(command.identify({"teacher": source}))
     student, master = (load_weights(source, "sequence", rows) for _ in range(2))
     table = WholeTable.keep(out / "checkpoints" / "table", source_dir, student, rows)
     reads: dict[str, Any] = {"hidden": True, "embedding": True, "attention": "scores"}
     teacher = Teacher(Recorder(master.eval(), (1, 2), **reads), torch.arange(3))
-    batches = plan_batches(config, arguments, encoded["train"])
+    batches = command.batches(arguments, encoded["train"])
     set_seed(config.seed)
     trainer = DistillationTrainer(
         targets=TargetSource(teacher, encoded["train"], batches, collate),
