@@ -28,8 +28,9 @@ def check_encoding(name: str) -> str:
         UsageError: It is not.
     """
     try:
-        b"".decode(name)
-    except LookupError:
+        "a".encode(name)  # no text at all would be encoded without looking for the encoding
+        codecs.getincrementaldecoder(name)
+    except (LookupError, ValueError):
         raise UsageError(
             f"--encoding {name}: there is no such encoding.\n"
             "Give one that Python knows, such as utf-8, cp1252, latin-1 or utf-16."

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from kdshrink.commands.inputs import data_request
 from kdshrink.config.commands import EvalConfig
 from kdshrink.data.load import TaskData, load_data
-from kdshrink.errors import DataError, KdshrinkError
+from kdshrink.errors import DataError, KdshrinkError, UsageError
 
 REVIEWS = [
     ("Sehr gut, gerne wieder!", "positive"),
@@ -534,6 +534,19 @@ def test_iob2_of_universal_ner(tmp_path: Path, encoding: str) -> None:
     found = rows(write(tmp_path / "de_pud-ud-test.iob2", UNER, encoding))
     words = ["Anna", "vor", "dem", "New York"]
     assert found == [(words, ["B-PER", "O", "O", "B-LOC"]), (["#", "1"], ["O", "O"])]
+
+
+@pytest.mark.parametrize("name", ["utf-9", "hex", "undefined"])
+def test_an_encoding_that_there_is_not_is_refused_before_anything_is_read(name: str) -> None:
+    config = EvalConfig(model="unused", data="there-is-no-such-file.csv", encoding=name)
+    with pytest.raises(UsageError, match=f"--encoding {name}: there is no such encoding"):
+        data_request(config)
+
+
+@pytest.mark.parametrize("name", ["utf-8", "utf-8-sig", "cp1252", "latin-1", "utf-16", "cp037"])
+def test_encodings_of_text_are_taken(name: str) -> None:
+    config = EvalConfig(model="unused", data="d", encoding=name)
+    assert data_request(config).reading.encoding == name
 
 
 CONLLU = """# newdoc id = a
