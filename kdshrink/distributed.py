@@ -1,4 +1,4 @@
-"""The processes of a run that torchrun started: which is this one, and what all of them agree on."""
+"""The processes of a run that torchrun started: ranks and all-reduce."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:  # the command line asks for its rank before it loads torch
 
 
 def rank() -> int:
-    """This process's number in the run; 0 where there is one alone."""
+    """This process's rank; 0 where there is one process."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes the run has."""
+    """The number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's number on its machine."""
+    """This process's rank on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_first() -> bool:
-    """Whether this process writes and prints for all."""
+    """Whether this is the process that writes and prints (rank 0)."""
     return rank() == 0
 
 
@@ -38,13 +38,13 @@ def require_processes() -> None:
 
     if not distributed.is_initialized() or distributed.get_world_size() < 2:
         raise UsageError(
-            "--shard-teacher: there is one process, and nothing to spread the teacher over.\n"
-            "Start several, as in torchrun --nproc-per-node 8 -m kdshrink distill …"
+            "--shard-teacher: there is only one process, so the teacher cannot be sharded.\n"
+            "Start several with torchrun, as in torchrun --nproc-per-node 8 -m kdshrink distill …"
         )
 
 
 def largest(number: int, device: torch.device) -> int:
-    """The largest of the processes' numbers."""
+    """The maximum of a number over all processes."""
     import torch
     from torch import distributed
 
@@ -53,11 +53,15 @@ def largest(number: int, device: torch.device) -> int:
     return int(numbers)
 
 
-def joined(answers: np.ndarray, device: torch.device) -> np.ndarray:
-    """The answers of all processes, each of which has less than any answer where it has none."""
+def joined(part: np.ndarray, device: torch.device) -> np.ndarray:
+    """Merge the predictions of all processes by their elementwise maximum.
+
+    Args:
+        part: This process's predictions; where another process has the prediction, a smaller value.
+    """
     import torch
     from torch import distributed
 
-    tensor = torch.from_numpy(answers).to(device)
+    tensor = torch.from_numpy(part).to(device)
     distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
     return tensor.cpu().numpy()

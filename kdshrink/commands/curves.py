@@ -1,4 +1,4 @@
-"""`kdshrink curves`: the curves of training runs beside one another."""
+"""`kdshrink curves`: compare the training curves of several runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..training.log import Point, read_curve
 
 @dataclass(frozen=True)
 class CurvesResult:
-    """Curves by directory, and the image that was drawn of them."""
+    """The curves by directory, and the file that they were drawn to, if any."""
 
     term: str
     curves: Mapping[str, Sequence[Point]]
@@ -34,7 +34,7 @@ class CurvesResult:
 
 
 def curves(config: CurvesConfig, progress: Progress | None = None) -> CurvesResult:
-    """Read the learning curves of runs, and draw them if a file is named.
+    """Read the training curves of runs, and draw them if an output file is given.
 
     Raises:
         KdshrinkError: As `errors` lists.

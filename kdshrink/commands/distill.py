@@ -1,4 +1,4 @@
-"""`kdshrink distill`: a student learns from its teacher's layers, its logits and the labels."""
+"""`kdshrink distill`: train a student on its teacher's hidden states, attention and logits, and the labels."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _SPLITS = ("train", "validation")
 
 
 def distill(config: DistillConfig, progress: Progress | None = None) -> TrainResult:
-    """Distil a teacher into a smaller student of its own weights, of its base's, or of none.
+    """Distil a teacher into a smaller student, which starts as `config.student` or `config.init` says.
 
     Raises:
         KdshrinkError: As `errors` lists.
@@ -78,11 +78,11 @@ def _default_name(config: DistillConfig) -> str:
 
 @dataclass(frozen=True)
 class _Models:
-    """The models that a distillation starts from.
+    """The models that a distillation reads.
 
     Attributes:
-        tokenizer: The teacher's.
-        base: What --init from-base cuts, if that is asked for and known by now.
+        tokenizer: The teacher's tokenizer.
+        base: The model that --init from-base copies weights from; None for any other --init.
     """
 
     teacher: Source
@@ -93,11 +93,11 @@ class _Models:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What stands before the training loop.
+    """What is ready before the training loop starts.
 
     Attributes:
-        encoded: The splits as the student reads them.
-        length: Tokens that a text is cut to.
+        encoded: The splits, tokenised for the student.
+        length: The maximum number of tokens of a text.
     """
 
     student: Student
@@ -133,7 +133,7 @@ def _distill(command: Command) -> TrainResult:
     compared = None
     if prepared.comparison is not None:
         prepared.comparison.add_distilled(load_best(run, prepared.pair.learner.student))
-        trainer.accelerator.wait_for_everyone()  # the first one removes the checkpoints next
+        trainer.accelerator.wait_for_everyone()  # then rank 0 removes the checkpoints
         compared = prepared.comparison.to_dict()
     record = _record(command, teacher, data, prepared, arguments)
     return command.save(run, prepared.student.tokenizer, record, compared)
@@ -161,7 +161,7 @@ def _check_terms(config: DistillConfig, teacher: Source) -> None:
     possible = LOSS_TERMS if teacher.task else ("embedding", "hidden", "attention")
     if not any(config.weight(term) for term in possible):
         raise UsageError(
-            "--weight: every term that this teacher can teach has weight 0, so there is nothing to learn.\n"
+            "--weight: every term of the loss that this teacher has targets for has weight 0.\n"
             f"Give one of {', '.join(possible)} a weight."
         )
 
@@ -177,7 +177,7 @@ def _name_of_base(config: DistillConfig, teacher: Source) -> str:
 
 
 def _load_data(config: DistillConfig, request: DataRequest, teacher: Source) -> TaskData:
-    """What the student is trained on: with labels, unless nothing is learned from them.
+    """The training and validation data; labels are required unless the task term has weight 0.
 
     Raises:
         DataError: The teacher is for another task or other labels.
@@ -354,7 +354,7 @@ def _evaluator(
     data: TaskData,
     prepared: _Prepared,
 ) -> Evaluator | LossEvaluator:
-    """What scores the development set: by its labels where a classifier is taught, else by the loss."""
+    """The evaluator of the development set: by its labels if the student is a classifier, else by the loss."""
     encoded, pair = prepared.encoded, prepared.pair
     if teacher.task is not None and data.labels is not None:
         labels = prepared.student.labels
@@ -378,7 +378,7 @@ def _record(
     arguments: TrainingArguments,
 ) -> Record:
     config, student, pair = command.config, prepared.student, prepared.pair
-    # What an encoder without a task saw is pretraining, and leaves a language unseen for any task.
+    # An encoder without a task was only pretrained on its languages: they are unseen for the task.
     languages = {*student.training_languages, *data.languages} if teacher.task else set()
     return record_of(
         "distill",

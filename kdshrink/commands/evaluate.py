@@ -1,4 +1,4 @@
-"""`kdshrink eval` and `kdshrink zero-shot`: a classifier scored by language."""
+"""`kdshrink eval` and `kdshrink zero-shot`: score a classifier by language."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> E
 
 @contextmanager
 def _place(command: str, config: EvalConfig | ZeroShotConfig) -> Iterator[None]:
-    """Hold the directory for the result, if one is named."""
+    """Lock the output directory, if one is given."""
     if config.output_dir is None:
         yield
         return
@@ -91,7 +91,7 @@ def _keep(
     device: torch.device,
     results: Mapping[str, Any],
 ) -> None:
-    """Write a kdshrink.json of the evaluation, if a directory is named for it."""
+    """Write the kdshrink.json of the evaluation, if an output directory is given."""
     if config.output_dir is None or not is_first():
         return
     record = record_of(
@@ -112,7 +112,7 @@ def _keep(
 def _load(
     config: EvalConfig | ZeroShotConfig, source: Source, data: TaskData, device: torch.device
 ) -> tuple[PreTrainedModel, Evaluator]:
-    """The model on its device and what scores it; what its config.json rules out is told first."""
+    """The model on its device, and its evaluator; what config.json rules out is reported first."""
     if data.whole_file and config.split is not None:
         raise DataError(
             f"--split {config.split}: {data.name} is a single file, which has no splits.\n"
@@ -134,11 +134,11 @@ def _load(
 
 
 def _write_predictions(path: Path, evaluator: Evaluator, predictions: Predictions) -> None:
-    """A JSON line an example; the file appears whole or not at all."""
+    """Write one JSON line per example, atomically."""
     codes, languages = language_codes(evaluator.table)
-    gold, answers = evaluator.gold(), evaluator.answers(predictions)
+    gold, predicted = evaluator.gold(), evaluator.predicted(predictions)
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-        for row, (right, answer) in enumerate(zip(gold, answers, strict=True)):
+        for row, (label, prediction) in enumerate(zip(gold, predicted, strict=True)):
             if predictions.bounds is None:
                 probability: Any = round(float(predictions.probabilities[row]), 6)
             else:
@@ -147,8 +147,8 @@ def _write_predictions(path: Path, evaluator: Evaluator, predictions: Prediction
                 probability = [round(float(value), 6) for value in values]
             line = {
                 "language": languages[codes[row]],
-                "gold": right,
-                "predicted": answer,
+                "gold": label,
+                "predicted": prediction,
                 "probability": probability,
             }
             file.write(to_json(line) + "\n")
@@ -160,11 +160,11 @@ class ZeroShotResult:
 
     Attributes:
         seen: None where none of the seen languages is in the data.
-        gap: Score on the seen languages less score on the unseen ones.
-        random_score: The metric when the majority class of the unseen languages' examples is always
-            answered; for tokens the commonest tag of an entity.
-        majority_accuracy: The accuracy of always answering the majority class (of words: tag).
-        seen_from: Where the list of seen languages comes from.
+        gap: The score on the seen languages minus the score on the unseen ones.
+        random_score: The metric of always predicting the majority class of the unseen languages'
+            examples; for tokens the most frequent entity tag.
+        majority_accuracy: The accuracy of always predicting the majority class (for tokens: tag).
+        seen_from: Where the list of seen languages comes from, such as "kdshrink.json".
     """
 
     metric: str
@@ -189,10 +189,10 @@ class ZeroShotResult:
 
 
 def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroShotResult:
-    """Score a model on the languages that it was not trained on, beside those it was.
+    """Score a model on the languages that it was trained on, and on those that it was not.
 
-    The model's own kdshrink.json says which these are, unless --seen-languages does; else the data
-    set's list serves.
+    Which languages are seen is taken from --seen-languages, else from the model's kdshrink.json, else from
+    the data set's list.
 
     Raises:
         KdshrinkError: As `errors` lists.
@@ -212,7 +212,7 @@ def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress)
     seen, unseen, seen_from = _language_groups(config, source, data, present)
     if not unseen:
         raise DataError(
-            f"None of these languages is unseen by {seen_from}: {', '.join(present)}.\n"
+            f"None of these languages is unseen according to {seen_from}: {', '.join(present)}.\n"
             "Name others with --languages, or say which count as unseen with --unseen-languages."
         )
     model, evaluator = _load(config, source, data, device)
@@ -236,11 +236,11 @@ def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress)
 def _language_groups(
     config: ZeroShotConfig, source: Source, data: TaskData, present: Sequence[str]
 ) -> tuple[list[str], list[str], str]:
-    """Which of the present languages are seen and unseen, and what says so.
+    """Which of the present languages are seen and unseen, and where that is known from.
 
-    What the flags name counts as it stands. A kdshrink.json is compared by language, so that a model
-    trained on `en_ewt` has seen `en_pud`. --unseen-languages takes languages out of any seen list and
-    leaves unseen only what it names.
+    Names given by the options are taken literally. The languages of a kdshrink.json are compared by
+    language code, so that a model trained on `en_ewt` has seen `en_pud`. With --unseen-languages only the
+    languages that it names are unseen, and none of them is seen.
     """
     trained = {comparable(name) for name in source.training_languages}
     named_unseen = config.unseen_languages is not None
@@ -279,24 +279,24 @@ _SAY_SEEN = "Say which languages it was trained on with --seen-languages."
 
 
 def _known(config: ZeroShotConfig, trained: set[str], present: Sequence[str]) -> list[str]:
-    """The present languages of which it is known whether the model was trained on them.
+    """The present languages for which it is known whether the model was trained on them.
 
     Raises:
-        DataError: There is none.
+        DataError: There are none.
     """
     if trained == {UNDETERMINED}:
         raise DataError(
-            f"{config.model} was trained on data that does not name its language, so that none is known "
-            f"to be unseen.\n{_SAY_SEEN}"
+            f"{config.model} was trained on data without a language, so no language is known to be "
+            f"unseen.\n{_SAY_SEEN}"
         )
     if UNDETERMINED in trained:
-        logger.warning("%s was also trained on data that does not name its language", config.model)
+        logger.warning("%s was also trained on data without a language", config.model)
     known = [name for name in present if name != UNDETERMINED]
     if not known:
         raise DataError(
-            f"{config.data} does not name the language of its texts.\n"
-            "Name it in a column (--language-column), or by a directory for each language."
+            f"{config.data} does not say the language of its texts.\n"
+            "Give it in a column (--language-column), or by one directory per language."
         )
     if len(known) < len(present):
-        logger.warning("%s: texts that do not name their language are left out", config.data)
+        logger.warning("%s: texts without a language are left out", config.data)
     return known

@@ -1,4 +1,4 @@
-"""`kdshrink finetune`: an encoder becomes a classifier."""
+"""`kdshrink finetune`: train an encoder as a classifier."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
 
 
 def _origin(source: Source, data: TaskData, model: PreTrainedModel) -> dict[str, Any]:
-    """What the record says of the model and of the data that it was trained on."""
+    """The fields of the record about the model and its training data."""
     return {
         "source": source.describe(),
         "sizes": {"this model": model_sizes(model)},

@@ -1,4 +1,4 @@
-"""What is known of a model without loading it: what it was made from and how, its sizes and scores."""
+"""`kdshrink info`: describe a model without loading it: its origin, sizes and scores."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from ..record import Results
 from .options import access_of
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
-"""Bytes a number of each type of safetensors; those of its other types take one."""
+"""Bytes per element of each safetensors type; the types that are not listed take one."""
 _NO_PARAMETER = ("position_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model, by its config, its record and the headers of its weights.
+    """What a model's config, its record and the headers of its weights say.
 
     Attributes:
-        revision: The commit, if it is on the Hub.
+        revision: The commit, if it was read from the Hub.
         hub_base: The nearest model on the Hub that it descends from.
-        layer_map, layers_of: Which layers of its teacher or source its own stand for.
-        parameters, bytes: None where only a pickle could tell.
-        score, split: Of the record: pooled, on the development set.
-        chain: The commands that made it, from the first model on.
+        layer_map, layers_of: The layers of its teacher or source that its own layers correspond to, 1-based,
+            and the number of layers of that model.
+        parameters, bytes: None without safetensors, since a pickle would have to be loaded.
+        score, split: The score over all languages, and the split that it was computed on.
+        chain: The commands that led to the model, the earliest first.
     """
 
     model: str
@@ -72,7 +73,7 @@ class ModelInfo:
 
 
 def info(config: InfoConfig, progress: Progress | None = None) -> ModelInfo:
-    """Tell of a model; from the Hub only its small files and the headers of its weights are fetched.
+    """Describe a model; from the Hub only its small files and the headers of its weights are fetched.
 
     Raises:
         ModelError: It is missing or damaged.
@@ -128,7 +129,7 @@ def _width(tensor: Mapping[str, Any]) -> int:
 
 
 def _headers(source: Source) -> list[Mapping[str, Any]] | None:
-    """Type and shape of every tensor of its safetensors; None if it has none."""
+    """Type and shape of every tensor of its safetensors; None without safetensors."""
     here = sorted(source.directory.glob("*.safetensors"))
     if here:
         tensors = [(n, t) for path in here for n, t in _read_header(path).items()]
@@ -141,9 +142,9 @@ def _headers(source: Source) -> list[Mapping[str, Any]] | None:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    """The JSON that a safetensors file begins with: its length in 8 bytes, little-endian, then itself.
+    """The JSON header of a safetensors file: 8 bytes of its length, little-endian, then the JSON.
 
-    By hand, since huggingface_hub's reader of local headers does not see that a file was cut off.
+    huggingface_hub's reader of local headers is not used because it accepts a truncated file.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What a command reads, out of its options."""
+"""The data that a command reads, from its options."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def data_request(
     """The data that a command's options ask for.
 
     Args:
-        data, languages: Instead of the options' own, if given.
+        data, languages: Used in place of the options' own values, if given.
 
     Raises:
-        UsageError: There is no such encoding.
+        UsageError: The encoding is unknown.
     """
     return DataRequest(
         data=str(options.data if data is None else data),

@@ -1,4 +1,4 @@
-"""Options of a command, as what the folders below take."""
+"""The options of a command, converted to the types that the folders below take."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..record import Record
 
 
 def access_of(config: SourceOptions) -> Access:
-    """What --revision, --token and --trust-remote-code say."""
+    """The access that --revision, --token and --trust-remote-code describe."""
     return Access(config.revision, config.token, config.trust_remote_code)
 
 
 def destination_of(config: HubOptions | PushConfig, directory: Path) -> Destination:
-    """Where a directory is pushed: by its own name, unless --hub-model-id says another."""
+    """The repository that a directory is pushed to: --hub-model-id, else the directory's name."""
     return Destination(
         config.hub_model_id or name_of(directory),
         private=config.private,
@@ -35,11 +35,13 @@ def destination_of(config: HubOptions | PushConfig, directory: Path) -> Destinat
 
 
 def ready_destination(config: HubOptions, output_dir: Path) -> Destination | None:
-    """Where the result is to be pushed, made sure of before any work; None if it is not, or not from here.
+    """The repository to push the result to, checked before any work; None without --push-to-hub.
+
+    Also None in all processes of a distributed run but the first.
 
     Raises:
-        HubError: The Hub cannot be reached, or the name or the token will not do.
-        UsageError: The name cannot be one.
+        HubError: The Hub cannot be reached, or refuses the name or the token.
+        UsageError: The name cannot be that of a repository.
     """
     if not config.push_to_hub or not is_first():
         return None
@@ -54,7 +56,7 @@ def record_of(
     read: Mapping[str, Any] | None,
     **facts: Any,
 ) -> Record:
-    """The record of a command with these options, as `make_record` makes it; the token is left out."""
+    """The record of a command with these options, without the token; arguments as of `make_record`."""
     secret = {item.name for item in fields(config) if item.metadata["secret"]}
     options = {name: value for name, value in asdict(config).items() if name not in secret}
     line = command_line(command, config)

@@ -1,4 +1,4 @@
-"""`kdshrink push`: a directory goes to the Hub."""
+"""`kdshrink push`: upload a model directory to the Hub."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .options import destination_of
 
 
 def push(config: PushConfig, progress: Progress | None = None) -> PushResult:
-    """Push a directory that is whole on disk.
+    """Upload a model directory to the Hub.
 
     Raises:
-        ModelError: It is not a whole model.
+        ModelError: It does not hold a complete model.
         HubError: The Hub cannot be reached, or refuses.
     """
     directory = config.directory

@@ -1,4 +1,4 @@
-"""`kdshrink reproduce`: the paper's experiments, run and compared."""
+"""`kdshrink reproduce`: run the paper's experiments and compare with its figures."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class ReproduceResult:
-    """What reproduce() did.
+    """The result of `reproduce`.
 
     Attributes:
-        report: The report; None where only the plan was asked for.
+        report: The path of the report; None with --plan.
         rows: The rows of results.json.
-        done, found: Names of the runs that were done now, and of those that were finished before.
-        plan: The runs, in an order that works.
-        shell: The same as commands; empty unless it was asked for.
+        done, found: Names of the runs that this call did, and of those that were finished before.
+        plan: The runs, each after the runs that it needs.
+        shell: The plan as shell commands; empty without --plan.
     """
 
     name: str
@@ -58,11 +58,11 @@ class ReproduceResult:
 
 
 def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceResult:
-    """Do one of the paper's experiments, as far as it is not done, and report it.
+    """Do the runs of one of the paper's experiments that are not done yet, and write its report.
 
     Raises:
-        TrainingError: Runs failed; the report of the others is written.
-        Interrupted: A signal came; what ended before it is kept, and reported.
+        TrainingError: Runs failed; the report covers the others.
+        Interrupted: A signal came; the runs that had ended are kept and reported.
         KdshrinkError: As `errors` lists.
     """
     output_dir = config.output_dir or Path(f"reproduction-{config.scale}")
@@ -116,7 +116,7 @@ def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceR
 
 
 def grid_of(config: ReproduceConfig) -> Grid:
-    """The experiment of a config on the models and data at hand."""
+    """The grid of the experiment that a config asks for, on the models and data that are available."""
     choice = Choice(
         config.models,
         config.data,

@@ -1,4 +1,4 @@
-"""`kdshrink shrink`: a smaller copy of a model."""
+"""`kdshrink shrink`: write a smaller copy of a model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ..shrinking.vocabulary_cost import trim_by_texts
 from ..shrinking.weights import CopyReport, check_source, note_pipeline, shrink_source
 from .options import access_of, ready_destination, record_of
 
-if TYPE_CHECKING:  # a plain copy is made without loading transformers
+if TYPE_CHECKING:  # a plain copy does not load transformers
     from ..data.load import TaskData
 
 
 @dataclass(frozen=True)
 class ShrinkResult:
-    """What shrink() wrote; sizes are numbers of parameters and bytes of their tensors."""
+    """The result of `shrink`; sizes are in parameters and in bytes of the tensors."""
 
     output_dir: Path
     layers: tuple[int, ...]
@@ -59,8 +59,8 @@ class ShrinkResult:
 def shrink(config: ShrinkConfig, progress: Progress | None = None) -> ShrinkResult:
     """Write a smaller copy of a model: fewer layers, a smaller width, a smaller vocabulary.
 
-    Weights go from file to file a tensor at a time; no model is made, but for `init="scratch"` and
-    `init="calibrated"`.
+    Weights are copied from file to file one tensor at a time; no model is loaded, except for
+    `init="scratch"` and `init="calibrated"`.
 
     Raises:
         KdshrinkError: As `errors` lists.
@@ -115,8 +115,8 @@ class _Calibrated:
     """How a student was calibrated.
 
     Attributes:
-        described: What the result says of it.
-        heads: For each layer, the teacher's head that each of its heads stands for.
+        described: The calibration, for the result and the record.
+        heads: For each layer and head, the teacher's layer and head that it corresponds to.
     """
 
     described: dict[str, Any]
@@ -179,7 +179,7 @@ def _record(
 def _trim(
     source: Source, config: ShrinkConfig, progress: Progress
 ) -> tuple[TrimmedTokenizer, dict[str, Any]]:
-    """Cut the tokenizer down to the text of --vocab-from; what was done, for the result."""
+    """Trim the tokenizer to the text of --vocab-from; also a description for the result."""
     from ..data.load import load_data
     from ..models.loading import load_tokenizer, prefix_words
     from .inputs import data_request
@@ -205,7 +205,7 @@ def _trim(
 
 
 def _calibration_texts(source: Source, config: ShrinkConfig) -> TaskData:
-    """The text of --data, or without it of --vocab-from.
+    """The texts of --data, else those of --vocab-from.
 
     Raises:
         ModelError: Models of this type cannot be calibrated.

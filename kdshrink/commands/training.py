@@ -1,4 +1,4 @@
-"""What finetune and distill have in common: where a run goes, what decides it, and what becomes of it."""
+"""What finetune and distill share: the output directory, resuming, training arguments, saving and pushing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _FREE = {
     *("save_total_limit", "cache_teacher", "shard_teacher", "torch_compile", "compare"),
     *("trust_remote_code", "revision", "data", "data_dir", "label_map", *MODEL_OPTIONS),
 }
-"""Options that may change when a run goes on; what models and data are, their content tells."""
+"""Options that may change on --resume; models and data are compared by their content instead."""
 
 
 Config = TypeVar("Config", FinetuneConfig, DistillConfig)
@@ -56,10 +56,10 @@ Config = TypeVar("Config", FinetuneConfig, DistillConfig)
 
 @dataclass(frozen=True)
 class TrainingCommand(Generic[Config]):
-    """A command that trains: its options, with the directory, the device and the repository resolved.
+    """A training command: its options, and the directory, device and Hub repository that they name.
 
     Attributes:
-        destination: Where the result is pushed; None if it is not.
+        destination: The repository that the result is pushed to, if any.
     """
 
     name: str
@@ -74,7 +74,7 @@ class TrainingCommand(Generic[Config]):
     def open(
         cls, name: str, config: Config, output_dir: Path, progress: Progress | None
     ) -> Iterator[TrainingCommand[Config]]:
-        """Hold the output directory, and check what is cheap to check."""
+        """Lock the output directory, and make the checks that need neither network nor data."""
         with open_output(
             output_dir,
             name,
@@ -88,10 +88,10 @@ class TrainingCommand(Generic[Config]):
             yield cls(name, config, output_dir, device, destination, progress or silent)
 
     def identify(self, models: Mapping[str, Source]) -> Identity:
-        """What decides the run, but for its data.
+        """The identity of the run, without its data.
 
         Raises:
-            OutputError: --resume of a run that something else decided.
+            OutputError: --resume of a run with other options, models or data.
         """
         identity = Identity.of(self.name, _run_options(self.config), models)
         self._check_resume(identity)
@@ -102,7 +102,7 @@ class TrainingCommand(Generic[Config]):
             check_resume(self.output_dir, identity, _run_options(self.config))
 
     def finished(self, identity: Identity) -> TrainResult | None:
-        """The result of --resume where the run has ended; None where there is something to do.
+        """The result of a run that --resume finds finished; None if there is something to do.
 
         Raises:
             OutputError: The directory holds another run.
@@ -114,33 +114,33 @@ class TrainingCommand(Generic[Config]):
         return None if done is None else pushed(done, self.destination)
 
     def arguments(self) -> TrainingArguments:
-        """transformers' own arguments for the run: AdamW, linear schedule, its defaults.
+        """transformers' TrainingArguments for the run: AdamW and a linear schedule by default.
 
         Raises:
-            UsageError: accelerate was told to shard what is trained, or this machine cannot do what is
-                asked.
+            UsageError: accelerate is set to shard the trained model, or this machine does not support an
+                option.
         """
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
             raise UsageError(
-                "ACCELERATE_USE_FSDP is set, and what is trained cannot be sharded: checkpoints need it whole.\n"
-                "Start with torchrun; --shard-teacher spreads distill's teacher over the processes."
+                "ACCELERATE_USE_FSDP is set, but the trained model cannot be sharded: checkpoints need it whole.\n"
+                "Start with torchrun; --shard-teacher shards the teacher of distill over the processes."
             )
         if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)
         try:
             arguments = _transformers_arguments(self.config, self.output_dir, self.device)
-        except ValueError as error:  # bfloat16 on a GPU that has none, say
+        except ValueError as error:  # for example bfloat16 on a GPU without it
             said = str(error).partition("\n")[0]
             raise UsageError(f"transformers refuses these training options: {said}") from error
         _use_one_gpu(arguments)
         return arguments
 
     def start(self, identity: Identity) -> Start:
-        """Where the run starts, its directory for checkpoints made; `finished` has checked the identity."""
+        """The checkpoint that the run starts from; makes the checkpoint directory. Call `finished` first."""
         return start_run(self.output_dir, identity, resume=self.config.resume)
 
     def batches(self, arguments: TrainingArguments, encoded: Dataset) -> Batches:
-        """The run's batches; when to evaluate and to save, by default each epoch, goes to `arguments`."""
+        """The run's batches; also sets `arguments` to evaluate and save each epoch, unless options differ."""
         config = self.config
         batches = Batches(
             token_counts(encoded),
@@ -152,19 +152,19 @@ class TrainingCommand(Generic[Config]):
             world=arguments.world_size,
         )
         logger.info(
-            "%d batches an epoch; %.1f %% of their positions are padding",
+            "%d batches per epoch; %.1f %% of their positions are padding",
             len(batches),
             100 * batches.padding().share,
         )
-        # An epoch is given in steps: transformers evaluates at an epoch's end after it saved there, so
-        # that a run killed in between would resume without that evaluation.
+        # In steps, not epochs: at an epoch's end transformers saves before it evaluates, so a run killed
+        # in between would resume without that evaluation.
         epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
         arguments.eval_steps = config.eval_steps or epoch
         arguments.save_steps = config.save_steps or epoch
         return batches
 
     def collator(self, model: PreTrainedModel, collate: Collator, batches: Batches) -> Collator:
-        """What makes the batches to train on; with --torch-compile the model is compiled."""
+        """The collator of the training batches; with --torch-compile the model is compiled here."""
         if not self.config.torch_compile:
             return collate
         return compiled_collator(model, collate, batches, self.device)
@@ -176,13 +176,13 @@ class TrainingCommand(Generic[Config]):
         record: Record,
         comparison: Mapping[str, Any] | None = None,
     ) -> TrainResult:
-        """Write the result, and push it if that was asked for."""
+        """Write the result, and push it with --push-to-hub."""
         result = save_result(self.output_dir, run, tokenizer, record, comparison)
         return pushed(result, self.destination)
 
 
 def _run_options(config: TrainingOptions) -> list[RunOption]:
-    """The options that decide the result of a run."""
+    """The options that determine the result of a run."""
     found = []
     for item in fields(config):
         if item.name not in _FREE:
@@ -192,7 +192,7 @@ def _run_options(config: TrainingOptions) -> list[RunOption]:
 
 
 def _use_one_gpu(arguments: TrainingArguments) -> None:
-    """Keep transformers from nn.DataParallel over this process's GPUs: it cannot return named terms."""
+    """Keep transformers from using nn.DataParallel, which cannot return the named terms of the loss."""
     arguments._n_gpu = min(arguments.n_gpu, 1)
 
 
@@ -214,7 +214,7 @@ def _transformers_arguments(
         eval_strategy="steps",
         save_strategy="steps",
         logging_steps=config.logging_steps,
-        # It would wait for the device at every step; what is not finite is found by other means.
+        # The filter would wait for the device at every step; TermTrainer checks for values that are not finite.
         logging_nan_inf_filter=False,
         save_total_limit=config.save_total_limit,
         report_to=tracker_names(config.report_to),

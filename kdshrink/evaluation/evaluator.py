@@ -1,4 +1,4 @@
-"""What scores a model: its answers to tokenised examples, pooled over languages and by language."""
+"""Runs a model over tokenised examples and scores its predictions, pooled over languages and by language."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _SHOWN = 80
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model answers, in the order of the examples.
+    """A model's predictions, in the order of the examples.
 
     Attributes:
-        classes: A class an example, or for token tasks a class a word, all examples one after
-            another; -1 for a word that was cut off.
-        probabilities: The model's probability of each, float32; 0 for a word that was cut off.
-        bounds: Where each example's answers begin and end (n + 1 numbers); None for one each.
+        classes: One class per example, or for token tasks one per word, the examples concatenated; -1
+            for a word that was cut off.
+        probabilities: The probability of each predicted class, float32; 0 for a word that was cut off.
+        bounds: (n + 1,) where each example's predictions begin and end; None if each has one.
     """
 
     classes: np.ndarray
@@ -54,7 +54,7 @@ class Predictions:
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and each back in its own mode after."""
+    """Put every module in eval mode, and restore each module's former mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -76,23 +76,24 @@ def predict(
     progress: Progress = silent,
     what: str = "evaluate",
 ) -> Predictions:
-    """Run a model over encoded examples, those of like length together, the longest first.
+    """Run a model over encoded examples, in batches of similar length, the longest first.
 
-    Several processes of a run share the batches, and each gets all answers: all of them must call it.
+    The processes of a distributed run share the batches, and each gets all predictions: all of them must
+    call this.
 
     Args:
         encoded: As `encoding.encode` makes it, for this model's tokenizer.
-        batch_size: Examples in a batch at most; fewer where they are long; None for as many as
-            suit the device.
+        batch_size: The largest number of examples in a batch, fewer where they are long; None for as
+            many as suit the device.
 
     Raises:
-        ModelError: An answer is not finite.
+        ModelError: A logit is not finite.
     """
     total = len(encoded)
     bounds = _word_bounds(encoded) if task == "token" else None
-    answers = total if bounds is None else int(bounds[-1])
-    classes = np.full(answers, -1, dtype=np.int32)
-    probabilities = np.zeros(answers, dtype=np.float32)
+    size = total if bounds is None else int(bounds[-1])
+    classes = np.full(size, -1, dtype=np.int32)
+    probabilities = np.zeros(size, dtype=np.float32)
     columns = ["input_ids", *(["positions"] if task == "token" else [])]
     examples = encoded.select_columns(columns)
     positions = forward_positions(device.type)
@@ -100,7 +101,7 @@ def predict(
     together = distributed.is_available() and distributed.is_initialized()
     if together:
         batches = batches[distributed.get_rank() :: distributed.get_world_size()]
-    done, mine, first_bad = 0, sum(map(len, batches)), total
+    done, share, first_bad = 0, sum(map(len, batches)), total
     with _evaluating(model), packed_linears(device):
         for rows in batches:
             batch = examples_at(examples, rows)
@@ -117,27 +118,28 @@ def predict(
                 words, there = _places(rows, batch, bounds)
                 classes[words], probabilities[words] = indices[there], values[there]
             done += len(rows)
-            progress(what, done * total // mine, total, {})
+            progress(what, done * total // share, total, {})
     if together:
         first_bad = -int(joined(np.array([-first_bad]), device)[0])
     if first_bad < total:
-        raise _BadAnswerError(first_bad)
+        raise _NotFiniteError(first_bad)
     if together:
-        classes, probabilities = (joined(answers, device) for answers in (classes, probabilities))
+        classes, probabilities = (joined(part, device) for part in (classes, probabilities))
     return Predictions(classes, probabilities, bounds)
 
 
 def _places(
     rows: np.ndarray, examples: Sequence[Mapping[str, Any]], bounds: np.ndarray
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Where the predictions of a batch's words belong among all words, and where they stand in the batch.
+    """Match the words of a batch with their indices among all words.
 
     Args:
-        rows: (B,) the numbers of the examples.
-        bounds: The number of each example's first word.
+        rows: (B,) the indices of the examples.
+        bounds: The index of each example's first word.
 
     Returns:
-        (W,), and the lines and the positions in them, each (W,).
+        (W,) the indices of the words among all words; and where their predictions are in the batch: the
+        rows and the positions, each (W,).
     """
     words, lines, columns = [], [], []
     for line, row in enumerate(rows):
@@ -149,16 +151,16 @@ def _places(
     return np.concatenate(words), (np.concatenate(lines), np.concatenate(columns))
 
 
-class _BadAnswerError(ModelError):
-    """A model's answer to an example is not finite."""
+class _NotFiniteError(ModelError):
+    """A model's logits for an example are not finite."""
 
     def __init__(self, row: int) -> None:
-        super().__init__(f"The model's answer to example {row + 1} is not finite.")
+        super().__init__(f"The model's prediction for example {row + 1} is not finite.")
         self.row = row
 
 
 def _not_finite(logits: Tensor, attention_mask: Tensor) -> np.ndarray:
-    """(B,) whether a text's logits, padding apart, are not all finite."""
+    """(B,) whether a text has logits that are not finite, at positions other than padding."""
     finite = logits.isfinite().all(-1)
     if finite.dim() == 2:
         finite = (finite | ~attention_mask.bool()).all(1)
@@ -166,18 +168,18 @@ def _not_finite(logits: Tensor, attention_mask: Tensor) -> np.ndarray:
 
 
 def not_finite(who: str, table: Dataset, row: int) -> ModelError:
-    """The error of an answer that is not finite, with the text that it was for."""
+    """The error for a prediction that is not finite, with the text that it was for."""
     example = table[row]
     text = example["text"] if isinstance(example["text"], str) else " ".join(example["text"])
     return ModelError(
-        f"{who} has no finite answer to text {row + 1} ({example['language']}): "
+        f"{who} gives no finite prediction for text {row + 1} ({example['language']}): "
         f"{' '.join(text.split())[:_SHOWN]!r}.\n"
-        "Its weights are damaged, or its numbers too large for their type. Take an earlier checkpoint."
+        "Its weights are damaged, or its activations overflow their type. Take an earlier checkpoint."
     )
 
 
 def _word_bounds(encoded: Dataset) -> np.ndarray:
-    """Where each example's words begin and end among all words, n + 1 numbers."""
+    """(n + 1,) where each example's words begin and end among all words."""
     counts = [
         len(positions)
         for batch in encoded.select_columns(["positions"]).iter(1000)
@@ -192,10 +194,10 @@ class Evaluator:
 
     Attributes:
         table: The examples, as in `TaskData.splits`.
-        encoded: The same, tokenised.
+        encoded: The same examples, tokenised.
         labels: Names of the data's labels.
         model_labels: Names of the model's classes, by id.
-        split: Which split the examples are, for the result.
+        split: The name of the split, for the result.
         tag_scheme: The scheme that entity tags were written in, for the result.
     """
 
@@ -212,7 +214,7 @@ class Evaluator:
 
     @property
     def scores_entities(self) -> bool:
-        """Whether the labels are tags of entities, scored as such."""
+        """Whether the labels are entity tags, scored by entity F1."""
         return self.task == "token" and are_entities(self.labels)
 
     def predict(self, model: PreTrainedModel, progress: Progress = silent) -> Predictions:
@@ -226,7 +228,7 @@ class Evaluator:
                 device=self.device,
                 progress=progress,
             )
-        except _BadAnswerError as error:
+        except _NotFiniteError as error:
             raise not_finite("The model", self.table, error.row) from error
 
     def score(
@@ -242,14 +244,14 @@ class Evaluator:
     ) -> EvalResult:
         """Scores pooled and by language; `seconds` is how long predicting took."""
         gold = self.gold()
-        answers = self.answers(predictions)
+        predicted = self.predicted(predictions)
         codes, languages = language_codes(self.table)
         by_language = {}
         for code, language in enumerate(languages):
             rows = np.flatnonzero(codes == code)
-            scores = self._scores([gold[i] for i in rows], [answers[i] for i in rows])
+            scores = self._scores([gold[i] for i in rows], [predicted[i] for i in rows])
             by_language[language] = LanguageScore(scores.score, len(rows))
-        pooled = self._scores(gold, answers)
+        pooled = self._scores(gold, predicted)
         cut = int(cut_off(self.encoded).sum())
         without = int((predictions.classes < 0).sum()) - cut
         token = self.task == "token"
@@ -270,7 +272,7 @@ class Evaluator:
         )
 
     def gold(self) -> list[Any]:
-        """The right answers by name: a name an example, or a list of them."""
+        """The names of the gold labels: one per example, or a list of tags per example."""
         names = self.labels
         values = chain.from_iterable(
             batch["label"] for batch in self.table.select_columns(["label"]).iter(1000)
@@ -279,29 +281,30 @@ class Evaluator:
             return [[names[tag] for tag in tags] for tags in values]
         return [names[value] for value in values]
 
-    def answers(self, predictions: Predictions) -> list[Any]:
-        """The model's answers by name; entity tags in IOB2, as the data's.
+    def predicted(self, predictions: Predictions) -> list[Any]:
+        """The names of the predicted labels, as `gold`; entity tags are converted to IOB2.
 
-        A word without a token is answered with O, or, where tags are no entities', with None.
+        A word without a token gets O, or None where the tags are not entity tags.
         """
         names = [*self.model_labels, OUTSIDE if self.scores_entities else None]
         if predictions.bounds is None:
             return [names[index] for index in predictions.classes]
-        answers = [
+        tag_lists = [
             [names[index] for index in predictions.classes[begin:end]]
             for begin, end in pairwise(predictions.bounds)
         ]
         scheme = scheme_of_labels(self.model_labels) if self.scores_entities else None
         if scheme in (None, "IOB2"):
-            return answers
-        return [to_iob2([str(tag) for tag in tags], scheme) for tags in answers]
+            return tag_lists
+        return [to_iob2([str(tag) for tag in tags], scheme) for tags in tag_lists]
 
-    def _scores(self, gold: list[Any], answers: list[Any]) -> Scores:
+    def _scores(self, gold: list[Any], predicted: list[Any]) -> Scores:
         if self.scores_entities:
-            return entity_scores(gold, answers)
+            return entity_scores(gold, predicted)
         if self.task == "token":
-            gold, answers = list(chain.from_iterable(gold)), list(chain.from_iterable(answers))
-        return text_scores(gold, answers)
+            gold = list(chain.from_iterable(gold))
+            predicted = list(chain.from_iterable(predicted))
+        return text_scores(gold, predicted)
 
     def part(self, languages: Sequence[str]) -> Evaluator:
         """An evaluator of the examples in some of the languages."""
@@ -312,7 +315,7 @@ class Evaluator:
 
 
 def check_labels(data: TaskData, source: Source) -> None:
-    """Check that a model knows what it is scored on.
+    """Check that a model can predict the labels of the data.
 
     Raises:
         DataError: The data has no labels, or labels that the model does not know.
@@ -321,7 +324,7 @@ def check_labels(data: TaskData, source: Source) -> None:
         raise DataError(f"{data.name} has no labels, so there is nothing to score.")
     scheme = scheme_of_labels(source.labels)
     if data.task == "token" and are_entities(data.labels) and scheme is not None:
-        # Schemes need not agree: what counts is which entities the model can find.
+        # The tag schemes may differ: only the entity types must agree.
         labels, known = entity_types(data.labels, "IOB2"), entity_types(source.labels, scheme)
     else:
         labels, known = list(data.labels), list(source.labels)
@@ -338,7 +341,7 @@ def make_evaluator(
     batch_size: int | None,
     device: torch.device,
 ) -> Evaluator:
-    """What scores a model, of which only the tokenizer and the classes matter, on a split of the data.
+    """Make the evaluator of a split; of the model only the tokenizer and the classes are needed.
 
     Raises:
         DataError: The data has no labels, or labels that the model does not know.

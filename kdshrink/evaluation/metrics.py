@@ -26,7 +26,7 @@ class Scores:
     Attributes:
         score: The task's metric: macro-F1, or entity F1.
         details: Accuracy, or precision and recall.
-        per_class: F1 by class, or by type of entity.
+        per_class: F1 by class, or by entity type.
     """
 
     score: float
@@ -37,12 +37,12 @@ class Scores:
 def text_scores(gold: Sequence[str], predicted: Sequence[str | None]) -> Scores:
     """Macro-F1 over the classes present in gold or prediction, and accuracy.
 
-    A prediction of None is wrong, and of no class.
+    A prediction of None counts as wrong and belongs to no class.
     """
     names = sorted({*gold, *filter(None, predicted)})
     index: dict[str | None, int] = {name: i for i, name in enumerate(names)}
     index[None] = -1
-    # Numbers, since scikit-learn copies names into arrays as wide as the longest.
+    # Integers, since scikit-learn would pad every name to the length of the longest.
     codes = [
         np.fromiter((index[name] for name in side), np.int32, len(side))
         for side in (gold, predicted)
@@ -60,11 +60,11 @@ def text_scores(gold: Sequence[str], predicted: Sequence[str | None]) -> Scores:
 def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Scores:
     """Entity F1, precision and recall as seqeval counts them by default, over all entities.
 
-    All are 0 where neither side has an entity.
+    All are 0 where neither gold nor prediction has an entity.
     """
     lists = [list(tags) for tags in gold], [list(tags) for tags in predicted]
     if all(tag == "O" for side in lists for tags in side for tag in tags):
-        # seqeval gives the same zeros, but takes the mean of nothing on the way and warns.
+        # seqeval returns the same zeros, but warns about the mean of an empty list.
         return Scores(score=0.0, details={"precision": 0.0, "recall": 0.0}, per_class={})
     report: Mapping[str, Any] = classification_report(*lists, output_dict=True, zero_division=0)
     return Scores(
@@ -82,10 +82,10 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
 
 
 def majority_scores(gold: Sequence[Any], task: Task) -> tuple[float, float]:
-    """The metric, and the accuracy, of always answering the majority class.
+    """The metric, and the accuracy, of always predicting the majority class.
 
-    For entities the metric is that of answering every word with the commonest tag of an entity, and the
-    accuracy that of answering every word with the commonest tag.
+    For entities the metric is that of predicting the most frequent entity tag for every word, and the
+    accuracy that of predicting the most frequent tag.
     """
     entities = task == "token" and are_entities(set(chain.from_iterable(gold)))
     flat = list(chain.from_iterable(gold)) if task == "token" else gold

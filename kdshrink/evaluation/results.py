@@ -23,14 +23,14 @@ class EvalResult:
     """Scores of one model on one split.
 
     Attributes:
-        metric: macro_f1 or entity_f1 (or negative_loss, where there are no labels to score).
-        score: Over all languages pooled.
-        details: Accuracy, or precision and recall, pooled.
+        metric: macro_f1 or entity_f1, or negative_loss where the data has no labels.
+        score: The metric over the examples of all languages.
+        details: Accuracy, or precision and recall, over the examples of all languages.
         mean_over_languages: Mean of the languages' scores.
         cut_off_words: Words beyond --max-length, counted as missed; None for text tasks.
         cut_off_texts: Texts that are longer than --max-length; None for token tasks.
-        words_without_tokens: Words that the tokenizer makes nothing of, counted as missed.
-        split: What was scored, where it is known: a split, or "all" of a single file.
+        words_without_tokens: Words for which the tokenizer gives no token, counted as missed.
+        split: The split that was scored, or "all" for a single file; None if unknown.
         tag_scheme: The scheme that the data's entity tags were written in.
     """
 

@@ -222,16 +222,16 @@ def test_what_is_not_known_is_not_unseen(
         return [sorted(part.per_language) if part else [] for part in (result.seen, result.unseen)]
 
     assert score(["de"]) == [["German", "deu"], ["sw"]]
-    with pytest.raises(DataError, match="does not name its language"):
+    with pytest.raises(DataError, match="data without a language"):
         score(["und"])
     with pytest.raises(DataError, match="does not say its training languages"):
         score(None)
     assert score(None, seen_languages=("de",)) == [["German", "deu"], ["sw"]]
     assert score(["und"], unseen_languages=("sw",)) == [[], ["sw"]]
     score(["de", "und"])
-    assert "was also trained on data that does not name its language" in caplog.text
+    assert "was also trained on data without a language" in caplog.text
     nameless = write(tmp_path / "nameless.jsonl", *texts(*LABELS))
-    with pytest.raises(DataError, match="does not name the language of its texts"):
+    with pytest.raises(DataError, match="does not say the language of its texts"):
         score(["de"], nameless)
     some = write(tmp_path / "some.jsonl", *texts("cold"), *texts("mild", language="swa"))
     assert score(["de"], some) == [[], ["swa"]]

@@ -231,7 +231,7 @@ def test_answers_equal_a_plain_loop_whatever_the_batch(
     expected, shares = plain_answers(model, xlmr_tokenizer, table, task)
     evaluator = make_evaluator(model, task, table, batch_size=batch_size)
     predictions = evaluator.predict(model)
-    assert evaluator.answers(predictions) == expected
+    assert evaluator.predicted(predictions) == expected
     flat = shares if task == "sequence" else [share for one in shares for share in one]
     np.testing.assert_allclose(predictions.probabilities, flat, atol=1e-5)
     assert predictions.probabilities.dtype == np.float32

@@ -608,7 +608,7 @@ def test_answers_that_are_not_finite_end_with_the_text(
 ) -> None:
     change_weights(teacher, _overflow)
     refused_by(
-        teacher, text_data, r"no finite answer to text \d+ \((de|es)\): '", "eval", "zero-shot", "distill"
+        teacher, text_data, r"no finite prediction for text \d+ \((de|es)\): '", "eval", "zero-shot", "distill"
     )  # fmt: skip
 
 
