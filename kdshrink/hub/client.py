@@ -1,6 +1,6 @@
-"""Talking to the Hub: how long a silence and a wait may last, and what the status of an answer means.
+"""Settings of huggingface_hub's HTTP client: timeouts, retries, and messages for its status codes.
 
-Nothing here sends a request: those who need one do, through huggingface_hub.
+Nothing here sends a request: the callers do, through huggingface_hub.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 60.0
-"""A request without a byte for so long has failed; a gateway of the Hub gives up at about that too."""
+"""The read timeout; the Hub's gateways time out after about as long."""
 _LONGEST_WAIT = 120
-"""Seconds that the Hub may ask us to wait (429). Longer is for the user to decide."""
+"""The longest wait in seconds that the Hub may ask for (429); a longer one is an error."""
 _RETRIED = (408, 429, 500, 502, 503, 504)
 
 _configured = False
 
 
 def silence_seconds() -> float:
-    """How long a request may stay without a byte: HF_HUB_DOWNLOAD_TIMEOUT, or a minute."""
+    """The read timeout in seconds: HF_HUB_DOWNLOAD_TIMEOUT, or a minute."""
     try:
         return float(os.environ["HF_HUB_DOWNLOAD_TIMEOUT"])
     except (KeyError, ValueError):
@@ -33,7 +33,7 @@ def silence_seconds() -> float:
 
 
 def use_timeouts() -> None:
-    """Give huggingface_hub's client time-outs, which it has none of: a stall would last for ever."""
+    """Set timeouts in huggingface_hub's client, which has none: a stalled request would never end."""
     global _configured
     if _configured:
         return
@@ -53,14 +53,14 @@ def use_timeouts() -> None:
 
 
 def _usual_client() -> Any:
-    """The HTTP client that huggingface_hub makes unless it is told another."""
+    """The HTTP client that huggingface_hub makes by default."""
     from huggingface_hub.utils._http import default_client_factory
 
     return default_client_factory()
 
 
 def _limit_silence(request: Any) -> None:
-    # In a hook, since many of huggingface_hub's calls say timeout=None, which beats the client's own.
+    # In a hook, since many of huggingface_hub's calls pass timeout=None, which overrides the client's.
     silence = silence_seconds()
     limits = request.extensions.setdefault("timeout", {})
     for phase in ("connect", "read", "write", "pool"):
@@ -69,7 +69,7 @@ def _limit_silence(request: Any) -> None:
 
 
 def _on_response(response: Any) -> None:
-    """Tell of an answer that is tried again, and do not wait for hours if the Hub asks for it."""
+    """Log a response that will be retried; raise HubError if the Hub asks for too long a wait."""
     if response.status_code not in _RETRIED:
         return
     wait = _asked_wait(response)
@@ -86,7 +86,7 @@ def _on_response(response: Any) -> None:
 
 
 def _asked_wait(response: Any) -> int | None:
-    """Seconds that an answer asks to wait, from `Retry-After` or `RateLimit`."""
+    """Seconds that a response asks to wait, from `Retry-After` or `RateLimit`."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     asked = response.headers.get("retry-after", "").strip()
@@ -104,7 +104,7 @@ def endpoint() -> str:
 
 
 def status_words(response: Any, token: str | None, said: str | None = None) -> str:
-    """What a status of the Hub means, with what it said of it."""
+    """The message for an error status of the Hub, with the Hub's own explanation."""
     from huggingface_hub import get_token
 
     status = response.status_code

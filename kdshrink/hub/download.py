@@ -1,4 +1,4 @@
-"""Models fetched from the Hub into its cache, and the Hub's refusals told one by one."""
+"""Downloads models from the Hub into its cache."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def fetch_model(
 ) -> tuple[Path, str]:
     """Fetch a model's files: safetensors where there are any, else pytorch_model.bin.
 
-    Without a connection, or with HF_HUB_OFFLINE, what the cache holds of that revision is taken.
+    Without a connection, or with HF_HUB_OFFLINE, the cached files of that revision are used.
 
     Args:
-        weights: Whether the weights are wanted too.
-        code: Whether Python files are wanted too (--trust-remote-code).
+        weights: Whether to download the weights too.
+        code: Whether to download Python files too (--trust-remote-code).
 
     Returns:
         Their directory in the cache, and the commit.
 
     Raises:
         HubError: The Hub cannot be reached, or refuses.
-        ModelError: This cannot be a Hub id.
+        ModelError: The name cannot be a Hub id.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 
@@ -49,7 +49,7 @@ def fetch_model(
     where = f"{hub_id}@{revision}" if revision else hub_id
     began = time.time()
     wanted = [*_SMALL_FILES, *(["*.py"] if code else [])]
-    with hub_errors(_told(where, token)):
+    with hub_errors(_error_for(where, token)):
         if constants.is_offline_mode():
             return _cached(hub_id, revision, wanted, weights)
         try:
@@ -68,7 +68,7 @@ def fetch_model(
 
 
 def _weights(files: Sequence[str]) -> list[str]:
-    """The files of a repository's weights, of one kind."""
+    """The weight files of a repository: its safetensors, else its pickles."""
     here = [Path(name) for name in files if "/" not in name]
     return [path.name for path in here if path.match(_SAFETENSORS)] or [
         path.name for path in here if path.match(_PICKLES)
@@ -78,7 +78,7 @@ def _weights(files: Sequence[str]) -> list[str]:
 def _cached(
     hub_id: str, revision: str | None, wanted: Sequence[str], weights: bool
 ) -> tuple[Path, str]:
-    """A model that the cache holds whole."""
+    """A model from the cache, if all its files are there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -120,9 +120,9 @@ def _cached_instead(
 
 
 def _check_content(snapshot: Path, since: float) -> None:
-    """Compare the large files that came just now with the SHA-256 that the Hub gave as their ETag.
+    """Compare the large files that were just downloaded with the SHA-256 that the Hub gave as their ETag.
 
-    The cache names a file by its ETag. A damaged one is removed, so that the next try fetches it anew.
+    The cache names a file by its ETag. A damaged file is removed, so that the next try downloads it again.
     """
     for link in snapshot.iterdir():
         blob = link.resolve()
@@ -132,21 +132,21 @@ def _check_content(snapshot: Path, since: float) -> None:
             link.unlink()
             blob.unlink()
             raise HubError(
-                f"{link.name} came damaged: its content has not the checksum that the Hub tells"
+                f"{link.name} was damaged on the way: its checksum is not the one that the Hub gives"
             )
 
 
-def _told(where: str, token: str | None) -> Callable[[Fault, Exception], KdshrinkError | None]:
-    """What to tell of a model that could not be fetched."""
+def _error_for(where: str, token: str | None) -> Callable[[Fault, Exception], KdshrinkError | None]:
+    """Makes the error for a model that could not be fetched."""
 
-    def tell(fault: Fault, error: Exception) -> KdshrinkError | None:
+    def error_for(fault: Fault, error: Exception) -> KdshrinkError | None:
         if fault is Fault.BAD_NAME:
             return ModelError(
                 f"{where}: neither a directory here nor a possible Hub id.\n{str(error).splitlines()[0]}"
             )
         if fault is Fault.GATED:
             return HubError(
-                f"{where}: the Hub keeps this model behind a gate.\n"
+                f"{where}: access to this model is gated.\n"
                 "Ask for access on its page, then pass --token or set HF_TOKEN."
             )
         if fault is Fault.NO_REVISION:
@@ -156,8 +156,8 @@ def _told(where: str, token: str | None) -> Callable[[Fault, Exception], Kdshrin
         if fault is Fault.OFFLINE:
             return HubError(_not_cached(where))
         if isinstance(error, (HubError, OSError, RuntimeError, ValueError)):
-            if told := cache_fault(error):
-                return HubError(f"{where}: it cannot be fetched.\n{told}")
+            if message := cache_fault(error):
+                return HubError(f"{where}: it cannot be fetched.\n{message}")
             return HubError(f"{where}: {reason(error, token)}.\n{_ADVICE}")
         if fault is Fault.NETWORK:
             return HubError(
@@ -166,14 +166,14 @@ def _told(where: str, token: str | None) -> Callable[[Fault, Exception], Kdshrin
             )
         return None
 
-    return tell
+    return error_for
 
 
-_ADVICE = "Run the command again; what was fetched whole is kept and not fetched again."
+_ADVICE = "Run the command again; files that were downloaded completely are not downloaded again."
 
 
 def _missing(where: str, token: str | None) -> str:
-    """No such repository, or a private one: the Hub answers alike, but by whether a token was sent."""
+    """The message for a repository that does not exist or is private: the Hub's answer is the same."""
     from huggingface_hub import get_token
 
     message = f"{where}: there is no such directory here, and no such model on the Hub"

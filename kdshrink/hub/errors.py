@@ -1,4 +1,4 @@
-"""What the Hub's libraries raise, mapped to kdshrink's errors and told in plain words."""
+"""Maps what the Hub's libraries raise to kdshrink's errors."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class Fault(Enum):
     GATED = auto()
     NO_REVISION = auto()
     MISSING = auto()
-    """It is not there, or hidden from this token."""
+    """It does not exist, or this token may not see it."""
     OFFLINE = auto()
-    """HF_HUB_OFFLINE is set, and the cache does not hold it."""
+    """HF_HUB_OFFLINE is set, and it is not in the cache."""
     NETWORK = auto()
     REFUSED = auto()
-    """Any other answer that is none of success."""
+    """Any other error status of the Hub."""
     OTHER = auto()
-    """Nothing that tells of the Hub: a file system's error, a bug, or one of our errors."""
+    """An error that is not the Hub's: of the file system, a bug, or one of kdshrink's own."""
 
 
 def fault_of(error: BaseException) -> Fault:
-    """The kind of an error that huggingface_hub, its HTTP client or datasets raised."""
+    """Classify an error that huggingface_hub, its HTTP client or datasets raised."""
     from huggingface_hub import constants, errors
 
     kinds = {
         errors.HFValidationError: Fault.BAD_NAME,
-        errors.GatedRepoError: Fault.GATED,  # a kind of RepositoryNotFoundError
+        errors.GatedRepoError: Fault.GATED,  # a subclass of RepositoryNotFoundError
         errors.RevisionNotFoundError: Fault.NO_REVISION,
         errors.RepositoryNotFoundError: Fault.MISSING,
         errors.OfflineModeIsEnabled: Fault.OFFLINE,
@@ -51,23 +51,23 @@ def fault_of(error: BaseException) -> Fault:
 
 
 @contextmanager
-def hub_errors(tell: Callable[[Fault, Exception], KdshrinkError | None]) -> Iterator[None]:
-    """Raise kdshrink's error in place of what the Hub's libraries raised.
+def hub_errors(error_for: Callable[[Fault, Exception], KdshrinkError | None]) -> Iterator[None]:
+    """Replace the errors of the Hub's libraries by kdshrink's.
 
     Args:
-        tell: Words it; None lets what was raised pass.
+        error_for: Makes the error to raise instead; where it returns None, the original is raised.
     """
     try:
         yield
     except Exception as error:
-        told = tell(fault_of(error), error)
-        if told is None:
+        replacement = error_for(fault_of(error), error)
+        if replacement is None:
             raise
-        raise told from error
+        raise replacement from error
 
 
 def cache_of(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
-    """The cache of the Hub's libraries that a path lies in or is to hold, and the variable that sets it."""
+    """The cache of the Hub's libraries that a path is in or is a parent of, and the variable that sets it."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     home = Path(os.environ.get("HF_HOME") or default)
     hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub"
@@ -82,7 +82,7 @@ def cache_of(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
         if found.is_relative_to(cache):
             return cache, variable
     if not os.path.isdir(found):
-        # Where a cache's parents cannot be made, the system names the first of them.
+        # If the parents of a cache cannot be made, the error names the first of them.
         for cache, variable in reversed(places):
             if cache.is_relative_to(found):
                 return cache, variable
@@ -90,20 +90,20 @@ def cache_of(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
 
 
 def cache_fault(error: BaseException) -> str | None:
-    """What to tell of an error of the system in such a cache; None for any other error."""
+    """The message for a file system's error in such a cache; None for any other error."""
     for one in chain_of(error):
         if isinstance(one, OSError) and one.errno and isinstance(one.filename, (str, os.PathLike)):
             found = cache_of(one.filename)
             if found is not None:
                 return (
                     f"The cache {found[0]} cannot be used: {one.filename}: {one.strerror}.\n"
-                    f"Set {found[1]} to a directory that can be written."
+                    f"Set {found[1]} to a writable directory."
                 )
     return None
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """An error and what caused it, outermost first."""
+    """An error and its causes, outermost first."""
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -113,7 +113,7 @@ def chain_of(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_network_fault(error: BaseException) -> bool:
-    """Whether the Hub could not be reached, or the connection broke or fell silent."""
+    """Whether the Hub could not be reached, or the connection broke or timed out."""
     return any(
         isinstance(one, (ConnectionError, TimeoutError)) or _is_transport(one)
         for one in chain_of(error)
@@ -121,7 +121,7 @@ def is_network_fault(error: BaseException) -> bool:
 
 
 def is_hub_fault(error: BaseException) -> bool:
-    """Whether the Hub is what failed: it could not be reached, refused, or is not to be asked."""
+    """Whether the Hub caused it: it could not be reached, refused, or HF_HUB_OFFLINE is set."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     refused = (HfHubHTTPError, OfflineModeIsEnabled, HubError)
@@ -129,7 +129,7 @@ def is_hub_fault(error: BaseException) -> bool:
 
 
 def _is_transport(error: BaseException) -> bool:
-    # huggingface_hub's client was requests, then httpx, then httpx2: their errors share names.
+    # By name, since huggingface_hub's client was requests, then httpx, then httpx2.
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"TransportError", "ConnectError"}) and not hasattr(error, "response")
 
@@ -139,7 +139,7 @@ def reason(error: BaseException, token: str | None) -> str:
 
     Args:
         error: What huggingface_hub or datasets raised.
-        token: The token that was given, if any, to tell a missing token from a refused one.
+        token: The token that was given, if any: a missing one has another message than a refused one.
     """
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -147,7 +147,7 @@ def reason(error: BaseException, token: str | None) -> str:
         if isinstance(one, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set"
         if isinstance(one, LocalTokenNotFoundError):
-            return "it takes a token: pass --token, set HF_TOKEN, or run `hf auth login`"
+            return "it needs a token: pass --token, set HF_TOKEN, or run `hf auth login`"
         if isinstance(one, HfHubHTTPError) and one.response is not None:
             return status_words(one.response, token, getattr(one, "server_message", None))
         if isinstance(one, HubError):

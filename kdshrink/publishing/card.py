@@ -1,4 +1,4 @@
-"""The model card: what a result's README.md says, made from its record and card.md alone."""
+"""Writes the model card, a result's README.md, from its record and the template card.md."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _metadata(name: str, record: _Record) -> ModelCardData:
 
 
 def hub_base(record: _Record) -> str | None:
-    """The nearest model on the Hub that this one descends from: its teacher first, else by the chain."""
+    """The nearest ancestor of the model on the Hub: its teacher, else by the chain of commands."""
     parent = record.get("teacher") or record.get("source") or {}
     steps = [{"models": [parent]}, *reversed(record.get("chain", []))]
     for step in steps:
@@ -94,7 +94,7 @@ def _tags(record: _Record) -> list[str]:
 
 
 def _codes(record: _Record) -> list[str]:
-    """ISO 639 codes of the training languages, as far as they are known."""
+    """ISO 639 codes of the training languages that have one."""
     codes = {language_of(unit) for unit in record.get("training_languages", [])}
     return sorted(code for code in codes if re.fullmatch(r"[a-z]{2,3}", code) and code != "und")
 
@@ -111,7 +111,7 @@ def _licence_fields(record: _Record) -> dict[str, Any]:
 
 
 def _eval_results(record: _Record) -> Iterator[EvalResult]:
-    """The scores of the record as model-index: pooled, then by language."""
+    """The scores of the record for the model-index: over all languages, then by language."""
     data = record.get("data") or {}
     task = record.get("task")
     for split, result in _measured(record):
@@ -142,7 +142,7 @@ def _eval_results(record: _Record) -> Iterator[EvalResult]:
 
 
 def _measured(record: _Record) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each split that the model was scored on, with the scores."""
+    """Each split that the model was scored on, with its scores."""
     results = record.get("results") or {}
     if "per_language" in results:
         yield "validation", results
@@ -157,7 +157,7 @@ def _measured(record: _Record) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _facts(name: str, record: _Record) -> dict[str, Any]:
-    """What card.md reads."""
+    """The variables of the template card.md."""
     task = record.get("task")
     results = record.get("results") or {}
     versions = record.get("versions") or {}
@@ -235,7 +235,7 @@ def _weight(record: _Record, term: str) -> float:
 
 
 def _matched(record: _Record) -> list[str]:
-    """What of the teacher the objective matched: a bare encoder has no logits."""
+    """The parts of the teacher that the objective matched; an encoder without a head has no logits."""
     return [
         shown
         for term, shown in _TERMS.items()
@@ -244,7 +244,7 @@ def _matched(record: _Record) -> list[str]:
 
 
 def _not_trained_on(record: _Record) -> list[str]:
-    """The languages of a named data set that the model saw none of."""
+    """The languages of a named data set that the model was not trained on."""
     named = NAMED.get((record.get("data") or {}).get("name", ""))
     if named is None:
         return []
@@ -253,7 +253,7 @@ def _not_trained_on(record: _Record) -> list[str]:
 
 
 def _comparison_rows(record: _Record) -> Iterator[tuple[str, list[float]]]:
-    """Each row's label, and the score of every compared model."""
+    """The rows of the comparison: a label, and the score of each model."""
     models = ((record.get("results") or {}).get("comparison") or {}).get("models") or {}
     for group, shown in (("seen", "trained on"), ("unseen", "never trained on")):
         scored = [model[group] for model in models.values()]
@@ -268,7 +268,7 @@ def _comparison_rows(record: _Record) -> Iterator[tuple[str, list[float]]]:
 
 
 def _pinned(record: _Record) -> Iterator[str]:
-    """Which commits, or files, the models and data of the chain were."""
+    """Sentences on the exact commits or files of the models and data of the chain."""
     chain = record.get("chain") or []
     for model in (model for step in chain for model in step["models"]):
         if model.get("revision"):

@@ -1,4 +1,4 @@
-"""Results pushed to the Hub: checked before the work starts, sent when it is whole on disk."""
+"""Pushes results to the Hub: access is checked before the work, files are sent when all are on disk."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CARD = "README.md"
 
 @dataclass(frozen=True)
 class PushResult:
-    """What a push left on the Hub.
+    """The result of a push.
 
     Attributes:
-        commit: The commit that holds the directory's files now.
-        changed: Whether there was anything to commit.
-        pull_request: Its address, if one was opened.
+        commit: The commit with the directory's files.
+        changed: Whether any file differed from the Hub's.
+        pull_request: The address of the pull request, if one was opened.
     """
 
     directory: Path
@@ -46,13 +46,13 @@ class PushResult:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where on the Hub a directory goes.
+    """The repository and branch that a directory is pushed to.
 
     Attributes:
         name: ORG/NAME, or a name in the user's own account.
-        private: Whether the repository is made private, if it is made.
+        private: Whether the repository is private if the push creates it.
         revision: The branch; main if None.
-        create_pr: Whether a pull request is opened instead.
+        create_pr: Whether to open a pull request instead.
     """
 
     name: str
@@ -63,22 +63,22 @@ class Destination:
 
 
 def ready(destination: Destination) -> Destination:
-    """Make sure, before any work, that a result may be pushed; the repository is made if need be.
+    """Check, before any work, that a result may be pushed; creates the repository if it does not exist.
 
     Returns:
-        The destination by its full name.
+        The destination with its full name, ORG/NAME.
 
     Raises:
-        HubError: The Hub cannot be reached, or the name or the token will not do.
-        UsageError: The name cannot be one.
+        HubError: The Hub cannot be reached, or refuses the name or the token.
+        UsageError: The name cannot be that of a repository.
     """
     what = f"--push-to-hub: {destination.name}"
-    with hub_errors(_told(what, destination.token, "Nothing was done yet.")):
+    with hub_errors(_error_for(what, destination.token, "Nothing was done yet.")):
         return replace(destination, name=_ready_repository(destination))
 
 
 def pushed(result: Result, destination: Destination | None) -> Result:
-    """Push a command's result, if it is to go anywhere; the result with what became of it."""
+    """Push a command's result, if there is a destination; returns it with the result of the push."""
     if destination is None:
         return result
     done = push_directory(result.output_dir, destination)  # type: ignore[attr-defined]
@@ -86,17 +86,17 @@ def pushed(result: Result, destination: Destination | None) -> Result:
 
 
 def push_directory(directory: Path, target: Destination) -> PushResult:
-    """Send a directory's files in one commit; what is there already is not sent again.
+    """Upload a directory's files in one commit; unchanged files are not sent again.
 
     Raises:
-        HubError: It failed. The message has the directory and the command that tries again.
+        HubError: It failed. The message names the directory and the command to try again.
         Interrupted: A signal came.
     """
     with_token = ", with the same --token" if target.token is not None else ""
     command = push_command(directory, target)
-    again = f"{directory} is whole. Push it again{with_token} with:\n{command}"
+    again = f"{directory} is complete. Push it again{with_token} with:\n{command}"
     try:
-        with hub_errors(_told(target.name, target.token, again)):
+        with hub_errors(_error_for(target.name, target.token, again)):
             return _commit(directory, _ready_repository(target), target)
     except Terminated:
         raise Interrupted(f"Stopped by SIGTERM before the push ended. {again}", 143) from None
@@ -116,12 +116,12 @@ def push_command(directory: Path, target: Destination) -> str:
     return shlex.join(words)
 
 
-def _told(
+def _error_for(
     what: str, token: str | None, ending: str
 ) -> Callable[[Fault, Exception], KdshrinkError | None]:
-    """What to tell of a push that failed, in two or three lines."""
+    """Makes the error for a push that failed; `ending` is the advice at its end."""
 
-    def tell(fault: Fault, error: Exception) -> KdshrinkError | None:
+    def error_for(fault: Fault, error: Exception) -> KdshrinkError | None:
         if fault is Fault.BAD_NAME:
             return UsageError(
                 f"{what}: this cannot be a repository's name on the Hub.\n"
@@ -130,7 +130,7 @@ def _told(
         if isinstance(error, KdshrinkError) and not isinstance(error, HubError):
             return None
         # Besides HTTP errors the client raises RuntimeError around an upload, ValueError and KeyError for
-        # an answer that it cannot read; whatever it was, the way to try again must be told.
+        # an answer that it cannot parse; the user needs the advice for each of them.
         known = (HubError, OSError, RuntimeError, ValueError, LookupError)
         if isinstance(error, known) or any(
             type(one).__module__.startswith("httpx") for one in chain_of(error)
@@ -138,11 +138,11 @@ def _told(
             return HubError(f"{what}: {reason(error, token)}.\n{ending}")
         return None
 
-    return tell
+    return error_for
 
 
 def _ready_repository(target: Destination) -> str:
-    """The repository's full name, when it is there and may be written to."""
+    """Create the repository if need be, check that it may be written to, and return its full name."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
 
@@ -159,7 +159,7 @@ def _ready_repository(target: Destination) -> str:
     api.auth_check(repo_id, write=True)
     if target.private and not api.model_info(repo_id).private:
         raise HubError(
-            "the repository is there already and public, which --private does not change;"
+            "the repository exists already and is public, which --private does not change;"
             " make it private on its page, or give another name"
         )
     return repo_id
@@ -200,7 +200,7 @@ def _commit(directory: Path, repo_id: str, target: Destination) -> PushResult:
 
 
 def model_files(directory: Path) -> list[Path]:
-    """What of a directory goes to the Hub: all but checkpoints and hidden files."""
+    """The files of a directory that are pushed: all but checkpoints and hidden files."""
     return sorted(
         path
         for path in directory.rglob("*")

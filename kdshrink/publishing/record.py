@@ -1,4 +1,4 @@
-"""What kdshrink.json says of how a directory was made."""
+"""Makes and writes kdshrink.json, the record of how a directory was made."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def make_record(
     read: Mapping[str, Any] | None,
     **facts: Any,
 ) -> Record:
-    """What kdshrink.json says of how a directory was made.
+    """Make the record of a command.
 
     Args:
         command: The subcommand, such as "distill".
         options: Its options, without secrets.
-        line: The command line that gives them.
-        sources: The models that it started from; their chains of commands are taken over.
-        read: The data that this command read, if any.
-        facts: What else is known, such as training languages and results, as the file has it.
+        line: The command line with these options.
+        sources: The models that it read; their chains of commands are continued.
+        read: The data that it read, if any.
+        facts: Further fields of the record, such as training languages and results.
     """
     packages = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "huggingface-hub")
     version = metadata.version("kdshrink")
@@ -64,14 +64,14 @@ def make_record(
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write kdshrink.json into a folder that is complete but for it: it lists what the command wrote."""
+    """Write kdshrink.json, the last file of a folder: it lists the files that the command wrote."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     whole = replace(record, files=tuple(sorted({*names, RECORD})))
     write_json(folder / RECORD, whole.to_dict())
 
 
 def _identity(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What tells which data it was, of a data set's description."""
+    """The fields of a data set's description that identify it."""
     if data is None:
         return None
     return {
@@ -82,7 +82,7 @@ def _identity(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def licences(sources: Sequence[Source]) -> list[Licence]:
-    """The licences that the sources name, each once."""
+    """The licences of the sources, without duplicates."""
     found: list[Licence] = []
     for source in sources:
         for licence in source.record.licences or _licence_of_card(source.directory):
@@ -92,7 +92,7 @@ def licences(sources: Sequence[Source]) -> list[Licence]:
 
 
 def _licence_of_card(directory: Path) -> tuple[Licence, ...]:
-    """What the metadata of a directory's model card says of its licence."""
+    """The licence in the metadata of a directory's model card."""
     from huggingface_hub import metadata_load
 
     card = directory / "README.md"

@@ -97,7 +97,7 @@ def push_through(desk: Desk, case: Case, kdshrink: Callable[..., Any]) -> None:
     assert case.says in message
     assert len(message.splitlines()) == 3
     assert WRITER not in failed.stderr
-    assert "model is whole. Push it again with:" in message
+    assert "model is complete. Push it again with:" in message
     assert content(directory) == before
     if ("models", "org/model") in hub.repos:
         assert set(hub.files("org/model")) in ({".gitattributes"}, {".gitattributes", *before})
@@ -192,7 +192,7 @@ def test_a_silence_of_30_seconds_is_waited_out(
 
 WEIGHTS = "GET /org/model/resolve/.*safetensors"
 FETCHES = [
-    case("another ETag than the content has", "came damaged", "resolve/.*safetensors", "etag"),
+    case("another ETag than the content has", "was damaged on the way", "resolve/.*safetensors", "etag"),
     case("fewer bytes than the listing tells", "model.safetensors", WEIGHTS, "short"),
     case("500 on the weights", "500, a fault on its side", WEIGHTS, status=500),
     Case("no network", None, "no connection", {"HF_ENDPOINT": "http://127.0.0.1:9"}),

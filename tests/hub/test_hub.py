@@ -257,10 +257,10 @@ def test_a_failed_push_is_no_reason_to_train_again(
     [
         ("org/student", READER, 1, "403, forbidden"),
         ("org/student", "hf_nonsense", 1, "401, it does not accept this token"),
-        ("org/student", None, 1, "it takes a token"),
+        ("org/student", None, 1, "it needs a token"),
         ("theirs/student", WRITER, 1, "403, forbidden"),
         ("org/a b", WRITER, 2, "cannot be a repository's name"),
-        ("org/public", WRITER, 1, "there already and public"),
+        ("org/public", WRITER, 1, "exists already and is public"),
     ],
 )
 def test_name_and_permission_are_checked_before_the_work(
@@ -293,7 +293,7 @@ def test_options_of_pushing_that_contradict_each_other(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("model", "token", "message"),
     [
-        ("org/gated", READER, "behind a gate"),
+        ("org/gated", READER, "access to this model is gated"),
         ("org/private", None, "or it is private"),
         ("org/mistyped", WRITER, "no such model on the Hub, or this token may not see it"),
         ("org/model@nowhere", WRITER, "no such revision"),
