@@ -1,4 +1,4 @@
-"""The commands: each parses its options into a config, calls one function, shows its result."""
+"""The Typer commands: each makes a config of its options, calls one function and shows the result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ app = typer.Typer(
 def _deliver(
     result: dict[str, Any], show: Callable[[dict[str, Any]], None], chosen: object
 ) -> None:
-    """Print a result. That its reader has gone away is no failure if the result stands on disk too."""
+    """Print a result. A closed pipe is an error only if the result is not on disk too."""
     places = (result.get(key) for key in ("output_dir", "report", "output", "url"))
     kept = next(filter(None, (*places, getattr(chosen, "output_dir", None))), None)
     try:
@@ -41,7 +41,7 @@ def _deliver(
         if kept is None:
             raise
     except OSError as error:
-        where = f"\nThe result itself is whole: {kept}." if kept else ""
+        where = f"\nThe result itself is complete: {kept}." if kept else ""
         raise OutputError(f"stdout cannot be written: {error.strerror}.{where}") from error
 
 
@@ -55,7 +55,7 @@ def _command(
 ) -> Callable[[Callable[[], None]], None]:
     """Register a command that builds a config and calls `module:function` of the library.
 
-    `display` shows how far it is.
+    `display` shows its progress.
     """
 
     def register(documented: Callable[[], None]) -> None:
@@ -86,7 +86,7 @@ def _command(
                     work = getattr(import_module(f"kdshrink.{module}"), function)
                     result = work(chosen, progress).to_dict()
             except KeyboardInterrupt:
-                # Typer would end with 130 too, but without a word.
+                # Typer would end with 130 too, but without a message.
                 raise Interrupted("Stopped by Ctrl-C; no result was written.", 130) from None
             _deliver(result, console.print_json if json_output else show, chosen)
 
@@ -148,10 +148,10 @@ def shrink() -> None:
     ),
 )
 def distill() -> None:
-    """Distil a teacher into a student: its layers, its logits and the labels (TinyBERT's objective).
+    """Train a student on its teacher's hidden states, attention and logits, and on the labels.
 
-    Every term has weight 1. Hidden states and attention are matched at the layers that the student's
-    layers were copied from; where widths differ a projection is learned and then left out.
+    The loss is TinyBERT's, with every term of weight 1. Each student layer is matched with the teacher
+    layer that it was copied from; where hidden sizes differ, a projection is learned, and dropped at the end.
     """
 
 
@@ -163,11 +163,11 @@ def distill() -> None:
     _examples(
         "kdshrink eval distilled --data massive --languages de,sw",
         "kdshrink eval distilled --data massive --json | jq .per_language",
-        "kdshrink eval sample --data sample --per-class --predictions answers.jsonl",
+        "kdshrink eval sample --data sample --per-class --predictions predictions.jsonl",
     ),
 )
 def evaluate() -> None:
-    """Score a classifier, pooled over languages and by language."""
+    """Score a classifier on labelled data, over all languages and by language."""
 
 
 @_command(
@@ -181,7 +181,7 @@ def evaluate() -> None:
     ),
 )
 def zero_shot() -> None:
-    """Score a classifier on languages that it was not trained on, beside those it was."""
+    """Score a classifier on the languages that it was trained on, and on those that it was not."""
 
 
 @_command(
@@ -196,7 +196,7 @@ def zero_shot() -> None:
     ),
 )
 def push() -> None:
-    """Push a directory to the Hub in one commit; what is there already is not sent again."""
+    """Upload a model directory to the Hub in one commit; unchanged files are not sent again."""
 
 
 @_command(
@@ -210,7 +210,7 @@ def push() -> None:
     ),
 )
 def info() -> None:
-    """Tell of a model: what it was made from and how, its layers, sizes, scores and languages."""
+    """Show how a model was made, and its layers, size, scores and languages."""
 
 
 @_command(
@@ -227,10 +227,10 @@ def info() -> None:
     Board,
 )
 def reproduce() -> None:
-    """Run one of the paper's experiments, on its models or on yours, and report it beside the paper.
+    """Run one of the paper's experiments, and compare its scores with the paper's.
 
-    It is a grid of ordinary runs: finished ones are found, interrupted ones go on, and OUTPUT_DIR may be
-    shared by several processes or machines at once.
+    An experiment is a grid of finetune and distill runs. Finished runs are reused and interrupted ones
+    resumed; several processes or machines may share OUTPUT_DIR.
     """
 
 
@@ -245,7 +245,7 @@ def reproduce() -> None:
     ),
 )
 def curves() -> None:
-    """Show the training loss by step of runs of finetune and distill, ended or under way."""
+    """Show the training loss, or a score, of finetune and distill runs by step, also while they run."""
 
 
 def _print_version(wanted: bool) -> None:

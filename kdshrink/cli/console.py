@@ -1,4 +1,4 @@
-"""What is printed: results to stdout; notes, logs and errors to stderr. Only this folder prints."""
+"""Prints results to stdout, and notes, logs and errors to stderr. Only this folder prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..distributed import is_first, rank
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        # rich would end the program here, and a result may be written all the same.
+        # rich would end the program here, before the result is written.
         raise
 
 
@@ -48,7 +48,7 @@ _secrets: set[str] = set()
 
 
 def hide(secret: str | None) -> None:
-    """Never print this, whoever says it: a server may quote a token in its answer."""
+    """Mask a secret in all output: a server may quote a token in its answer."""
     if secret and len(secret) >= 4:
         _secrets.add(secret)
 
@@ -77,14 +77,14 @@ def show_log() -> None:
 
 
 def print_error(message: str) -> None:
-    """An error, of whichever process: it may be that one's alone."""
+    """Print an error, in any process of a distributed run: the others may not have it."""
     label = "error" if is_first() else f"error in process {rank()}"
     stderr(quiet=False).print(_labelled(label, "red", masked(message)))
 
 
 def print_traceback(error: BaseException) -> None:
-    """The traceback of a bug, without the values of variables."""
-    # A thousand frames of a recursion say no more than its last ones.
+    """Print the traceback of a bug, without the values of variables."""
+    # The last frames of an endless recursion are enough.
     limit = -12 if isinstance(error, RecursionError) else None
     sys.stderr.write(masked("".join(traceback.format_exception(error, limit=limit))))
 
@@ -94,7 +94,7 @@ def print_line(line: str) -> None:
 
 
 def print_json(result: Mapping[str, Any]) -> None:
-    """One JSON object on one line."""
+    """Print one JSON object on one line."""
     if not is_first():
         return
     text = masked(json.dumps(result, ensure_ascii=False, allow_nan=False))

@@ -1,4 +1,4 @@
-"""The program: it runs the command line, and ends with an exit code and no traceback for a known error."""
+"""The entry point: runs the command line and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .streams import flush_stdout, steady_streams
 
 
 def _quiet_libraries() -> None:
-    """Let the libraries say only what is wrong: progress and notes are ours to show."""
+    """Silence the libraries' progress bars, notes and warnings, unless the environment says otherwise."""
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("HF_HUB_VERBOSITY", "error"),
@@ -34,7 +34,7 @@ def _quiet_libraries() -> None:
 
 
 def main() -> None:
-    """Run the command line; known errors end with their exit code and without a traceback."""
+    """Run the command line; a known error ends with its exit code and without a traceback."""
     with steady_streams():
         try:
             if "_KDSHRINK_COMPLETE" not in os.environ:
@@ -42,7 +42,7 @@ def main() -> None:
             app()
             code = 0
         except BaseException as error:
-            code = _told(error)
+            code = _report_error(error)
         try:
             flush_stdout()
         except BrokenPipeError:
@@ -62,8 +62,8 @@ def _prepare() -> None:
     raise_on_sigterm()
 
 
-def _told(error: BaseException) -> int:
-    """Say what ended a command, and the exit code for it."""
+def _report_error(error: BaseException) -> int:
+    """Print the error that ended a command, and return its exit code."""
     if isinstance(error, SystemExit):
         if isinstance(error, Terminated):
             console.print_error("Stopped by SIGTERM; no result was written.")
@@ -74,8 +74,8 @@ def _told(error: BaseException) -> int:
     if isinstance(error, KdshrinkError):
         console.print_error(str(error))
         return error.exit_code
-    if told := known_fault(error):
-        console.print_error(told)
+    if message := known_fault(error):
+        console.print_error(message)
         return 1
     console.print_traceback(error)
     console.print_error(

@@ -1,4 +1,4 @@
-"""The fields of a config as parameters of the command line."""
+"""Turns the fields of a config into parameters of the command line."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _FIRST = (
     *("num_train_epochs", "max_steps", "batch_size", "learning_rate"),
     *("predictions", "per_class", "seeds", "plan", "term", "output_dir", "output_file"),
 )
-"""What most runs of a command need: --help shows these first, in this order, and the rest in panels."""
-_OWN = "Of this command"
-# In the order in which --help shows them.
+"""The options that most runs need: --help shows these first, in this order, and the rest in panels."""
+_OWN = "More options"
+# In the order of --help.
 _PANELS = {
     _OWN: _OWN,
     "DataOptions": "Data",
@@ -88,14 +88,14 @@ def _comes_first(item: dataclasses.Field[Any]) -> bool:
 
 
 def _panel(config_class: type, item: dataclasses.Field[Any]) -> str | None:
-    """The panel of the help that shows a field; None for the first."""
+    """The panel of --help that shows a field; None for the first one."""
     if _comes_first(item):
         return None
     return _PANELS.get(_group(config_class, item.name), _OWN)
 
 
 def help_order(config_class: type, item: dataclasses.Field[Any]) -> tuple[int, int]:
-    """What is required comes first, then what most runs need, then the panels in their order."""
+    """The sort key of a field in --help: required ones, then those that most runs need, then the panels."""
     panel = _panel(config_class, item)
     if panel is None:
         return 0, _FIRST.index(item.name) if item.name in _FIRST else -1
@@ -103,14 +103,14 @@ def help_order(config_class: type, item: dataclasses.Field[Any]) -> tuple[int, i
 
 
 def parameter(config_class: type, item: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    """The Typer parameter of a config's field."""
+    """The Typer parameter for a config's field."""
     options: dict[str, Any] = {"help": item.metadata["help"]}
     if item.name in _COMPLETERS:
         options["autocompletion"] = _COMPLETERS[item.name]
     default: Any = item.default
     metavar = _metavar(item, hint)
     if hint in (Path, Path | None):
-        # As text: Typer would make "" the current directory.
+        # As a string, since Typer would turn "" into the current directory.
         hint = str if hint is Path else str | None
     if item.metadata["parse"] is not None:
         hint = list[str] if item.metadata["repeatable"] else str | None
@@ -150,9 +150,9 @@ def _metavar(item: dataclasses.Field[Any], hint: Any) -> str | None:
 
 
 def value(item: dataclasses.Field[Any], hints: dict[str, Any], typed: dict[str, Any]) -> Any:
-    """A config's value out of what was typed.
+    """The value of a config's field, parsed from the command line.
 
-    By hand, since Typer's `parser` would see a repeatable option's words one by one.
+    Typer's `parser` is not used because it gets the values of a repeatable option one by one.
     """
     value, parse = typed[item.name], item.metadata["parse"]
     if value is None:

@@ -1,4 +1,4 @@
-"""Progress of a command, and the board of several runs, on stderr."""
+"""Shows the progress of a command, or of several runs, on stderr."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PLAIN_SECONDS = 15.0
 
 
 class Progress:
-    """A `kdshrink.progress.Progress`: a live bar on a terminal, else a plain line now and then."""
+    """A `kdshrink.progress.Progress`: a live bar on a terminal, else a plain line every few seconds."""
 
     def __init__(self) -> None:
         self._bar: RichProgress | None = None
@@ -84,7 +84,7 @@ class Board:
 
     def __init__(self) -> None:
         self._live: Live | None = None
-        self._told: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
         self._last: dict[str, float] = {}
 
     def __enter__(self) -> Board:
@@ -104,10 +104,10 @@ class Board:
             self._live.update(_board_table(states, self._live.console.height - 4))
             return
         for state in states:
-            changed = self._told.get(state.name) != state.state
+            changed = self._shown.get(state.name) != state.state
             due = time.monotonic() - self._last.get(state.name, 0.0) > 4 * _PLAIN_SECONDS
             if (changed and state.state != "waiting") or (state.state == "running" and due):
-                self._told[state.name] = state.state
+                self._shown[state.name] = state.state
                 self._last[state.name] = time.monotonic()
                 done = sum(one.state == "done" for one in states)
                 line = f"[{done}/{len(states)}] {state.name}: {state.state} {_reached(state)}"
@@ -125,7 +125,7 @@ _STATE_COLOURS = {"running": "cyan", "elsewhere": "magenta", "done": "green", "f
 
 
 def _board_table(states: Sequence[RunState], height: int) -> Table:
-    """The runs under way and those around them, as many as there is room for."""
+    """The table of as many runs as fit the height: failed and running ones first, then waiting ones."""
     order = {"failed": 0, "running": 1, "elsewhere": 1, "done": 3, "waiting": 2, "blocked": 4}
     shown = sorted(states, key=lambda state: order[state.state])[: max(3, height - 3)]
     chosen = {state.name for state in shown}

@@ -1,4 +1,4 @@
-"""The standard streams, made to bear closed pipes, closed descriptors and characters that they cannot show."""
+"""Standard streams that survive closed pipes, closed descriptors and characters that they cannot encode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 
 class _Notes:
-    """A stream of notes, which fails no command: work goes on when its reader has gone away."""
+    """A stream for notes: write errors, such as of a closed pipe, are ignored."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -34,14 +34,14 @@ class _Notes:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what a stream still holds, and all that comes, to nowhere: else it fails again at exit."""
+    """Redirect a stream to the null device: else its buffer would fail again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 def _occupy_closed() -> None:
-    """Open the standard descriptors that are closed: else the next file opened becomes stdout."""
+    """Open the standard descriptors that are closed, so that no file opened later becomes stdout."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -54,16 +54,16 @@ def _occupy_closed() -> None:
 
 @contextmanager
 def steady_streams() -> Iterator[None]:
-    """Streams that can be written whatever they were given as.
+    """Make the standard streams always writable.
 
-    What goes to a closed one goes nowhere, and a character that one cannot show is escaped.
+    Output to a closed stream is dropped, and a character that a stream cannot encode is escaped.
     """
     before = sys.stdout, sys.stderr
     _occupy_closed()
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:
-            # Not to be closed when it is collected: a library may write to the descriptor later.
+            # Garbage collection must not close it: a library may write to the descriptor later.
             setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -75,10 +75,10 @@ def steady_streams() -> Iterator[None]:
 
 
 def flush_stdout() -> None:
-    """Have all that was printed written.
+    """Flush stdout.
 
     Raises:
-        OSError: It cannot be, and is dropped.
+        OSError: It cannot be written; the rest is dropped.
     """
     try:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Results as tables for people."""
+"""Prints results as tables."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def show_zero_shot(result: Mapping[str, Any]) -> None:
         out.print(_score_table(result["seen"], f"Seen languages (by {result['seen_from']})"))
     out.print(_score_table(result["unseen"], "Unseen languages"))
     out.print(
-        f"gap {_number(result['gap'])}; always answering the majority class scores "
+        f"gap {_number(result['gap'])}; always predicting the majority class scores "
         f"{_number(result['random_score'])} (accuracy {_number(result['majority_accuracy'])})"
     )
     out.print("; ".join(_details(result["unseen"])))
@@ -96,7 +96,7 @@ def show_shrink(result: Mapping[str, Any]) -> None:
         )
         held_out = vocabulary.get("held_out")
         if held_out:
-            table = _table("language", "tokens a text, before", "after", "unknown, before", "after")
+            table = _table("language", "tokens per text, before", "after", "unknown, before", "after")
             for language, row in held_out.items():
                 table.add_row(
                     language,
@@ -106,7 +106,7 @@ def show_shrink(result: Mapping[str, Any]) -> None:
                     f"{row['unknown_after']:.3%}",
                 )
             out.print(
-                "what other text suffers, estimated on a tenth of the data that was held out:"
+                "cost for other text, estimated on a held-out tenth of the data:"
             )
             out.print(table)
     if calibration := result.get("calibration"):
@@ -206,7 +206,7 @@ def _show_pushed(out: Console, pushed: Mapping[str, Any]) -> None:
     elif pushed["changed"]:
         line = f"pushed to {pushed['url']} (commit {pushed['commit']})"
     else:
-        line = f"{pushed['url']} has all of it already (commit {pushed['commit']})"
+        line = f"{pushed['url']} is up to date (commit {pushed['commit']})"
     out.print(line, soft_wrap=True)
 
 
@@ -236,7 +236,7 @@ def show_reproduction(result: Mapping[str, Any]) -> None:
         out.out(result["shell"], end="", highlight=False)
         return
     if result["name"] == "data":
-        table = _table("data", "training rows a language", "classes", "sets in all", "at hand")
+        table = _table("data", "training rows per language", "classes", "sets", "available")
         for row in result["rows"]:
             count = "–" if row["train_rows"] is None else f"{row['train_rows']:,.1f}"
             sizes = (row["classes"], row["units"], row["at_hand"])

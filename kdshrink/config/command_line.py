@@ -1,4 +1,4 @@
-"""A config as the command line that gives it."""
+"""Writes a config as a command line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NOT_OF_THE_RESULT = {
 
 
 def command_line(command: str, config: Any) -> str:
-    """What to type for this config: without the token, and what has no bearing on the result."""
+    """The command line for a config, without the token and options that do not change the result."""
     arguments, flags = [], []
     own, data = set(vars(type(config))["__annotations__"]), {f.name for f in fields(DataOptions)}
 
     def rank(item: Field[Any]) -> int:
-        """What the command is about first, then its data; where it writes to last."""
+        """Order: the command's own options, data, the others, the output directory."""
         if item.name == "output_dir":
             return 3
         return 0 if item.name in own else 1 if item.name in data else 2
@@ -52,7 +52,7 @@ def command_line(command: str, config: Any) -> str:
 
 
 def _typed(value: object) -> str:
-    """A value as it may be typed: a number as short as it stays the same."""
+    """A value for the command line; a number in its shortest exact form."""
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     return str(value)

@@ -1,7 +1,7 @@
-"""What each command can be told: one frozen dataclass a command, built of shared groups.
+"""The options of each command: one frozen dataclass per command, built from shared groups.
 
-The command line is made from these fields (`cli/options.py`): a field's help is its only documentation, its name
-in kebab-case is its flag. Nothing here imports torch.
+The command line is made from these fields (`cli/options.py`): a field's name in kebab-case is its flag, and its
+help is its only documentation. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ class ShrinkConfig(
 ):
     model: str = option("A Hub id, a local directory, sample or sample-base.", argument=True)
     init: Literal["copy", "scratch", "calibrated"] = option(
-        "copy: take the teacher's weights; scratch: random weights of the same shape; calibrated: "
-        "weights that compute what the teacher does on the text of --data, without training.",
+        "copy: the teacher's weights; scratch: random weights; calibrated: weights fitted, without "
+        "training, to reproduce the teacher's hidden states on the text of --data.",
         "copy",
     )
     vocab_from: str | None = option(
-        "Keep only the vocabulary that this data (as --data) or text file uses; a text file has one text per "
+        "Keep only the tokens that occur in this data: a data set as for --data, or a text file with one text per "
         "line.",
         None,
     )
     vocab_size: int | None = option(
-        "Keep at most this many of those tokens, the most frequent.", None, bounds=Bounds(least=1)
+        "Keep at most this many of those tokens, the most frequent ones.", None, bounds=Bounds(least=1)
     )
     vocab_min_count: int = option(
         "Keep only tokens that occur at least this often.", 1, bounds=Bounds(least=1)
@@ -83,8 +83,8 @@ class ShrinkConfig(
             raise UsageError("--vocab-size and --vocab-min-count need --vocab-from.")
         if self.init == "calibrated" and self.data is None and self.vocab_from is None:
             raise UsageError(
-                "--init calibrated needs text: name it with --data, a data set or a file with a sentence "
-                "a line.\nLabels are not used."
+                "--init calibrated needs text.\nGive --data: a data set, or a file with one text per line. "
+                "Labels are not used."
             )
 
 
@@ -100,30 +100,30 @@ class DistillConfig(
     HubOptions,
 ):
     teacher: str = option("The fine-tuned teacher: a Hub id, a local directory, or sample.")
-    student: str | None = option("An existing student, in place of --init.", None)
+    student: str | None = option("An existing student, instead of one made by --init: a Hub id or a local directory.", None)
     init: Literal["from-teacher", "from-base", "from-scratch", "calibrated"] | None = option(
-        "Make the student on the fly: from-teacher (the default, half the layers), from-base, "
-        "from-scratch, or calibrated on the training data's texts, as shrink does it.",
+        "How to make the student: with weights of the teacher (from-teacher, the default), of its base model "
+        "(from-base), random ones (from-scratch), or calibrated on the training texts.",
         None,
     )
     base: str | None = option(
-        "The base for --init from-base; by default the one that the teacher's kdshrink.json names.",
+        "The base model of --init from-base; by default the one in the teacher's kdshrink.json.",
         None,
     )
 
     cache_teacher: Literal["auto", "none", "logits", "all"] = option(
-        "Keep the teacher's targets on disk, in OUTPUT_DIR/checkpoints, for the epochs to come: all, its "
-        "logits alone (where nothing else is matched), none, or auto: all where they fit into a quarter "
-        "of the memory and half of the free disk.",
+        "Which of the teacher's targets to keep on disk, in OUTPUT_DIR/checkpoints, for later epochs: all, only "
+        "logits (if no other term needs the teacher), none, or auto: all if they fit into a quarter of the "
+        "memory and half of the free disk, else none.",
         "auto",
     )
     shard_teacher: bool = option(
-        "Spread the teacher's weights over the processes of torchrun, for one that outgrows a GPU.",
+        "Shard the teacher's weights over the processes of torchrun, if it does not fit on one GPU.",
         False,
     )
     compare: bool | None = option(
-        "After training, score the teacher, the untrained student and the distilled one on the test "
-        "split, seen and unseen languages apart. By default on for sample alone, as it takes time.",
+        "After training, score the teacher, the untrained and the distilled student on the test split, by seen "
+        "and unseen languages. It takes time, so the default is yes for sample only.",
         None,
     )
 
@@ -139,7 +139,7 @@ class DistillConfig(
                 if value is not None:
                     raise UsageError(
                         f"{flag} {value} and --student {self.student} exclude each other: the student "
-                        f"is made already.\nGive --student, or {flag} to have one made."
+                        f"exists already.\nGive --student, or {flag} to make one."
                     )
         matched = [term for term in ("embedding", "hidden", "attention") if self.weight(term)]
         if self.cache_teacher == "logits" and matched:
@@ -149,7 +149,7 @@ class DistillConfig(
             )
         if self.shard_teacher and self.compare:
             raise UsageError(
-                "--shard-teacher and --compare exclude each other: a comparison needs the teacher whole.\n"
+                "--shard-teacher and --compare exclude each other: a comparison needs the whole teacher.\n"
                 "Compare after the run, with kdshrink zero-shot."
             )
         if self.base is not None and self.init != "from-base":
@@ -179,7 +179,7 @@ class ZeroShotConfig(SourceOptions, DataOptions, EvaluationOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PushConfig(HubTarget, TokenOptions):
-    directory: Path = option("Directory of a model, written by kdshrink or not.", argument=True)
+    directory: Path = option("A model directory, of kdshrink or not.", argument=True)
 
     def __post_init__(self) -> None:
         _check_groups(self)
@@ -194,7 +194,7 @@ class InfoConfig(SourceOptions):
 
 
 NAMED_DATA = ("massive", "tsm", "universal-ner", "sample")
-"""The names of data/registry.py, which a config, being below it, cannot read; a test keeps them alike."""
+"""The names of data/registry.py, which must not be imported from here; a test compares them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,26 +208,26 @@ class ReproduceConfig:
         "data-size",
         "data",
         "learning-speed",
-    ] = option("The experiment.", argument=True)
+    ] = option("The experiment to run.", argument=True)
     scale: Literal["full", "small", "sample"] = option(
         "full: the paper's settings and models; small: about an hour on two cores, with a small model of "
-        "your own; sample: minutes, on the embedded sample. The latter two do not claim the paper's numbers.",
+        "your own; sample: minutes, on the embedded sample. Only full can give the paper's numbers.",
         "full",
     )
     models: tuple[str, ...] | None = option(
-        "Pretrained encoders, Hub ids or directories; the paper's at --scale full, sample-base at sample.",
+        "Pretrained encoders, by Hub id or directory; by default the paper's at --scale full, sample-base at sample.",
         None,
         parse=comma_list,
     )
     data: tuple[str, ...] | None = option(
-        "Of massive, tsm, universal-ner and sample; by default all that the experiment uses and "
-        "that are available.",
+        "Data sets, of massive, tsm, universal-ner and sample; by default those of the experiment that are "
+        "available.",
         None,
         parse=comma_list,
     )
     data_dirs: Mapping[str, Path] = option(
-        "NAME=DIR, repeatable: read a data set from DIR/<language>/<split>.{jsonl,csv,parquet,iob2}, not "
-        "the Hub.",
+        "NAME=DIR, repeatable: read a data set from DIR/<language>/<split>.{jsonl,csv,parquet,iob2} "
+        "instead of the Hub.",
         dict,
         flags=("--data-dir",),
         parse=directory_mapping,
@@ -235,32 +235,32 @@ class ReproduceConfig:
         metavar="NAME=DIR",
     )
     seeds: tuple[int, ...] | None = option(
-        "Seeds, one run each; 44,55,66 at --scale full, else 44.", None, parse=number_list
+        "Random seeds, one run each; by default 44,55,66 at --scale full, else 44.", None, parse=number_list
     )
     teacher_steps: int | None = option(
-        "Steps of the teachers, instead of the scale's.", None, bounds=Bounds(least=1)
+        "Training steps of the teachers; by default the scale's.", None, bounds=Bounds(least=1)
     )
     max_steps: int | None = option(
-        "Steps of the students, instead of the scale's.", None, bounds=Bounds(least=1)
+        "Training steps of the students; by default the scale's.", None, bounds=Bounds(least=1)
     )
     attention_target: Literal["scores", "probabilities"] = option(
-        "As distill's: the paper's text does not settle which.", "scores"
+        "As of distill; the paper does not say which it used.", "scores"
     )
     own_rows: bool = option(
-        "Add rows of this tool's own, marked as not the paper's: a calibrated start, and a vocabulary cut "
-        "down to the data.",
+        "Add rows that the paper does not have, marked as such: a calibrated student, and one with a vocabulary "
+        "trimmed to the data.",
         False,
     )
-    plan: bool = option("Print the runs as shell commands in an order that works, and stop.", False)
+    plan: bool = option("Print the runs as shell commands, in a valid order, and stop.", False)
     jobs: int | None = option(
-        "Runs at a time; by default one per GPU, else one.",
+        "Number of runs at a time; by default one per GPU, or one on CPU.",
         None,
         bounds=Bounds(least=1, most=1024),
     )
     device: str = option("auto (CUDA where there is a GPU, else CPU), cpu, cuda or cuda:N.", "auto")
     output_dir: Path | None = option(
-        "Where runs and reports go, of several experiments and from several processes at once; "
-        "reproduction-SCALE by default.",
+        "Directory of runs and reports, which experiments and processes may share; by default "
+        "reproduction-SCALE.",
         None,
         flags=("-o", "--output-dir"),
     )
@@ -276,7 +276,7 @@ class ReproduceConfig:
             ("--seeds", self.seeds),
         ):
             require(
-                names is None or len({*names}) == len(names), flag, names, "each may be there once"
+                names is None or len({*names}) == len(names), flag, names, "each may be given only once"
             )
         for flag, wanted in (("--data", self.data or ()), ("--data-dir", self.data_dirs)):
             for name in wanted:
@@ -294,11 +294,11 @@ class CurvesConfig:
         repeatable=True,
     )
     term: str = option(
-        "What to show: loss, a term of it (embedding, hidden, attention, prediction, task), or score.",
+        "What to show: loss, one of its terms (embedding, hidden, attention, prediction, task), or score.",
         "loss",
     )
     output_file: Path | None = option(
-        "Draw the curves into this file (.png, .svg or .pdf; needs matplotlib).",
+        "Draw the curves to this file (.png, .svg or .pdf; needs matplotlib).",
         None,
         flags=("-o", "--output-file"),
     )
@@ -319,7 +319,7 @@ _OWN_MODELS = ("sample", "sample-base")
 
 
 def input_paths(config: Any) -> list[Path]:
-    """The local files and directories that a config names to be read."""
+    """The local files and directories that the command with this config reads."""
     named: list[str | Path | None] = [
         getattr(config, name, None) for name in ("data_dir", "label_map")
     ]
@@ -346,4 +346,4 @@ def _check_groups(config: object) -> None:
         and not isinstance(config, ShrinkConfig)
         and config.data is None
     ):
-        raise UsageError("--data is missing: massive, tsm, universal-ner, sample, or your own.")
+        raise UsageError("--data is missing: give massive, tsm, universal-ner, sample, a Hub id or a local path.")

@@ -1,4 +1,4 @@
-"""How a field of a config is declared, typed and checked; nothing here imports torch."""
+"""Declares, parses and checks the fields of a config; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..errors import UsageError
 
 LOSS_TERMS = ("embedding", "hidden", "attention", "prediction", "task")
 _LARGEST = 2**31 - 1
-"""What the libraries hold counts in."""
+"""The largest integer of the libraries' counters."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Between which numbers a value must lie; a number must be finite in any case."""
+    """The range that a number must be in; it must also be finite."""
 
     least: float | None = None
     above: float | None = None
@@ -29,7 +29,7 @@ class Bounds:
 
     def hold(self, number: float) -> bool:
         number = int(number) if isinstance(number, Integral) else float(number)
-        # Compared so that NaN holds nowhere.
+        # Written so that NaN fails every comparison.
         return (
             -sys.float_info.max <= number <= sys.float_info.max
             and (self.least is None or number >= self.least)
@@ -41,10 +41,10 @@ class Bounds:
     def __str__(self) -> str:
         words = {"at least": self.least, "above": self.above}
         words |= {"at most": self.most, "below": self.below}
-        told = [f"{word} {limit:.10g}" for word, limit in words.items() if limit is not None]
+        parts = [f"{word} {limit:.10g}" for word, limit in words.items() if limit is not None]
         if self.most is self.below is None:
-            told.append("finite")
-        return "it must be " + " and ".join(told)
+            parts.append("finite")
+        return "it must be " + " and ".join(parts)
 
 
 def option(
@@ -60,19 +60,19 @@ def option(
     bounds: Bounds | None = None,
     blank: bool = False,
 ) -> Any:
-    """Declare a field and how the command line shows it.
+    """Declare a field of a config, and its option on the command line.
 
     Args:
-        help: The one documentation of the field.
-        default: Its default, or what makes it (a type such as dict); without one it is required.
-        flags: Flags besides or instead of the one that follows from the name.
-        argument: A positional argument instead of a flag.
-        parse: Turns what was typed (a string, or a list of them if repeatable) into the value.
-        repeatable: The flag may be given several times.
-        secret: The value is never shown: not in the config's repr, not in a record.
-        metavar: What stands for the value in the help, where its type says too little.
-        bounds: Between which numbers the value must lie.
-        blank: Whether the value may be white space alone.
+        help: The help text, which is the field's only documentation.
+        default: The default, or a type such as dict that makes it; without one the field is required.
+        flags: The flags, if not the name in kebab-case.
+        argument: Whether it is a positional argument instead of a flag.
+        parse: Parses the string, or the list of strings if repeatable, of the command line.
+        repeatable: Whether the flag may be given several times.
+        secret: Whether the value is left out of the config's repr and of records.
+        metavar: The placeholder of the value in the help; by default its type.
+        bounds: The range of the value.
+        blank: Whether the value may consist of white space.
     """
     metadata = {
         "help": help,
@@ -104,7 +104,7 @@ def weight_mapping(typed: list[str]) -> dict[str, float]:
             weights[term.strip()] = float(number)
         except ValueError:
             raise UsageError(
-                f"--weight {shown(item)}: this is not TERM=NUMBER.\n"
+                f"--weight {shown(item)}: this does not have the form TERM=NUMBER.\n"
                 f"Give a term of {', '.join(LOSS_TERMS)} and a number, as in --weight hidden=0."
             ) from None
     return weights
@@ -127,7 +127,7 @@ def directory_mapping(typed: list[str]) -> dict[str, Path]:
         name, equals, directory = item.partition("=")
         if not (name and equals and directory):
             raise UsageError(
-                f"--data-dir {shown(item)}: this is not NAME=DIR.\n"
+                f"--data-dir {shown(item)}: this does not have the form NAME=DIR.\n"
                 "Name the data set, as in --data-dir massive=corpora/massive."
             )
         directories[name] = Path(directory)
@@ -140,14 +140,14 @@ def path_list(typed: list[str]) -> tuple[Path, ...]:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: printable, and on one line."""
+    """A value for a message: printable, and on one line."""
     text = str(value)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def flag_of(item: Field[Any]) -> str:
-    """What a user calls a field: its long flag, or the argument's name."""
+    """The name of a field on the command line: its long flag, or the argument's name."""
     if item.metadata["argument"]:
         return item.name.upper()
     named = [flag for flag in item.metadata["flags"] if flag.startswith("--")]
@@ -160,14 +160,14 @@ def require(condition: bool, flag: str, found: object, needed: str) -> None:
 
 
 def refuse_empty(item: Field[Any], value: object) -> None:
-    """Raise UsageError for a value of nothing, which as a path would be the current directory."""
+    """Raise UsageError for an empty value: as a path it would be the current directory."""
     blank = item.metadata["blank"]
     if value in ((), []) or any(not (text if blank else text.strip()) for text in _texts(value)):
         raise UsageError(f"{flag_of(item)} is empty: give a value, or leave it out.")
 
 
 def _texts(value: object) -> Iterator[str]:
-    """The strings and paths that a value is made of."""
+    """The strings and paths in a value, as strings."""
     if isinstance(value, (str, Path)):
         yield str(value)
     elif isinstance(value, Mapping):
@@ -179,7 +179,7 @@ def _texts(value: object) -> Iterator[str]:
 
 @cache
 def _kinds(config_class: type) -> Mapping[str, Any]:
-    """The type of each field, None left out."""
+    """The type of each field, without None."""
     kinds = {}
     for name, hint in get_type_hints(config_class).items():
         united = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
@@ -188,7 +188,7 @@ def _kinds(config_class: type) -> Mapping[str, Any]:
 
 
 def check_values(config: Any) -> None:
-    """Check each field of a config by itself: its type, its bounds, that it says anything at all."""
+    """Check each field of a config by itself: its type, its range, that it is not empty."""
     config_class: type = type(config)
     kinds = _kinds(config_class)
     for item in fields(config):
@@ -220,14 +220,14 @@ def check_number(flag: str, value: Any, kind: type, bounds: Bounds | None) -> No
 
 
 def _check_text(item: Field[Any], text: str) -> None:
-    """Raise UsageError for text that no file's name, no request and no record can hold."""
+    """Raise UsageError for text that cannot be part of a file name, a request or a record."""
     flag = flag_of(item)
     if item.metadata["secret"]:
         if not (text.isascii() and text.isprintable()) or " " in text:
-            raise UsageError(f"{flag}: it holds blanks or characters that no token has.")
+            raise UsageError(f"{flag}: it contains blanks or characters that no token has.")
         return
-    require("\0" not in text, flag, text, "it holds a NUL character")
-    # What could not be decoded stands in an argument as surrogates.
+    require("\0" not in text, flag, text, "it contains a NUL character")
+    # Bytes of an argument that could not be decoded are surrogates.
     if any("\ud800" <= character <= "\udfff" for character in text):
         encoding = sys.getfilesystemencoding()
         advice = (
@@ -236,7 +236,7 @@ def _check_text(item: Field[Any], text: str) -> None:
             else "Set LC_ALL=C.UTF-8, or PYTHONUTF8=1."
         )
         raise UsageError(
-            f"{flag} {shown(text)}: this cannot be read as {encoding}, which is what names are in here.\n"
+            f"{flag} {shown(text)}: this is not valid {encoding}, the encoding of names on this system.\n"
             f"{advice}"
         )
 

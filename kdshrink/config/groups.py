@@ -25,7 +25,7 @@ from .fields import (
 @dataclass(frozen=True, kw_only=True)
 class TokenOptions:
     token: str | None = option(
-        "Hub token; HF_TOKEN and the saved login serve too.", None, secret=True
+        "Hub token; by default HF_TOKEN or the saved login.", None, secret=True
     )
 
 
@@ -41,11 +41,11 @@ class DataOptions:
         "massive, tsm, universal-ner, sample, a Hub id, or a local file or directory.", None
     )
     data_dir: Path | None = option(
-        "Read a named data set from DIR/<language>/<split>.{jsonl,csv,parquet,iob2}, not the Hub.",
+        "Read a named data set from DIR/<language>/<split>.{jsonl,csv,parquet,iob2} instead of the Hub.",
         None,
     )
     languages: tuple[str, ...] | None = option(
-        "Languages, as a,b, or: seen, unseen, english, all.", None, parse=comma_list
+        "Languages to use, such as de,fr; or seen, unseen, english or all.", None, parse=comma_list
     )
     seen_languages: tuple[str, ...] | None = option(
         "Languages that count as seen, in place of the data set's list.", None, parse=comma_list
@@ -66,23 +66,24 @@ class DataOptions:
         bounds=Bounds(least=1),
     )
     max_eval_samples: int | None = option(
-        "As --max-samples, for validation and test alone.", None, bounds=Bounds(least=1)
+        "Like --max-samples, but only for validation and test.", None, bounds=Bounds(least=1)
     )
-    text_column: str | None = option("Column of the text, or of the list of words.", None)
-    label_column: str | None = option("Column of the label, or of the list of tags.", None)
-    language_column: str | None = option("Column that names each example's language.", None)
+    text_column: str | None = option("Column with the text, or with the list of words.", None)
+    label_column: str | None = option("Column with the label, or with the list of tags.", None)
+    language_column: str | None = option("Column with the language of each example.", None)
     label_map: Path | None = option(
         'JSON file of new label names, {"old": "new", …}, for the data and for the model.', None
     )
     separator: str | None = option(
-        "Between the fields of CSV and TSV: a character, tab, comma or semicolon; a comma, and in .tsv a "
-        "tab with no quoting, by default.",
+        "Separator of CSV and TSV fields: a character, or tab, comma or semicolon; by default a comma, and a tab "
+        "without quoting in .tsv.",
         None,
         blank=True,
     )
     encoding: str | None = option("Encoding of text files; UTF-8 by default.", None)
     task: Literal["sequence", "token"] | None = option(
-        "What custom data is for: one label per text, or one tag per word. Inferred from the data by default.",
+        "Task of custom data: sequence (one label per text) or token (one tag per word); by default inferred from "
+        "the data.",
         None,
     )
     max_length: int = option(
@@ -103,7 +104,7 @@ class DataOptions:
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     output_dir: Path | None = option(
-        "Directory of the result; by default its name follows from the model's.",
+        "Directory of the result; by default named after the model and the options.",
         None,
         flags=("-o", "--output-dir"),
     )
@@ -117,7 +118,7 @@ _HUB_ID = re.compile(r"(?=.{1,96}$)(?!.*(--|\.\.))(\b[\w.-]+\b/)?\b[\w.-]+\b(?<!
 @dataclass(frozen=True, kw_only=True)
 class HubTarget:
     hub_model_id: str | None = option(
-        "ORG/NAME on the Hub; by default the directory's name in your own account.", None
+        "Repository on the Hub, ORG/NAME; by default the directory's name in your own account.", None
     )
     private: bool = option("Make the repository private when it is created.", False)
     hub_revision: str | None = option("Branch to push to; created if it does not exist.", None)
@@ -148,13 +149,13 @@ class HubOptions(HubTarget, TokenOptions):
 
 
 LARGEST_SEED = 2**32 - 1
-"""NumPy takes none beyond."""
+"""The largest seed that NumPy takes."""
 
 
 def check_device(device: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device, re.ASCII):
         raise UsageError(
-            f"--device {shown(device)}: kdshrink runs on CPU and CUDA alone.\n"
+            f"--device {shown(device)}: kdshrink runs only on CPU and CUDA.\n"
             "Give auto, cpu, cuda or cuda:N."
         )
 
@@ -170,12 +171,12 @@ class DeviceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(DeviceOptions):
-    bf16: bool | None = option("Train in bfloat16; by default on with CUDA and off on CPU.", None)
+    bf16: bool | None = option("Train in bfloat16; by default on CUDA but not on CPU.", None)
     num_train_epochs: float = option(
-        "Epochs: passes over the training data.", 30.0, bounds=Bounds(above=0)
+        "Number of passes over the training data.", 30.0, bounds=Bounds(above=0)
     )
     max_steps: int | None = option(
-        "Optimizer steps, in place of --num-train-epochs.", None, bounds=Bounds(least=1)
+        "Number of optimizer steps, instead of --num-train-epochs.", None, bounds=Bounds(least=1)
     )
     learning_rate: float = option(
         "Peak learning rate of the linear schedule.", 5e-5, bounds=Bounds(above=0)
@@ -187,27 +188,27 @@ class TrainingOptions(DeviceOptions):
         bounds=Bounds(least=1),
     )
     tokens_per_batch: int | None = option(
-        "Fill each batch up to this many tokens, padding included, in place of --batch-size examples.",
+        "Fill each batch up to this many tokens, padding included, instead of with --batch-size examples.",
         None,
         bounds=Bounds(least=1),
     )
     batches: Literal["by-length", "random"] = option(
-        "by-length: batches of examples of similar length, which saves padding; random: of any length.",
+        "by-length: batches of examples of similar length, which saves padding; random: batches of any lengths.",
         "by-length",
     )
     torch_compile: bool = option(
-        "Compile the trained model, with batches padded to a few lengths; not measured to be faster.",
+        "Compile the trained model, and pad batches to a few lengths; a speed-up was not measured.",
         False,
     )
     gradient_accumulation_steps: int = option(
-        "Batches per optimizer step.", 1, bounds=Bounds(least=1)
+        "Number of batches per optimizer step.", 1, bounds=Bounds(least=1)
     )
     warmup_steps: int = option(
-        "Warm-up steps, over which the learning rate rises linearly.", 0, bounds=Bounds(least=0)
+        "Number of warm-up steps, over which the learning rate rises linearly.", 0, bounds=Bounds(least=0)
     )
     weight_decay: float = option("AdamW's weight decay.", 0.0, bounds=Bounds(least=0))
     dropout: float | None = option(
-        "Dropout rate in training; by default the model's own, or 0 for a calibrated start.",
+        "Dropout rate in training; by default the model's own, or 0 for a calibrated model.",
         None,
         bounds=Bounds(least=0, below=1),
     )
@@ -220,31 +221,31 @@ class TrainingOptions(DeviceOptions):
         bounds=Bounds(least=1),
     )
     logging_steps: int = option("Log the loss every this many steps.", 50, bounds=Bounds(least=1))
-    save_total_limit: int = option("Checkpoints to keep for --resume.", 1, bounds=Bounds(least=1))
+    save_total_limit: int = option("Number of checkpoints to keep for --resume.", 1, bounds=Bounds(least=1))
     early_stopping_patience: int | None = option(
         "Stop after this many evaluations without a better score.", None, bounds=Bounds(least=1)
     )
-    report_to: str = option("Trackers, as the transformers Trainer knows them.", "none")
-    resume: bool = option("Go on from OUTPUT_DIR's last checkpoint, or start if none.", False)
+    report_to: str = option("Trackers to report to, such as tensorboard or wandb, by their names in transformers; or all.", "none")
+    resume: bool = option("Continue from OUTPUT_DIR's last checkpoint; start anew if there is none.", False)
 
     def __post_init__(self) -> None:
         if self.tokens_per_batch is not None and self.batches == "random":
             raise UsageError(
-                "--tokens-per-batch and --batches random exclude each other: how many batches an epoch "
-                "has would\ndepend on chance. Give --batch-size with --batches random."
+                "--tokens-per-batch and --batches random exclude each other: the number of batches per "
+                "epoch would be random.\nGive --batch-size with --batches random."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeOptions:
-    layers: int | None = option("Layers of the student.", None, bounds=Bounds(least=1))
+    layers: int | None = option("Number of layers of the student.", None, bounds=Bounds(least=1))
     layer_map: str | None = option(
         "Which of the teacher's layers to take: uniform (i·N/M, the default), first, last, distilbert, "
         "or a list such as 2,5,8,12 (1-based).",
         None,
     )
     hidden_size: int | None = option(
-        "Hidden size of the student, cut by even slices unless calibrated.",
+        "Hidden size of the student: evenly spaced dimensions of the teacher's, unless calibrated.",
         None,
         bounds=Bounds(least=1),
     )
@@ -258,13 +259,13 @@ class ShapeOptions:
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     calibration_samples: int = option(
-        "Texts of each language that --init calibrated reads, out of the training split.",
+        "Number of training texts per language that --init calibrated reads.",
         400,
         bounds=Bounds(least=1),
     )
     calibration_copies: float = option(
-        "Noised copies of those texts, with tokens replaced at random, as a share of them, for languages that "
-        "the texts lack; 0 if they cover all languages that matter.",
+        "Noised copies, with tokens replaced at random, to add to those texts, as a share of them; they help "
+        "languages without texts, so give 0 if all languages that matter have texts.",
         0.5,
         bounds=Bounds(least=0, most=10),
     )
@@ -273,7 +274,7 @@ class CalibrationOptions:
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveOptions:
     weights: Mapping[str, float] = option(
-        "TERM=NUMBER, repeatable: weight of a term of the loss (embedding, hidden, attention, "
+        "TERM=NUMBER, repeatable: the weight of a term of the loss (embedding, hidden, attention, "
         "prediction, task); 1 by default, 0 switches it off.",
         dict,
         flags=("--weight",),
@@ -282,17 +283,17 @@ class ObjectiveOptions:
         metavar="TERM=NUMBER",
     )
     attention_target: Literal["scores", "probabilities"] = option(
-        "What the attention term matches: scores before the softmax (for DeBERTa, which has none to "
-        "read, scores minus their mean over the keys) or probabilities. Where head counts differ, "
-        "groups of neighbouring heads are averaged down to their greatest common divisor.",
+        "What the attention term matches: the probabilities, or the scores before the softmax (for DeBERTa, "
+        "minus their mean over the keys). Where head counts differ, adjacent heads are averaged in groups, so "
+        "that both models have the greatest common divisor of the counts.",
         "scores",
     )
     prediction_loss: Literal["soft-ce", "mse"] = option(
-        "What the prediction term is: soft cross-entropy or mean squared error of the logits.",
+        "Loss of the prediction term: soft cross-entropy, or mean squared error of the logits.",
         "soft-ce",
     )
     temperature: float = option(
-        "Temperature of the soft cross-entropy; other than 1 scales the term by its square.",
+        "Temperature of the soft cross-entropy; the term is scaled by its square.",
         1.0,
         bounds=Bounds(above=0),
     )
@@ -316,7 +317,7 @@ class ObjectiveOptions:
 class EvaluationOptions(DeviceOptions):
     split: str | None = option("Split to evaluate; by default test, or all of a single file.", None)
     batch_size: int | None = option(
-        "Largest batch size; by default as suits the device. Scores do not depend on it.",
+        "Largest batch size; by default what suits the device. Scores do not depend on it.",
         None,
         bounds=Bounds(least=1),
     )
@@ -334,5 +335,5 @@ class EvaluationOptions(DeviceOptions):
             self.split is None or re.fullmatch(r"\w[\w.-]*", self.split) is not None,
             "--split",
             self.split,
-            "the name of a split has letters, digits, '_', '-' and '.' alone",
+            "the name of a split has only letters, digits, '_', '-' and '.'",
         )

@@ -87,7 +87,7 @@ def test_a_result_on_disk_counts_though_its_reader_has_gone_away() -> None:
         )
     assert done.returncode == 1
     assert done.stderr == (
-        "error: stdout cannot be written: No space left on device.\nThe result itself is whole: OUT.\n"
+        "error: stdout cannot be written: No space left on device.\nThe result itself is complete: OUT.\n"
     )
 
 
@@ -203,8 +203,8 @@ def test_a_name_that_is_no_utf8_is_refused_before_the_work() -> None:
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "error: --data 'gr\\udcf6\\udcdfe.jsonl': this cannot be read as utf-8, which is what names are in "
-        "here.\nRename it to a name in UTF-8.\n"
+        "error: --data 'gr\\udcf6\\udcdfe.jsonl': this is not valid utf-8, the encoding of names "
+        "on this system.\nRename it to a name in UTF-8.\n"
     )
 
 
@@ -286,7 +286,7 @@ def test_a_hub_cache_that_cannot_be_written_is_named(desk: Desk, model_dir: Path
     for variable, cache in (("HF_HUB_CACHE", "file/x"), ("HF_HOME", "file/x")):
         done = desk("info", "org/m", **{variable: cache})
         assert done.returncode == 1
-        assert f"Set {variable} to a directory that can be written" in done.stderr
+        assert f"Set {variable} to a writable directory" in done.stderr
         assert str(desk.folder / cache) in done.stderr
         assert len(done.stderr.splitlines()) <= 3
     assert desk("info", "org/m").returncode == 0
@@ -311,12 +311,12 @@ def test_paths_of_caches_name_their_variable(
 @pytest.mark.parametrize(
     ("number", "told"),
     [
-        (errno.EACCES, "get the permission"),
-        (errno.EROFS, "may be written to"),
+        (errno.EACCES, "change the permissions"),
+        (errno.EROFS, "writable file system"),
         (errno.EISDIR, "not a directory's"),
         (errno.ENOTDIR, "is a file"),
         (errno.ENAMETOOLONG, "shorter"),
-        (errno.ELOOP, "circle"),
+        (errno.ELOOP, "form a loop"),
         (errno.EIO, "system's log"),
         (errno.EDQUOT, "Make room"),
     ],
@@ -324,7 +324,7 @@ def test_paths_of_caches_name_their_variable(
 def test_what_the_system_refuses_is_told_in_words(
     number: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert program._told(OSError(number, os.strerror(number), "/mnt/there")) == 1
+    assert program._report_error(OSError(number, os.strerror(number), "/mnt/there")) == 1
     said = capsys.readouterr().err
     assert "/mnt/there" in said
     assert os.strerror(number) in said
@@ -362,7 +362,7 @@ def test_too_little_memory_says_what_to_lower(
 ) -> None:
     with pytest.raises((MemoryError, RuntimeError)) as caught:
         work()
-    assert program._told(caught.value) == 1
+    assert program._report_error(caught.value) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: There is not enough {told}")
     assert "Lower --batch-size" in said
