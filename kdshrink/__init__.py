@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what `__getattr__` imports, for editors and mypy
+if TYPE_CHECKING:  # the names that `__getattr__` imports, for editors and mypy
     from .commands.curves import curves as curves
     from .commands.distill import distill as distill
     from .commands.evaluate import evaluate as evaluate
@@ -54,7 +54,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: `import kdshrink` loads no torch."""
+    """Import a public name on first use, so that `import kdshrink` does not load torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""`python -m kdshrink`, and the command `kdshrink`."""
+"""The entry point of `kdshrink` and `python -m kdshrink`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C while it is still being imported ends quietly too."""
+    """Run the command line; Ctrl-C during the imports ends without a traceback too."""
     try:
         from .cli.main import main as run
     except KeyboardInterrupt:

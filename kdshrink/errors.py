@@ -4,7 +4,7 @@
     ├── UsageError      options that contradict each other or cannot be read (exit code 2)
     ├── ModelError      a model or tokenizer that is missing, damaged or not supported
     ├── HubError        a Hub that cannot be reached, or refuses
-    ├── DataError       a data set, language, split, column or label that is not there
+    ├── DataError       a data set, language, split, column or label that is missing or invalid
     │   └── UnlabelledError  data without labels, where they are needed
     ├── ShapeError      a student that cannot be cut from its teacher
     ├── OutputError     a directory that must not or cannot be written
@@ -41,11 +41,11 @@ class HubError(KdshrinkError):
 
 
 class DataError(KdshrinkError):
-    """A data set, language, split, column or label is not there."""
+    """A data set, language, split, column or label is missing or invalid."""
 
 
 class UnlabelledError(DataError):
-    """Data has no labels, and they are needed."""
+    """Labels are needed, and the data has none."""
 
 
 class ShapeError(KdshrinkError):
@@ -69,11 +69,11 @@ class Interrupted(KdshrinkError):
 
 
 class Terminated(SystemExit):
-    """SIGTERM came. No Exception, so that no library on the way takes it for a fault of its own."""
+    """Raised on SIGTERM; not an Exception, so that libraries do not catch it as an error of theirs."""
 
 
 def listed(values: Iterable[object], most: int = 10) -> str:
-    """Values for a message: at most so many of them, each cut short."""
+    """Values for a message: at most `most` of them, each shortened."""
     remaining = iter(values)
     shown = [short(value, 60) for value in islice(remaining, most)]
     more = sum(1 for _ in remaining)
@@ -81,6 +81,6 @@ def listed(values: Iterable[object], most: int = 10) -> str:
 
 
 def short(value: object, most: int = 80) -> str:
-    """A value for a message, on one line and cut to so many characters."""
+    """A value for a message, on one line and shortened to `most` characters."""
     text = " ".join(str(value)[: 10 * most].split())
     return text if len(text) <= most else text[: most - 1] + "…"

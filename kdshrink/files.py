@@ -1,4 +1,4 @@
-"""Files read and written, with errors that name them; the only place that writes files atomically."""
+"""Reads and writes files, with errors that name them; the only place that writes files atomically."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .errors import KdshrinkError, ModelError, OutputError
 
 logger = logging.getLogger(__name__)
 _FULL = 2**20
-"""A disk with fewer bytes free than this counts as full when writing fails."""
+"""When writing fails with fewer free bytes than this, the disk counts as full."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system without locks answers."""
+"""The errors of a file system without locks."""
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object that a file holds; None without the file.
+    """The JSON object in a file; None if there is no such file.
 
     Raises:
-        ModelError: It holds something else.
+        ModelError: The content is not a JSON object.
     """
     if not path.is_file():
         return None
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise ModelError(f"{path} is damaged: it is not JSON ({error}).") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path} is damaged: it holds no JSON object.")
+        raise ModelError(f"{path} is damaged: it is not a JSON object.")
     return content
 
 
@@ -52,12 +52,12 @@ def disk_errors(what: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(_existing(what)).free
-        told = "No space left on device" in str(error)
-        # torch.save tells of a full disk by errors of its own, which do not name it.
-        if told or free < _FULL:
+        named = "No space left on device" in str(error)
+        # The errors of torch.save on a full disk do not name the cause.
+        if named or free < _FULL:
             raise OutputError(
                 f"{what}: the disk is full ({free / 2**20:.0f} MiB free).\n"
-                "Make room and run the command again; what was complete before is still there."
+                "Make room and run the command again; files that were complete before are still there."
             ) from error
         raise
 
@@ -69,12 +69,12 @@ def _existing(path: Path) -> Path:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
-    """Hold an exclusive lock on a file, made if need be; its descriptor.
+    """Hold an exclusive lock on a file, which is created if need be; gives its descriptor.
 
-    The kernel frees it when the process is gone, however that went.
+    The kernel releases the lock when the process ends, even by a kill.
 
     Raises:
-        BlockingIOError: Somebody else holds it, and `wait` is off.
+        BlockingIOError: Another process holds the lock, and `wait` is off.
     """
     while True:
         opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -85,7 +85,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
                 if error.errno not in _NO_LOCKS:
                     raise
                 logger.warning("%s: this file system has no locks", path)
-            # Its former holder may have removed it in the meantime.
+            # The former holder may have removed the file in the meantime.
             if path.exists() and os.path.samestat(os.fstat(opened), path.stat()):
                 yield opened
                 return
@@ -95,9 +95,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a file to write, and put it in path's place when that went well.
+    """Give a temporary file to write, which replaces `path` when the block ends without an error.
 
-    A symlink stays, and what it points to is replaced. If anything fails, what stood there stays.
+    A symlink stays, and its target is replaced. On an error the former content stays.
     """
     path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.part")
@@ -112,10 +112,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Give an empty directory to fill, and put it in path's place when that went well.
+    """Give an empty directory to fill, which replaces `path` when the block ends without an error.
 
-    For directories inside an output that is locked. If anything fails, what stood there stays; after a
-    kill `recover_directory` finds it.
+    For directories inside a locked output. On an error the former content stays; after a kill
+    `recover_directory` restores it.
     """
     recover_directory(path)
     partial, former = _beside(path, "part"), _beside(path, "former")
@@ -134,7 +134,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def recover_directory(path: Path) -> None:
-    """Put back what an `atomic_directory` had moved aside when its process was killed."""
+    """Restore the former content that an `atomic_directory` had moved aside when its process was killed."""
     former = _beside(path, "former")
     if path.exists():
         shutil.rmtree(former, ignore_errors=True)
@@ -147,7 +147,7 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def empty_directory(path: Path) -> None:
-    """Remove what is in a directory, if there is one; it may be a link to one elsewhere, and stays it."""
+    """Remove the content of a directory, if it exists; a link to a directory stays a link."""
     for inner in path.iterdir() if path.is_dir() else ():
         if inner.is_dir() and not inner.is_symlink():
             shutil.rmtree(inner)
@@ -156,7 +156,7 @@ def empty_directory(path: Path) -> None:
 
 
 def to_json(content: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """JSON that every reader takes: a number that is not finite becomes null, and is told of."""
+    """Strictly valid JSON: a number that is not finite becomes null, with a warning."""
     form: dict[str, Any] = {"indent": indent, "ensure_ascii": False, "default": _plain}
     try:
         return json.dumps(content, allow_nan=False, **form)
@@ -168,11 +168,11 @@ def to_json(content: Mapping[str, Any], *, indent: int | None = None) -> str:
 def _plain(value: object) -> Any:
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def _not_finite(content: Any, name: str = "") -> Iterator[str]:
-    """Names of the numbers that JSON has no form for."""
+    """Names of the numbers that are not finite."""
     if isinstance(content, float) and not math.isfinite(content):
         yield name
     elif isinstance(content, Mapping):
@@ -194,13 +194,13 @@ def _with_nulls(content: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
+    """Write a text file atomically."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that appears whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, to_json(content, indent=2) + "\n")
 
 

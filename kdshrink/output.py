@@ -1,4 +1,4 @@
-"""What a command writes: checked and locked before the work, moved in when it is whole."""
+"""The output directory of a command: checked and locked before the work, filled when all files are ready."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 LOG = "train_log.jsonl"
 RUN = "run.json"
-"""In the checkpoints of a run: what decides its result."""
+"""The file in a run's checkpoints that identifies the run."""
 
 _CONFIG = "config.json"
 _LOCK = ".kdshrink.lock"
@@ -37,7 +37,7 @@ _FORMER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spm.model"),
 )
-"""What versions wrote whose records do not list their files."""
+"""The files that older versions wrote, whose records do not list them."""
 
 
 @contextmanager
@@ -49,17 +49,18 @@ def open_output(
     resume: bool = False,
     inputs: Iterable[Path] = (),
 ) -> Iterator[None]:
-    """Make sure that a command may write its result to a directory, and keep it locked meanwhile.
+    """Check that a command may write its result to a directory, and hold the directory's lock.
 
-    The directory is made if need be, and removed in the end if nothing was written. Of several processes
-    of a run the first does this for all.
+    The directory is created if need be, and removed at the end if it is empty. In a distributed run only
+    the first process does this.
 
     Args:
         command: The subcommand, such as "distill".
-        inputs: Local files and directories that it reads.
+        inputs: Local files and directories that the command reads.
 
     Raises:
-        OutputError: It is in use, is an input, cannot be written, or holds what may not be replaced.
+        OutputError: The directory is locked, is an input, is not writable, or has content that may not be
+            replaced.
     """
     if not is_first():
         yield
@@ -71,19 +72,19 @@ def open_output(
     made = [folder for folder in (output, *output.parents) if not os.path.exists(folder)]
     try:
         with _hold(directory, output):
-            if (output / _WHOLE).is_dir():  # a killed run had only to move its files in
+            if (output / _WHOLE).is_dir():  # a run was killed while it moved its files
                 _move_in(output)
             _check_content(directory, output, command, overwrite=overwrite, resume=resume)
             shutil.rmtree(output / _STAGING, ignore_errors=True)
             yield
     finally:
-        with suppress(OSError):  # what is not empty stays
+        with suppress(OSError):  # a directory with content stays
             for folder in made:
                 folder.rmdir()
 
 
 def _check_inputs(directory: Path, output: Path, inputs: Iterable[Path]) -> None:
-    """Raise OutputError if what is read and what is written are, or are within, one another."""
+    """Raise OutputError if an input is the output, or one contains the other."""
     for path in inputs:
         real = Path(os.path.realpath(path))
         if output == real or (output.exists() and real.exists() and output.samefile(real)):
@@ -102,7 +103,7 @@ def _check_inputs(directory: Path, output: Path, inputs: Iterable[Path]) -> None
 
 @contextmanager
 def _hold(directory: Path, output: Path) -> Iterator[None]:
-    """Make the directory, and hold the lock on it."""
+    """Create the directory, and hold its lock."""
     lock = output / _LOCK
     with ExitStack() as held:
         try:
@@ -129,7 +130,7 @@ def _hold(directory: Path, output: Path) -> Iterator[None]:
         try:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             holder = f"process {os.getpid()} on {socket.gethostname()}, since {since}"
-            with suppress(OSError):  # on a full disk nobody learns who it is
+            with suppress(OSError):  # on a full disk the holder is not named
                 os.ftruncate(file, 0)
                 os.pwrite(file, holder.encode(), 0)
             yield
@@ -140,7 +141,7 @@ def _hold(directory: Path, output: Path) -> Iterator[None]:
 def _check_content(
     directory: Path, output: Path, command: str, *, overwrite: bool, resume: bool
 ) -> None:
-    """Raise OutputError unless there is nothing, or what the command may replace or go on with."""
+    """Raise OutputError unless it is empty, or has content that the command may replace or resume."""
     names = sorted(path.name for path in output.iterdir() if path.name not in _NO_CONTENT)
     if not names:
         return
@@ -155,7 +156,7 @@ def _check_content(
         raise OutputError(f"{directory} is not empty: {what} ({shown}).\n{ending}")
     if CHECKPOINTS in names and not is_run(output):
         raise OutputError(
-            f"{directory / CHECKPOINTS} was not written by kdshrink, and is where it keeps its own.\n"
+            f"{directory / CHECKPOINTS} was not written by kdshrink, which needs this name for its checkpoints.\n"
             "Move it away, or give another directory with -o."
         )
     if not (overwrite or resume):
@@ -167,7 +168,7 @@ def _check_content(
 
 
 def _owner(output: Path, record: Record) -> tuple[str, str | None]:
-    """What a directory holds, in words, and the command of kdshrink that wrote it, if one did."""
+    """A description of a directory's content, and the kdshrink command that wrote it, if any."""
     has_model = (output / _CONFIG).exists()
     command = record.command
     if command in _MODELS:
@@ -182,17 +183,17 @@ def _owner(output: Path, record: Record) -> tuple[str, str | None]:
 
 
 def is_run(output: Path) -> bool:
-    """Whether a directory holds the checkpoints of a run of kdshrink, maybe none yet."""
+    """Whether a directory is that of an unfinished training run, perhaps without a checkpoint yet."""
     folder = output / CHECKPOINTS
     if not folder.is_dir():
         return False
-    # The latter two are the first that versions wrote that kept no account of what decides a run.
+    # Older versions wrote no file that identifies the run: these two were their first files.
     ours = any((folder / name).exists() for name in (RUN, LOG, "embeddings.safetensors"))
     return ours or all(path.name.startswith(".") for path in folder.iterdir())
 
 
 def _own_files(output: Path) -> set[str]:
-    """What of a directory's files kdshrink wrote, as its record tells."""
+    """The files of a directory that kdshrink wrote, according to its record."""
     record = read_record(output)
     if record is None:
         return set()
@@ -205,10 +206,10 @@ def _own_files(output: Path) -> set[str]:
 
 @contextmanager
 def final_files(directory: Path) -> Iterator[Path]:
-    """Give an empty directory to fill, and move its files into an open output when that went well.
+    """Give an empty directory to fill, and move its files into an open output if no error was raised.
 
-    What kdshrink wrote there before is replaced, checkpoints included; files of anybody else stay.
-    kdshrink.json and then config.json come last, so that they are there only in a whole result.
+    Earlier files of kdshrink are replaced, checkpoints included; all other files stay. kdshrink.json and
+    then config.json are moved last, so that they exist only in a complete result.
     """
     output = Path(os.path.realpath(directory))
     staging = output / _STAGING
@@ -236,16 +237,16 @@ def _names(folder: Path) -> list[str]:
 
 
 def _set_aside(path: Path) -> None:
-    """Rename what somebody else put where a file of the result goes."""
+    """Rename a file that kdshrink did not write and whose name the result needs."""
     kept = path.with_name(f"{path.name}.orig")
     while os.path.lexists(kept):
         kept = kept.with_name(f"{kept.name}.orig")
     path.rename(kept)
-    logger.warning("%s was not written by kdshrink: it is %s now", path, kept.name)
+    logger.warning("%s was not written by kdshrink: it was renamed to %s", path, kept.name)
 
 
 def _move_in(output: Path) -> None:
-    """Move the files of a whole result in; after a kill it may be done once more."""
+    """Move the files of a complete result into the output; it may be repeated after a kill."""
     whole = output / _WHOLE
     names = _names(whole)
     if _CONFIG in names:
@@ -262,7 +263,7 @@ def _move_in(output: Path) -> None:
 
 
 def remove_checkpoints(output_dir: Path) -> None:
-    """Remove the checkpoints of a run that ended."""
+    """Remove the checkpoints of a finished run."""
     folder = output_dir / CHECKPOINTS
     if not is_run(output_dir):
         return
@@ -272,19 +273,19 @@ def remove_checkpoints(output_dir: Path) -> None:
             folder.unlink()
         else:
             folder.rmdir()
-    except OSError as error:  # the result is whole nevertheless
+    except OSError as error:  # the result is complete nevertheless
         logger.warning("%s could not be removed: %s", folder, error)
 
 
 def check_file(path: Path, flag: str, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Make sure, before the work, that a file may be written in the end.
+    """Check, before the work, that a file may be written at its end.
 
     Args:
         flag: The option that names it.
         inputs: Local files and directories that the command reads.
 
     Raises:
-        OutputError: It is an input, is there already, is no regular file, or cannot be written.
+        OutputError: The file is an input, exists already, is not a regular file, or is not writable.
     """
     if path.is_dir():
         raise OutputError(f"{flag} {path} is a directory. Give the name of a file.")
@@ -293,7 +294,7 @@ def check_file(path: Path, flag: str, *, overwrite: bool, inputs: Iterable[Path]
     if not folder.is_dir():
         raise OutputError(f"{flag} {path}: there is no directory {folder}. Make it first.")
     if target.is_symlink():
-        raise OutputError(f"{flag} {path} is a link that leads nowhere. Give another name.")
+        raise OutputError(f"{flag} {path} is a broken link. Give another name.")
     if path.exists():
         _check_replaced(path, target, flag, overwrite, inputs)
     if not os.access(folder, os.W_OK):
@@ -303,10 +304,10 @@ def check_file(path: Path, flag: str, *, overwrite: bool, inputs: Iterable[Path]
 def _check_replaced(
     path: Path, target: Path, flag: str, overwrite: bool, inputs: Iterable[Path]
 ) -> None:
-    """Raise OutputError unless the file that stands there may be replaced."""
+    """Raise OutputError unless the existing file may be replaced."""
     if not stat.S_ISREG(path.stat().st_mode) or not target.exists():
         raise OutputError(
-            f"{flag} {path} is no regular file, but a device or a pipe. Give the name of a file."
+            f"{flag} {path} is not a regular file, but a device or a pipe. Give the name of a file."
         )
     if any(os.path.samestat(path.stat(), os.fstat(stream)) for stream in _open_streams()):
         raise OutputError(f"{flag} {path} is this command's own output. Give another name.")
@@ -318,7 +319,7 @@ def _check_replaced(
                 f"{flag} {path} is a file of {one}, which the command reads. Give another name."
             )
     if not overwrite:
-        raise OutputError(f"{flag} {path} is there already. Give another name, or --overwrite.")
+        raise OutputError(f"{flag} {path} exists already. Give another name, or --overwrite.")
 
 
 def _open_streams() -> Iterator[int]:
@@ -329,5 +330,5 @@ def _open_streams() -> Iterator[int]:
 
 
 def name_of(directory: Path) -> str:
-    """A directory's own name, also where it was called `.` or `..`."""
+    """A directory's own name, also if it was given as `.` or `..`."""
     return Path(os.path.abspath(directory)).name

@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without printing."""
+"""Callbacks by which long work reports its progress."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Progress = Callable[[str, int, int | None, Mapping[str, float]], None]
-"""Called with what is being done, how much of it is done, the total if known, and figures to show."""
+"""Called with the name of the work, how much of it is done, the total if known, and figures to show."""
 
 
 def silent(what: str, done: int, total: int | None, figures: Mapping[str, float]) -> None:
-    """A `Progress` that tells nothing."""
+    """A `Progress` that shows nothing."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How far one run of a plan is.
+    """The state of one run of a plan.
 
     Attributes:
-        state: `elsewhere` is a run that another process does; `blocked` one whose input failed.
-        step, steps, figures: Where a training run is, and what it logged last.
-        note: Its score, or why it failed.
+        state: `elsewhere` if another process does the run; `blocked` if a run that it needs failed.
+        step, steps, figures: The current step of a training run, their total, and the last logged figures.
+        note: Its score, or the reason why it failed.
     """
 
     name: str
@@ -33,7 +33,7 @@ class RunState:
 
 
 Board = Callable[[Sequence[RunState]], None]
-"""Called with the states of all runs of a plan, again and again."""
+"""Called repeatedly with the states of all runs of a plan."""
 
 
 def unseen(states: Sequence[RunState]) -> None:

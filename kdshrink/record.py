@@ -1,7 +1,7 @@
-"""kdshrink.json, the record of how a directory was made: its fields, and how they are read and written.
+"""kdshrink.json, the record of how a directory was made: its fields, reading and writing.
 
-Written by hand because huggingface_hub's `strict` dataclasses check types, but make no nested dataclasses
-of JSON and keep no unknown keys.
+huggingface_hub's `strict` dataclasses are not used because they check types, but neither parse nested
+dataclasses nor keep unknown keys.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 RECORD = "kdshrink.json"
 SCHEMA = 1
-"""The version of the form that is written. Files without one are of before there were versions."""
+"""The schema version of the files that are written; older files have none."""
 
 _WANTED = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _BOOKKEEPING = ("keys", "other")
 
 
 class _UnfitError(ValueError):
-    """A value of another kind than its field takes; the message names the field."""
+    """A value whose type does not fit its field; the message names the field."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """An object of kdshrink.json: fields of known types, and whatever else stands in it.
+    """An object of kdshrink.json: fields of known types, and any other keys.
 
     Attributes:
-        keys: The keys as they were read, in their order, so that they are written back as they were.
-        other: The values of those keys that are no field.
+        keys: The keys in the order in which they were read, so that they are written back in it.
+        other: The values of the keys that are not fields.
     """
 
     keys: tuple[str, ...] = field(default=(), repr=False, compare=False)
@@ -49,24 +49,24 @@ class Part:
         """Undo `to_dict`.
 
         Args:
-            name: What errors call the file.
+            name: The file's name in errors.
 
         Raises:
-            ModelError: A field has a value of another kind, or one is missing that must be there.
+            ModelError: A field has a value of the wrong type, or a required field is missing.
         """
         try:
             return cls.parse(content, "")
         except _UnfitError as error:
             raise ModelError(
                 f"{name} is damaged: {error}.\n"
-                "Fetch or copy it again, or mend that field. Without the file the model still loads, and "
-                "nothing is known of how it was made."
+                "Fetch or copy it again, or correct that field. Without the file the model still loads, but "
+                "without its history."
             ) from error
 
     @classmethod
     @cache
     def _known(cls) -> dict[str, tuple[Field[Any], Any]]:
-        """Its fields, and their types."""
+        """The fields by name, with their types."""
         kinds = get_type_hints(cls)
         known = [item for item in fields(cls) if item.name not in _BOOKKEEPING]
         return {item.name: (item, kinds[item.name]) for item in known}
@@ -84,7 +84,7 @@ class Part:
         return cls(**values, keys=tuple(content), other=other)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; a field that has its default is left out, unless it was read."""
+        """The object for JSON; a field with its default value is left out, unless it was read."""
         known = self._known()
         given = [name for name, (item, _) in known.items() if getattr(self, name) != _default(item)]
         names = dict.fromkeys((*self.keys, *given, *self.other))
@@ -103,11 +103,11 @@ def _is_required(item: Field[Any]) -> bool:
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
-    """A value of JSON as a field of this type has it; lists become tuples, objects parts."""
+    """Convert a JSON value to a field's type: lists become tuples, objects become parts."""
     form, inner = get_origin(kind) or kind, get_args(kind)
     if form is Any:
         return value
-    if form in (Union, UnionType):  # of a type and None
+    if form in (Union, UnionType):  # of a type with None
         return None if value is None else _value(inner[0], value, name)
     if form is Literal:
         _require(value in inner, value, name, " or ".join(inner))
@@ -153,7 +153,7 @@ class ModelReference(Part):
     """A model that a command read.
 
     Attributes:
-        revision: Its commit, if it came from the Hub.
+        revision: The commit, if it came from the Hub.
     """
 
     model: str
@@ -165,9 +165,9 @@ class DataReference(Part):
     """Data that a command read.
 
     Attributes:
-        hub_id, revision: Where it is on the Hub, and the commit.
+        hub_id, revision: The data set on the Hub, and the commit.
         fingerprint: SHA-256 over the files that it was read from.
-        examples: By split; a step of the chain has none.
+        examples: The number of examples by split; absent in the steps of a chain.
     """
 
     name: str
@@ -180,7 +180,7 @@ class DataReference(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Part):
-    """A command of the chain that led to a model."""
+    """One command of the chain that led to a model."""
 
     command: str
     kdshrink_version: str
@@ -190,7 +190,7 @@ class Step(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Licence(Part):
-    """A licence as the metadata of a model card names it."""
+    """A licence, by the metadata fields of a model card."""
 
     license: str
     license_name: str | None = None
@@ -214,7 +214,7 @@ class Calibration(Part):
 
     Attributes:
         texts: The number of texts, by language.
-        basis: The file beside the weights that has the basis of a narrower student.
+        basis: The name of the file with the basis of a narrower student, in the same directory.
     """
 
     texts: Mapping[str, int]
@@ -255,7 +255,7 @@ class Comparison(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class PartSizes(Part):
-    """Parameters and bytes of a part of a model, before it was cut and after."""
+    """Parameters and bytes of a part of a model, before and after shrinking."""
 
     parameters_before: int
     parameters_after: int
@@ -265,12 +265,12 @@ class PartSizes(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Results(Part):
-    """What a command gave, as its --json has it; each command has some of these fields.
+    """The result of a command, as in its --json; each command writes some of these fields.
 
     Attributes:
-        score: Pooled over languages; after training, on the development set.
-        development: All that was scored on the development set.
-        vocabulary: What was cut of it.
+        score: Over the examples of all languages; after training, on the development set.
+        development: All scores on the development set.
+        vocabulary: How the vocabulary was trimmed.
     """
 
     metric: Metric | None = None
@@ -303,19 +303,19 @@ class Record(Part):
     Attributes:
         command: The subcommand that wrote it, such as "distill".
         config: Its options, by the names of its config's fields.
-        chain: The commands that led here from the first model on, its own last.
-        licences: Those of the models that it was made from.
-        source, teacher: The model that was cut, trained or scored; the one that taught.
-        student, start: What a distilled student was given as, and what it started from.
-        base: The model before it was trained for any task.
-        task: What its head is for; None without one.
-        sizes: By what a card calls the model.
-        layers, of_layers: The layers of its source or teacher that its own stand for, 1-based, and how
-            many that has.
-        heads: For each layer, its source's layer and head that each of its heads stands for.
-        run: What decided the result, as `training.checkpoints.Identity` has it.
-        resumed_from: The step that the run went on from last.
-        files: What the command wrote.
+        chain: The commands that led to this model, the earliest first and its own last.
+        licences: The licences of the models that it was made from.
+        source, teacher: The model that was shrunk, trained or scored; the teacher of a distillation.
+        student, start: The value of --student, and how the student was initialized.
+        base: The pretrained model, before it was trained for any task.
+        task: The task of its head; None without one.
+        sizes: Model sizes, by the name of the model in the card.
+        layers, of_layers: The layers of its source or teacher that its own correspond to, 1-based, and the
+            number of layers of that model.
+        heads: For each layer and head, the layer and head of the source that it corresponds to.
+        run: What determines the result, as in `training.checkpoints.Identity`.
+        resumed_from: The step that the run was last resumed from.
+        files: The files that the command wrote.
     """
 
     schema: int | None = None
@@ -350,7 +350,7 @@ class Record(Part):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], name: str = RECORD) -> Self:
-        """Undo `to_dict` (`ModelError` also where a newer kdshrink wrote it)."""
+        """Undo `to_dict` (`ModelError` also if a newer kdshrink wrote it)."""
         schema = content.get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
             raise ModelError(
@@ -364,7 +364,7 @@ def read_record(directory: Path) -> Record | None:
     """The record in a directory; None without one.
 
     Raises:
-        ModelError: It is damaged, or of a newer kdshrink.
+        ModelError: It is damaged, or a newer kdshrink wrote it.
     """
     content = read_json(directory / RECORD)
     return None if content is None else Record.from_dict(content, str(directory / RECORD))

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM caught and handed back."""
+"""Handlers of SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .errors import Terminated
 
 @contextmanager
 def caught_signals(receive: Callable[[int], None]) -> Iterator[None]:
-    """Hand SIGINT and SIGTERM to `receive`, by their numbers, in place of what they did before.
+    """Call `receive` with the number of a SIGINT or SIGTERM, instead of the former handlers.
 
-    A second signal interrupts at once (KeyboardInterrupt). Outside the main thread, where Python lets
-    nobody catch signals, they go on doing what they did.
+    A second signal raises KeyboardInterrupt at once. Outside the main thread, where Python allows no
+    signal handlers, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -39,7 +39,7 @@ def caught_signals(receive: Callable[[int], None]) -> Iterator[None]:
 
 
 def raise_on_sigterm() -> None:
-    """Let SIGTERM raise Terminated from here on, as SIGINT raises KeyboardInterrupt."""
+    """Make SIGTERM raise Terminated, as SIGINT raises KeyboardInterrupt."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         raise Terminated(128 + number)

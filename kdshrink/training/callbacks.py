@@ -1,4 +1,4 @@
-"""Callbacks of a training run: signals, an evaluation made up for, weight decay, progress."""
+"""Callbacks of a training run: signals, evaluation on resuming, weight decay, progress."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..signals import caught_signals
 
 
 class Signals(TrainerCallback):
-    """Lets a run end after a step when SIGTERM or Ctrl-C comes, with a checkpoint.
+    """Ends a run with a checkpoint, after the current step, on SIGTERM or Ctrl-C.
 
-    Several processes end after the same step, though the signal may come to one of them alone or to each
-    in another step: what each received is summed with the numbers of every step (`words`), and read a step
-    later, when no device is waited for any more.
+    The processes of a distributed run end after the same step, even if only one got the signal or each in
+    another step: the received signals are summed with the counts of every step (`message`), and the sum
+    is read one step later, when the device has computed it.
 
     Attributes:
-        received: The signal that came to this process.
+        received: The signal that this process received.
     """
 
     def __init__(self, processes: int) -> None:
@@ -31,13 +31,13 @@ class Signals(TrainerCallback):
         self._agreed: int | None = None
         self._sums: Tensor | None = None
 
-    def words(self, device: torch.device) -> Tensor:
-        """(2,) to be summed over the processes: whether a signal was received, and its number."""
+    def message(self, device: torch.device) -> Tensor:
+        """(2,) whether a signal was received, and its number; to be summed over the processes."""
         number = self.received or 0
         return torch.tensor([float(number > 0), float(number)], device=device)
 
     def read(self, sums: Tensor) -> None:
-        """Learn what the processes agreed on a step before, and keep this step's sums for the next."""
+        """Read the sums of the step before, and keep this step's sums for the next."""
         if self._sums is not None:
             senders, numbers = self._sums.tolist()
             self._agreed = int(numbers / senders) if senders else None
@@ -45,14 +45,14 @@ class Signals(TrainerCallback):
 
     @property
     def ending(self) -> int | None:
-        """The signal that all processes end by."""
+        """The signal on which all processes end."""
         return self.received if self.processes == 1 else self._agreed
 
     def _receive(self, number: int) -> None:
         self.received = number
 
     def caught(self) -> AbstractContextManager[None]:
-        """Catch the two signals; a second one interrupts at once."""
+        """Catch SIGINT and SIGTERM; a second signal interrupts at once."""
         return caught_signals(self._receive)
 
     def on_step_end(
@@ -60,12 +60,12 @@ class Signals(TrainerCallback):
     ) -> None:
         if self.ending is not None:
             control.should_save = True
-            control.should_evaluate = False  # made up for at the next start, see Resumer
+            control.should_evaluate = False  # Resumer does it when the run is resumed
             control.should_training_stop = True
 
 
 class Resumer(TrainerCallback):
-    """Makes up for an evaluation that was due when a signal ended the run that is resumed."""
+    """Does, on resuming, the evaluation that was due when a signal ended the run."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -80,7 +80,7 @@ class Resumer(TrainerCallback):
 
 
 class DecayCounter(TrainerCallback):
-    """Keeps account of the weight decay of embedding rows that are not held."""
+    """Counts the weight decay of the embedding rows that the compacted table leaves out."""
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any
@@ -89,7 +89,7 @@ class DecayCounter(TrainerCallback):
 
 
 class Ticker(TrainerCallback):
-    """Tells the progress of every step, so that a rate can be shown between two logs."""
+    """Reports the progress at every step, so that a rate can be shown between logs."""
 
     def __init__(self, progress: Progress, what: str) -> None:
         self.progress = progress

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: where one begins or goes on, and whether it is the same run still."""
+"""The checkpoints of a run: which one to resume from, and whether the run is the same."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class RunOption:
-    """An option that decides the result of a run.
+    """An option that determines the result of a run.
 
     Attributes:
-        flag: What a user calls it.
-        default: Its value where nobody says one, and in runs of versions that did not have it.
+        flag: Its name on the command line.
+        default: Its default, which also applies to runs of versions without the option.
     """
 
     name: str
@@ -58,14 +58,14 @@ class RunOption:
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides the result of a run: kept with its checkpoints, compared when it goes on.
+    """What determines the result of a run: saved with its checkpoints, compared on --resume.
 
     Attributes:
-        options: Those that decide it, by name.
-        models: By the option that names one: its name, and what tells its content.
-        data: The same of the data; empty where it is not read yet.
-        processes: How many share a batch's work; None if it was not recorded.
-        began: When the run did, which tells it from another of the same options.
+        options: The options that determine the result, by name.
+        models: By option, a model's name and content: its commit, or a hash of its files.
+        data: Name and content of the data; empty if it is not read yet.
+        processes: The number of processes of a distributed run; None if it was not recorded.
+        began: The start time, which differs between runs with the same options.
     """
 
     command: str
@@ -80,7 +80,7 @@ class Identity:
     def of(
         cls, command: str, options: Sequence[RunOption], models: Mapping[str, Source]
     ) -> Identity:
-        """What decides a run of these options and models; `with_data` adds the data."""
+        """The identity of a run with these options and models; `with_data` adds the data."""
         return cls(
             command,
             json.loads(to_json({option.name: option.value for option in options})),
@@ -95,7 +95,7 @@ class Identity:
         )
 
     def with_data(self, description: Mapping[str, Any]) -> Identity:
-        """The same, with what was read."""
+        """The identity with the data, by its description (`TaskData.reference`)."""
         content = description.get("fingerprint") or description.get("revision")
         if names := description.get("label_map"):
             content = f"{content}, labels renamed by {to_json(names)}"
@@ -108,7 +108,7 @@ class Identity:
 
     @classmethod
     def of_record(cls, record: Record) -> Identity:
-        """What a finished run's kdshrink.json tells of it."""
+        """The identity of a finished run, from its kdshrink.json."""
         if record.run is not None:
             return cls.from_dict(record.run)
         config = record.config
@@ -123,7 +123,7 @@ class Identity:
         )
 
     def changes(self, recorded: Identity, options: Sequence[RunOption]) -> list[str]:
-        """What would decide another result than the recorded run's, as an option or in words."""
+        """The differences from the recorded run, one text each, such as `--seed 42 → 43`."""
         if self.command != recorded.command:
             return [f"{recorded.command} → {self.command}"]
         found = []
@@ -131,7 +131,7 @@ class Identity:
             usual = json.loads(to_json({"": option.default}))[""]
             before, now = recorded.options.get(option.name, usual), self.options[option.name]
             if before != now:
-                found.append(f"{option.flag} {_told(before)} → {_told(now)}")
+                found.append(f"{option.flag} {_shown(before)} → {_shown(now)}")
         for role in sorted({*self.models, *recorded.models}):
             pair = (recorded.models.get(role), self.models.get(role))
             found += _change("MODEL" if role == "model" else f"--{role}", *pair)
@@ -142,8 +142,8 @@ class Identity:
         return found
 
 
-def _told(value: Any, *, end: bool = False) -> str:
-    """A value, cut to its beginning or its end."""
+def _shown(value: Any, *, end: bool = False) -> str:
+    """A value for a message, shortened to its beginning or its end."""
     if isinstance(value, list):
         value = ",".join(map(str, value))
     elif isinstance(value, dict):
@@ -157,20 +157,20 @@ def _told(value: Any, *, end: bool = False) -> str:
 def _change(
     flag: str, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None
 ) -> Iterator[str]:
-    """What became of a model or the data, if it is another now: content counts, where it is known."""
+    """The change of a model or of the data, by its content if known, else by its name."""
     names = [None if one is None else one["name"] for one in (before, now)]
     contents = [None if one is None else one.get("content") for one in (before, now)]
     known = None not in contents
     if (contents[0] == contents[1]) if known else (names[0] == names[1]):
         return
     if names[0] == names[1]:
-        yield f"{flag} {_told(names[0], end=True)}: its content is another"
+        yield f"{flag} {_shown(names[0], end=True)}: its content has changed"
     else:
-        yield f"{flag} {_told(names[0], end=True)} → {_told(names[1], end=True)}"
+        yield f"{flag} {_shown(names[0], end=True)} → {_shown(names[1], end=True)}"
 
 
 def _content(source: Source) -> str:
-    """What tells a model's content: its commit, or a hash of its files."""
+    """The identity of a model's content: its commit, or a hash of its files."""
     if source.commit is not None:
         return source.commit
     small = [source.directory / "config.json", *tokenizer_files(source)]
@@ -178,10 +178,10 @@ def _content(source: Source) -> str:
 
 
 def _recorded(output_dir: Path) -> Identity | None:
-    """What is known of the run whose checkpoints or result a directory holds; None without either.
+    """The identity of the run in a directory, from its checkpoints or result; None without either.
 
     Raises:
-        OutputError: The account of it is damaged.
+        OutputError: The file with the identity is damaged.
     """
     path = output_dir / CHECKPOINTS / RUN
     try:
@@ -193,16 +193,16 @@ def _recorded(output_dir: Path) -> Identity | None:
         return Identity.of_record(read_record(output_dir) or Record())
     except (KeyError, TypeError, AttributeError) as error:
         raise OutputError(
-            f"{path} is damaged: it does not tell the run that it is of.\n"
+            f"{path} is damaged: it does not identify the run.\n"
             "Start again with --overwrite, or give another directory with -o."
         ) from error
 
 
 def check_resume(output_dir: Path, identity: Identity, options: Sequence[RunOption]) -> None:
-    """Make sure that --resume goes on with the same run.
+    """Check that --resume continues the same run.
 
     Raises:
-        OutputError: What decides the result is not what was recorded.
+        OutputError: The identity differs from the recorded one.
     """
     recorded = _recorded(output_dir)
     if recorded is None:
@@ -211,14 +211,14 @@ def check_resume(output_dir: Path, identity: Identity, options: Sequence[RunOpti
     if changes:
         more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise OutputError(
-            f"--resume: {output_dir} holds another run than this: "
+            f"--resume: {output_dir} holds a different run: "
             f"{'; '.join(changes[:_SHOWN])}{more}.\n"
-            "Go on with what was recorded (left of →), or start anew with --overwrite in place of "
+            "Give the recorded values (left of →), or start anew with --overwrite instead of "
             "--resume."
         )
     if recorded.kdshrink_version != identity.kdshrink_version and is_first():
         logger.warning(
-            "%s was begun with kdshrink %s, and this is %s",
+            "%s was started with kdshrink %s, and this is %s",
             output_dir,
             recorded.kdshrink_version,
             identity.kdshrink_version,
@@ -226,7 +226,7 @@ def check_resume(output_dir: Path, identity: Identity, options: Sequence[RunOpti
 
 
 def is_finished(output_dir: Path) -> bool:
-    """Whether a directory holds a whole result, and no run that was begun after it."""
+    """Whether a directory holds a complete result, and no run that was started after it."""
     if not (output_dir / "config.json").exists():
         return False
     record = read_record(output_dir)
@@ -238,7 +238,7 @@ def is_finished(output_dir: Path) -> bool:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that transformers' Trainer wrote; trainer_state.json comes last in one."""
+    """A checkpoint of transformers' Trainer, which writes trainer_state.json last."""
 
     path: Path
 
@@ -252,7 +252,7 @@ class Checkpoint:
 
     @cached_property
     def fault(self) -> str | None:
-        """Why it cannot be gone on from, if so."""
+        """Why the run cannot be resumed from it; None if it can."""
         try:
             state = json.loads((self.path / "trainer_state.json").read_text(encoding="utf-8"))
             if state["global_step"] != self.step:
@@ -268,7 +268,7 @@ class Checkpoint:
 
 
 def _cut(path: Path) -> bool:
-    """Whether a file of tensors is missing, shorter than it says, or none."""
+    """Whether a file of tensors is missing, truncated, or not a file of tensors."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):
@@ -280,7 +280,7 @@ def _cut(path: Path) -> bool:
 
 
 def _checkpoints(output_dir: Path) -> list[Checkpoint]:
-    """Those there are, the newest first."""
+    """The checkpoints of a run, the newest first."""
     found = [
         Checkpoint(path)
         for path in (output_dir / CHECKPOINTS).glob("checkpoint-*")
@@ -290,7 +290,7 @@ def _checkpoints(output_dir: Path) -> list[Checkpoint]:
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that can be gone on from."""
+    """The newest checkpoint that a run can be resumed from."""
     return next((one.path for one in _checkpoints(output_dir) if one.fault is None), None)
 
 
@@ -299,23 +299,23 @@ class Start:
     """Where a run starts.
 
     Attributes:
-        checkpoint: What it goes on from; None at the beginning.
-        identity: What decides its result, as it was recorded when it began.
+        checkpoint: The checkpoint to resume from; None for a new run.
+        identity: The identity that was recorded when the run began.
     """
 
     checkpoint: Path | None
     identity: Identity
 
     def describe(self) -> dict[str, Any]:
-        """What a record says of it."""
+        """The fields of the record about the run."""
         step = None if self.checkpoint is None else Checkpoint(self.checkpoint).step
         return {"run": asdict(self.identity), **({} if step is None else {"resumed_from": step})}
 
 
 def start_run(output_dir: Path, identity: Identity, *, resume: bool) -> Start:
-    """Make the place for checkpoints and find the one to resume from.
+    """Create the directory of checkpoints, and find the one to resume from.
 
-    A fresh run clears the checkpoints of an older one.
+    A new run removes the checkpoints of an older one.
 
     Raises:
         OutputError: --resume of a run whose checkpoints are all damaged.
@@ -333,10 +333,10 @@ def start_run(output_dir: Path, identity: Identity, *, resume: bool) -> Start:
         empty_directory(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if last is not None:
-        logger.info("going on from %s", last)
+        logger.info("resuming from %s", last)
         if kept is None:
             logger.warning(
-                "%s does not tell the options of its run: nothing checks that they are the same",
+                "%s does not record the options of its run, so they cannot be compared with these",
                 folder,
             )
         _check_best(folder, last)
@@ -347,22 +347,22 @@ def start_run(output_dir: Path, identity: Identity, *, resume: bool) -> Start:
 
 
 def _drop_damaged(output_dir: Path, last: Path | None) -> None:
-    """Remove the checkpoints that cannot be gone on from, so that a new one is not taken for older."""
+    """Remove the checkpoints that a run cannot be resumed from, so that none is newer than the next one."""
     damaged = [one for one in _checkpoints(output_dir) if one.fault is not None]
-    told = [f"{one.path.name} ({one.fault})" for one in damaged if one.is_complete]
-    if told and last is None:
+    faults = [f"{one.path.name} ({one.fault})" for one in damaged if one.is_complete]
+    if faults and last is None:
         raise OutputError(
-            f"{output_dir / CHECKPOINTS}: no checkpoint can be read: {', '.join(told[:_SHOWN])}.\n"
-            "Start again with --overwrite in place of --resume."
+            f"{output_dir / CHECKPOINTS}: no checkpoint can be read: {', '.join(faults[:_SHOWN])}.\n"
+            "Start anew with --overwrite instead of --resume."
         )
     for one in damaged:
         if one.is_complete:
-            logger.warning("%s cannot be gone on from: %s", one.path, one.fault)
+            logger.warning("%s cannot be resumed from: %s", one.path, one.fault)
         shutil.rmtree(one.path)
 
 
 def _check_best(folder: Path, last: Path) -> None:
-    """Make sure that the best model so far is there, if a score was."""
+    """Check that the best model so far is there, if one was saved."""
     best = folder / BEST
     recover_directory(best)
     history = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
@@ -374,25 +374,25 @@ def _check_best(folder: Path, last: Path) -> None:
         whole = False
     if not whole or any(_cut(path) for path in best.glob("*.safetensors")):
         raise TrainingError(
-            f"{best}: the best model of the run so far is damaged, so it cannot go on.\n"
-            "Start again with --overwrite in place of --resume."
+            f"{best}: the best model of the run so far is damaged, so it cannot be resumed.\n"
+            "Start anew with --overwrite instead of --resume."
         )
 
 
 def _cut_log(log: Path, step: int) -> None:
-    """Drop the lines behind the checkpoint, since those steps are done again, and what is no line."""
+    """Remove damaged lines, and those after the checkpoint, whose steps are done again."""
     if not log.exists():
         return
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     entries = [_entry(line) for line in lines]
     if damaged := entries.count(None):
-        logger.warning("%s: %d damaged lines are left out", log, damaged)
+        logger.warning("%s: %d damaged lines were removed", log, damaged)
     good = [line for line, at in zip(lines, entries, strict=True) if at is not None and at <= step]
     write_text(log, "".join(line + "\n" for line in good))
 
 
 def _entry(line: str) -> int | None:
-    """The step of a logged line; None if it is damaged."""
+    """The step of a log line; None if it is damaged."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""train_log.jsonl: the curves of a training run."""
+"""Reads train_log.jsonl, the curves of a training run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Point:
 
 @dataclass(frozen=True)
 class _Log:
-    """What a log has that can be read.
+    """The readable part of a log.
 
     Attributes:
-        path: Where it stands.
-        entries: Its lines, each with its step and the figures that are finite numbers.
-        damaged: How many lines were left out, in whole or for one of their figures.
+        path: The log file.
+        entries: The lines, each with its step and the figures that are finite numbers.
+        damaged: The number of lines of which something could not be read.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class _Log:
 
 
 def _read_log(directory: Path) -> _Log | None:
-    """The log of a run that ended or is under way; None without one.
+    """The log of a finished or running run; None without one.
 
     Raises:
         DataError: It cannot be read.
@@ -50,7 +50,7 @@ def _read_log(directory: Path) -> _Log | None:
             continue
         except OSError as error:
             raise DataError(f"{path}: it cannot be read: {error.strerror}.") from error
-        # A run that is under way may have written half a line, which is no damage.
+        # A running run may have written part of a line, which is not damage.
         lines += [last] if last.endswith(b"}") else []
         read = [_read_line(line) for line in lines if line.strip()]
         entries = [entry for entry, _ in read if entry is not None]
@@ -59,7 +59,7 @@ def _read_log(directory: Path) -> _Log | None:
 
 
 def _read_line(line: bytes) -> tuple[dict[str, Any] | None, bool]:
-    """A line's step and figures, None if it has no step; and whether any of it is damaged."""
+    """A line's step and figures, or None without a step; and whether any part of it is damaged."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -74,13 +74,13 @@ def _read_line(line: bytes) -> tuple[dict[str, Any] | None, bool]:
         and not isinstance(value, bool)
         and abs(value) <= sys.float_info.max
     }
-    # The metric's name is no figure, and a figure may have no value.
+    # The metric's name is not a figure, and a figure may be null.
     others = {name for name, value in entry.items() if value is None} | {"metric"}
     return figures, bool(entry.keys() - figures.keys() - others)
 
 
 def last_entry(directory: Path) -> dict[str, Any]:
-    """The last logged figures of a run: of each the latest; empty without a log that can be read."""
+    """The latest value of each logged figure of a run; empty without a readable log."""
     try:
         log = _read_log(directory)
     except DataError:
@@ -92,9 +92,9 @@ def last_entry(directory: Path) -> dict[str, Any]:
 
 
 def read_curve(directory: Path, term: str = "loss") -> list[Point]:
-    """A logged figure by step, of a run that ended or is under way.
+    """A logged figure by step, of a finished or running run.
 
-    Damaged lines are left out, and their number is told.
+    Damaged lines are left out, with a warning.
 
     Raises:
         DataError: There is no log, it cannot be read, or it has no such figure.
@@ -107,12 +107,12 @@ def read_curve(directory: Path, term: str = "loss") -> list[Point]:
     curve = [Point(entry["step"], entry[term]) for entry in log.entries if term in entry]
     if not curve:
         known = sorted({name for entry in log.entries for name in entry} - {"step"})
-        found = f"It has: {', '.join(known[:10])}" if known else "It has no line that can be read"
+        found = f"It has: {', '.join(known[:10])}" if known else "It has no readable line"
         damaged = f"; damaged lines: {log.damaged}" if log.damaged else ""
         raise DataError(f"{log.path}: it has no {term!r}.\n{found}{damaged}.")
     if log.damaged:
         logger.warning(
-            "%s: lines that are damaged and were left out, in whole or in part: %d",
+            "%s: damaged lines, left out in whole or in part: %d",
             log.path,
             log.damaged,
         )

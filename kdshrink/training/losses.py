@@ -1,4 +1,4 @@
-"""The loss of a batch by its labels, and what a term of a loss is."""
+"""The terms of a loss, and the cross-entropy with the labels."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ..data.encoding import IGNORED
 
 @dataclass(frozen=True)
 class Term:
-    """A sum (scalar, float32) and the number of things summed (scalar)."""
+    """One term of the loss: a sum (scalar, float32) and the number of summands (scalar)."""
 
     total: Tensor
     count: Tensor
 
     @property
     def mean(self) -> Tensor:
-        """Sum over count; 0 where nothing counts."""
+        """The sum divided by the count; 0 if the count is 0."""
         return self.total / self.count.clamp_min(1)
 
 
 def task_cross_entropy(logits: Tensor, labels: Tensor) -> Term:
-    """Cross-entropy with gold labels, over examples or labelled tokens.
+    """Cross-entropy with the gold labels, over examples or labelled tokens.
 
     Args:
         logits: (B, C) or (B, T, C).
-        labels: (B) or (B, T), -100 where there is none.
+        labels: (B) or (B, T), -100 at positions without a label.
     """
     total = functional.cross_entropy(
         logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum"

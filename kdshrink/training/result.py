@@ -27,12 +27,12 @@ from .run import Run
 
 logger = logging.getLogger(__name__)
 _RECORDED = ("steps", "train_seconds", "examples_per_second", "peak_memory_bytes", "best_step")
-"""Figures of a TrainResult that a record holds as they are."""
+"""The fields of a TrainResult that a record has under the same names."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training run gave; the score is the best checkpoint's on the development set."""
+    """The result of a training run; the score is that of the best checkpoint on the development set."""
 
     output_dir: Path
     steps: int
@@ -65,7 +65,7 @@ class TrainResult:
 
 
 def finished_result(output_dir: Path) -> TrainResult | None:
-    """The result of a run that ended, for --resume of a finished directory; None if it did not.
+    """The result of a finished run, for --resume; None if the run is not finished.
 
     Raises:
         OutputError: Its record is damaged.
@@ -76,7 +76,7 @@ def finished_result(output_dir: Path) -> TrainResult | None:
     result = _recorded_result(output_dir)
     if result is None:
         raise OutputError(
-            f"{output_dir / RECORD} is damaged: it does not tell the results of a training run.\n"
+            f"{output_dir / RECORD} is damaged: it lacks the results of a training run.\n"
             "Start again with --overwrite in place of --resume."
         )
     if is_first():
@@ -85,7 +85,7 @@ def finished_result(output_dir: Path) -> TrainResult | None:
 
 
 def _recorded_result(output_dir: Path) -> TrainResult | None:
-    """The result that a directory's record tells; None where it does not."""
+    """The result in a directory's record; None if it is not there."""
     record = read_record(output_dir) or Record()
     results = record.results or Results()
     figures: dict[str, Any] = {name: getattr(results, name) for name in _RECORDED}
@@ -112,7 +112,7 @@ def save_result(
 ) -> TrainResult:
     """Move the best model, its tokenizer, card, record and log into output_dir.
 
-    Of several processes the first does so.
+    In a distributed run only the first process does so.
     """
     result = TrainResult(
         output_dir=output_dir,
@@ -136,7 +136,7 @@ def save_result(
         for path in run.best_dir.iterdir():
             if path.name != BEST_SCORE:
                 shutil.copy2(path, folder)
-        # As it was loaded: whether it was called since is for the cache of encoded texts to decide.
+        # As it was loaded: calls since then may have changed it, depending on what the cache held.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(folder)
@@ -147,7 +147,7 @@ def save_result(
 
 
 def effective(start: Start, arguments: TrainingArguments, max_length: int) -> dict[str, Any]:
-    """What a record says of how a run went, where its options do not tell."""
+    """The fields of a record on how a run went that its options do not determine."""
     return {
         "max_length": max_length,
         "bf16": bool(arguments.bf16),
@@ -157,6 +157,6 @@ def effective(start: Start, arguments: TrainingArguments, max_length: int) -> di
 
 
 def load_best(run: Run, like: PreTrainedModel) -> PreTrainedModel:
-    """The model of the best score, on the device of the one that was trained."""
+    """Load the model with the best score, to the device of the trained model."""
     best = type(like).from_pretrained(run.best_dir, dtype=torch.float32)
     return to_device(best, like.device)

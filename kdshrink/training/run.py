@@ -1,4 +1,4 @@
-"""A training loop from its start to its best checkpoint."""
+"""Runs a training loop from start to end, or to a signal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .trainer import TermTrainer
 
 @dataclass(frozen=True)
 class Run:
-    """What a training loop did, before its result is saved."""
+    """The outcome of a training loop, before its result is saved."""
 
     steps: int
     seconds: float
@@ -38,7 +38,7 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
 
     Raises:
         Interrupted: A signal came; a checkpoint was saved.
-        TrainingError: The loss was not finite.
+        TrainingError: The loss is not finite.
     """
     signals = trainer.signals
     trainer.add_callback(signals)
@@ -56,7 +56,7 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
         raise Interrupted(
             f"Stopped by {signal.Signals(signals.ending).name} after step "
             f"{trainer.state.global_step}; the last checkpoint is "
-            f"{last_checkpoint(trainer.result_dir)}.\nGo on with the same command and --resume.",
+            f"{last_checkpoint(trainer.result_dir)}.\nContinue with the same command and --resume.",
             128 + signals.ending,
         )
     scored_steps = [entry["step"] for entry in trainer.state.log_history if "score" in entry]
@@ -77,7 +77,7 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA the allocator's peak, else the process's peak resident set."""
+    """Peak memory in bytes: of the allocator on CUDA, else the process's peak resident set size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

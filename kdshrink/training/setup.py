@@ -1,4 +1,4 @@
-"""What a training loop needs: dropout, encoded splits, batches of a compiled model, an evaluator."""
+"""Prepares a training loop: dropout, tokenised splits, the compiled model's collator, the evaluator."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def set_dropout(model: nn.Module, rate: float | None, *, calibrated: bool) -> None:
-    """Set all of a model's dropout for its training; its config stays.
+    """Set the rate of all dropout layers of a model; its config is not changed.
 
-    A calibrated model was fitted to inputs of which nothing is dropped, and the first steps with dropout
-    take away what that gave.
+    A calibrated model was fitted to activations without dropout, and loses what it gained by that in the
+    first steps with dropout.
 
     Args:
-        rate: As --dropout: None for the model's own, or 0 if it is `calibrated`.
+        rate: None keeps the model's own rates, or sets 0 if the model is `calibrated`.
     """
     if rate is None and not calibrated:
         return
@@ -40,7 +40,7 @@ def set_dropout(model: nn.Module, rate: float | None, *, calibrated: bool) -> No
 def compiled_collator(
     model: PreTrainedModel, collate: Collator, batches: Batches, device: torch.device
 ) -> Collator:
-    """Compile a model in place; what makes batches of few lengths for it."""
+    """Compile a model in place; returns a collator that pads batches to a few lengths."""
     compile_in_place(model, device)
     return replace(collate, buckets=length_buckets(batches.lengths))
 
@@ -52,7 +52,7 @@ def development_evaluator(
     collate: Collator,
     device: torch.device,
 ) -> Evaluator:
-    """What scores the development set during training."""
+    """The evaluator of the development set."""
     assert data.labels is not None
     return Evaluator(
         data.splits["validation"],
@@ -74,7 +74,7 @@ def encode_splits(
     max_length: int,
     model_labels: Sequence[str],
 ) -> dict[str, Any]:
-    """Tokenise splits, with labels as the model's ids, in the scheme of the model's tags."""
+    """Tokenise splits, with labels as the model's class ids, in its tag scheme."""
     tables = {split: data.splits[split] for split in splits}
     ids = None
     if data.labels is not None and needs_own_scheme(data.labels, model_labels):

@@ -1,4 +1,4 @@
-"""Trackers that a training run reports to: transformers' integrations, by their names."""
+"""Experiment trackers that a training run reports to, by their names in transformers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _PACKAGES = {
     "flyte": {"flytekit": "flytekit"},
     "kubeflow": {},
 }
-"""The modules a tracker needs, with the packages they come in, where its name does not say so."""
+"""The modules that a tracker needs, and their packages, where they are not named like the tracker."""
 
 
 def tracker_names(report_to: str) -> str | list[str]:
-    """--report-to as transformers takes it: none, all, or a list of names."""
+    """--report-to in the form of transformers: none, all, or a list of names."""
     names = [name.strip() for name in report_to.split(",")]
     return names[0] if names in (["none"], ["all"]) else names
 
 
 def require_trackers(report_to: str) -> None:
-    """Look whether this machine has the trackers that are asked for, before any work.
+    """Check, before any work, that the trackers are installed.
 
     Raises:
-        UsageError: transformers knows none of this name, or a package is not installed.
+        UsageError: transformers has no tracker of this name, or a package is not installed.
     """
     names = tracker_names(report_to)
     if isinstance(names, str):
@@ -51,4 +51,4 @@ def require_trackers(report_to: str) -> None:
                 f"Install it with pip install {' '.join(missing)}."
             )
         if name == "kubeflow" and "KUBEFLOW_TRAINER_SERVER_URL" not in os.environ:
-            raise UsageError(f"--report-to {name}: this is no training job of Kubeflow.")
+            raise UsageError(f"--report-to {name}: this process is not a Kubeflow training job.")

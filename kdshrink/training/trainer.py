@@ -1,4 +1,4 @@
-"""transformers' Trainer with a loss of named terms, and its loop from start to end or signal."""
+"""transformers' Trainer with a loss of named, weighted terms and kdshrink's evaluation."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ from .losses import task_cross_entropy
 class TermTrainer(Trainer):
     """A Trainer whose loss is a weighted sum of named terms.
 
-    Subclasses override `loss_terms`. The terms' means over the logged steps go to the log; the first
-    step at which a term was not finite is noted on the device and read where the run reads the loss
-    anyway and before anything is saved. Evaluation is kdshrink's own; the model of the best score is
-    kept apart from the checkpoints that a run resumes from, with its whole embedding table.
+    Subclasses override `loss_terms`. The log has each term's mean over the logged steps. The first step
+    at which a term is not finite is stored on the device, and read only when the loss is read anyway and
+    before a save. Evaluation is kdshrink's own; the model with the best score is kept apart from the
+    checkpoints for --resume, with its full embedding table.
 
     A step over several batches, accumulated or on several devices, has the loss of one batch of all
-    their examples: each term is a mean over what `term_units` says, and a batch counts by its share.
+    their examples: each term is a mean over the units that `term_units` counts, and a batch is weighted
+    by its share of them.
 
     Args:
-        table: The trained model's embedding table, which it holds a part of.
+        table: The full embedding table; the trained model has only the rows in use.
     """
 
     def __init__(
@@ -77,16 +78,16 @@ class TermTrainer(Trainer):
 
     @property
     def trained_model(self) -> PreTrainedModel:
-        """The model that evaluation scores and the result holds."""
+        """The model that is evaluated and saved."""
         return self.accelerator.unwrap_model(self.model)
 
     def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The terms of the loss of a batch, scalars, one for each of the weights."""
+        """The terms of a batch's loss, scalars, one for each weight."""
         labels = inputs.pop("labels")
         return {"task": task_cross_entropy(model(**inputs).logits, labels).mean}
 
     def term_units(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """How many things each term of a batch is a mean over, scalars."""
+        """The number of units (such as tokens) that each term of a batch is a mean over, scalars."""
         return {"task": (inputs["labels"] != IGNORED).sum()}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -96,7 +97,7 @@ class TermTrainer(Trainer):
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        # The batches are this process's own already.
+        # The sampler gives this process's batches only, so accelerate must not split them.
         return prepare_data_loader(
             loader,
             self.args.device,
@@ -109,15 +110,15 @@ class TermTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The batches of a step, each with its terms' shares in the step's loss."""
+        """The batches of a step, each with the weights of its terms in the step's loss."""
         samples = list(islice(epoch_iterator, num_batches))
         self._steps += 1
         if len(samples) > 1 or self.args.world_size > 1:
             counts = torch.stack([self._unit_counts(batch) for batch in samples])
-            own = torch.cat([counts.sum(0), self.signals.words(counts.device)])
-            total, words = self.accelerator.reduce(own, "sum").tensor_split([-2])
-            self.signals.read(words)
-            # Gradients of several processes are averaged.
+            own = torch.cat([counts.sum(0), self.signals.message(counts.device)])
+            total, message = self.accelerator.reduce(own, "sum").tensor_split([-2])
+            self.signals.read(message)
+            # DDP averages the gradients of the processes.
             shares = counts * (self.args.world_size / total.clamp_min(1))
             for batch, share in zip(samples, shares, strict=True):
                 batch["shares"] = share
@@ -193,9 +194,9 @@ class TermTrainer(Trainer):
         self.progress(self.what, self.state.global_step, self.state.max_steps, figures)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Score the model on the development set, and keep it if it is the best so far."""
+        """Score the model on the development set, and save it if it is the best so far."""
         self.check_finite()
-        with torch.compiler.set_stance("force_eager"):  # its batches have too many shapes
+        with torch.compiler.set_stance("force_eager"):  # evaluation batches have too many shapes
             result = self.evaluator.score(self.trained_model)
         if not math.isfinite(result.score):
             raise TrainingError(
@@ -219,7 +220,7 @@ class TermTrainer(Trainer):
         ):
             self.control.should_training_stop = True
         metrics = {"eval_score": result.score}
-        # Without this the control flags go on asking, and an epoch's end evaluates once more.
+        # Otherwise the flag stays set, and an epoch's end evaluates once more.
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
