@@ -15,7 +15,7 @@ from ..config import commands as config
 from ..errors import Interrupted, OutputError
 from . import console, tables
 from .options import help_order, parameter, value
-from .progress import Board, Progress
+from .progress import ProgressBar, RunTable
 from .streams import flush_stdout
 
 app = typer.Typer(
@@ -51,7 +51,7 @@ def _command(
     target: str,
     show: Callable[[dict[str, Any]], None],
     epilog: str,
-    display: type[Progress | Board] = Progress,
+    display: type[ProgressBar | RunTable] = ProgressBar,
 ) -> Callable[[Callable[[], None]], None]:
     """Register a command that builds a config and calls `module:function` of the library.
 
@@ -224,7 +224,7 @@ def info() -> None:
         "kdshrink reproduce zero-shot --scale small --models ./encoder --data-dir massive=corpora/massive",
         "kdshrink reproduce data-size --plan | head",
     ),
-    Board,
+    RunTable,
 )
 def reproduce() -> None:
     """Run one of the paper's experiments, and compare its scores with the paper's.

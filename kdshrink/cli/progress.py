@@ -28,7 +28,7 @@ from .console import live, masked, stderr
 _PLAIN_SECONDS = 15.0
 
 
-class Progress:
+class ProgressBar:
     """A `kdshrink.progress.Progress`: a live bar on a terminal, else a plain line every few seconds."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Progress:
         self._last = time.monotonic()
         self._began: dict[str, float] = {}
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         if sys.stderr.isatty() and is_first():
             self._bar = RichProgress(
                 TextColumn("{task.description}", markup=False),
@@ -79,7 +79,7 @@ class Progress:
             stderr().print(f"{what} {done}{of}{shown} {rate}".rstrip())
 
 
-class Board:
+class RunTable:
     """A `kdshrink.progress.Board`: a live table on a terminal, else a line at each change."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Board:
         self._shown: dict[str, str] = {}
         self._last: dict[str, float] = {}
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> RunTable:
         if sys.stderr.isatty():
             self._live = Live(console=stderr(), transient=True, refresh_per_second=4)
             self._live.start()

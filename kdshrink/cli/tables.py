@@ -96,7 +96,9 @@ def show_shrink(result: Mapping[str, Any]) -> None:
         )
         held_out = vocabulary.get("held_out")
         if held_out:
-            table = _table("language", "tokens per text, before", "after", "unknown, before", "after")
+            table = _table(
+                "language", "tokens per text, before", "after", "unknown, before", "after"
+            )
             for language, row in held_out.items():
                 table.add_row(
                     language,
@@ -105,9 +107,7 @@ def show_shrink(result: Mapping[str, Any]) -> None:
                     f"{row['unknown_before']:.3%}",
                     f"{row['unknown_after']:.3%}",
                 )
-            out.print(
-                "cost for other text, estimated on a held-out tenth of the data:"
-            )
+            out.print("cost for other text, estimated on a held-out tenth of the data:")
             out.print(table)
     if calibration := result.get("calibration"):
         _show_calibration(out, calibration, result["layers"])

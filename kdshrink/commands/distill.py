@@ -22,7 +22,7 @@ from ..distillation.matching import map_tokens
 from ..distillation.objective import Objective
 from ..distillation.pair import Pair, load_pair
 from ..distillation.student import Student, check_base, given_student, make_student
-from ..distillation.targets import TargetSource, open_cache
+from ..distillation.targets import TargetLoader, open_cache
 from ..distillation.trainer import DistillationTrainer
 from ..distributed import require_processes
 from ..errors import UnlabelledError, UsageError
@@ -121,7 +121,7 @@ def _distill(command: Command) -> TrainResult:
         named["base"] = models.base
     identity = command.identify({role: one for role, one in named.items() if one is not None})
     data = _load_data(config, request, teacher)
-    identity = identity.with_data(data.source)
+    identity = identity.with_data(data.reference)
     if done := command.finished(identity):
         return done
     arguments = command.arguments()
@@ -330,7 +330,7 @@ def _make_trainer(
             epochs=epochs,
         )
     return DistillationTrainer(
-        targets=TargetSource(pair.teacher, encoded["train"], batches, pair.collate, cache),
+        targets=TargetLoader(pair.teacher, encoded["train"], batches, pair.collate, cache),
         texts=data.splits["train"],
         weights=pair.learner.objective.weights,
         batches=batches,
@@ -385,7 +385,7 @@ def _record(
         config,
         describe_device(command.device),
         [teacher, *student.sources],
-        data.source,
+        data.reference,
         teacher=teacher.describe(),
         sizes={
             "the teacher": model_sizes(pair.teacher.recorder.model),
@@ -395,7 +395,7 @@ def _record(
         start=student.start,
         **({} if student.calibration is None else {"calibration": student.calibration}),
         base=teacher.record.base,
-        data=data.source,
+        data=data.reference,
         task=teacher.task,
         layers=list(student.layers),
         of_layers=teacher.depth,

@@ -99,9 +99,9 @@ def _keep(
         config,
         describe_device(device),
         [source],
-        data.source,
+        data.reference,
         source=source.describe(),
-        data=data.source,
+        data=data.reference,
         task=data.task,
         results=dict(results),
     )

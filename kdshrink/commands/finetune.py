@@ -60,7 +60,7 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
     identity = command.identify({"model": source})
     data = load_data(request, _SPLITS, purpose="train", token=config.token)
     assert data.labels is not None
-    identity = identity.with_data(data.source)
+    identity = identity.with_data(data.reference)
     if done := command.finished(identity):
         return done
 
@@ -103,7 +103,7 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
         config,
         describe_device(command.device),
         [source],
-        data.source,
+        data.reference,
         **_origin(source, data, model),
         **effective(start, arguments, length),
     )
@@ -116,7 +116,7 @@ def _origin(source: Source, data: TaskData, model: PreTrainedModel) -> dict[str,
         "source": source.describe(),
         "sizes": {"this model": model_sizes(model)},
         "base": source.name if source.task is None else source.record.base,
-        "data": data.source,
+        "data": data.reference,
         "task": data.task,
         "training_languages": sorted({*source.training_languages, *data.languages}),
     }

@@ -145,7 +145,7 @@ def _calibrate(
         copies=config.calibration_copies,
     )
     done = calibrate_student(source, folder, plan, data, device, kept=kept, progress=progress)
-    described = {**done.to_dict(), "data": texts.source}
+    described = {**done.to_dict(), "data": texts.reference}
     return _Calibrated(described, done.heads, str(describe_device(device)))
 
 
@@ -199,7 +199,7 @@ def _trim(
     return trimmed, {
         "before": len(tokenizer),
         "after": len(trimmed.kept),
-        "data": data.source,
+        "data": data.reference,
         "held_out": {language: asdict(cost) for language, cost in costs.items()},
     }
 

@@ -71,7 +71,9 @@ class ShrinkConfig(
         None,
     )
     vocab_size: int | None = option(
-        "Keep at most this many of those tokens, the most frequent ones.", None, bounds=Bounds(least=1)
+        "Keep at most this many of those tokens, the most frequent ones.",
+        None,
+        bounds=Bounds(least=1),
     )
     vocab_min_count: int = option(
         "Keep only tokens that occur at least this often.", 1, bounds=Bounds(least=1)
@@ -100,7 +102,9 @@ class DistillConfig(
     HubOptions,
 ):
     teacher: str = option("The fine-tuned teacher: a Hub id, a local directory, or sample.")
-    student: str | None = option("An existing student, instead of one made by --init: a Hub id or a local directory.", None)
+    student: str | None = option(
+        "An existing student, instead of one made by --init: a Hub id or a local directory.", None
+    )
     init: Literal["from-teacher", "from-base", "from-scratch", "calibrated"] | None = option(
         "How to make the student: with weights of the teacher (from-teacher, the default), of its base model "
         "(from-base), random ones (from-scratch), or calibrated on the training texts.",
@@ -235,7 +239,9 @@ class ReproduceConfig:
         metavar="NAME=DIR",
     )
     seeds: tuple[int, ...] | None = option(
-        "Random seeds, one run each; by default 44,55,66 at --scale full, else 44.", None, parse=number_list
+        "Random seeds, one run each; by default 44,55,66 at --scale full, else 44.",
+        None,
+        parse=number_list,
     )
     teacher_steps: int | None = option(
         "Training steps of the teachers; by default the scale's.", None, bounds=Bounds(least=1)
@@ -276,7 +282,10 @@ class ReproduceConfig:
             ("--seeds", self.seeds),
         ):
             require(
-                names is None or len({*names}) == len(names), flag, names, "each may be given only once"
+                names is None or len({*names}) == len(names),
+                flag,
+                names,
+                "each may be given only once",
             )
         for flag, wanted in (("--data", self.data or ()), ("--data-dir", self.data_dirs)):
             for name in wanted:
@@ -346,4 +355,6 @@ def _check_groups(config: object) -> None:
         and not isinstance(config, ShrinkConfig)
         and config.data is None
     ):
-        raise UsageError("--data is missing: give massive, tsm, universal-ner, sample, a Hub id or a local path.")
+        raise UsageError(
+            "--data is missing: give massive, tsm, universal-ner, sample, a Hub id or a local path."
+        )

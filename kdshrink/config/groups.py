@@ -118,7 +118,8 @@ _HUB_ID = re.compile(r"(?=.{1,96}$)(?!.*(--|\.\.))(\b[\w.-]+\b/)?\b[\w.-]+\b(?<!
 @dataclass(frozen=True, kw_only=True)
 class HubTarget:
     hub_model_id: str | None = option(
-        "Repository on the Hub, ORG/NAME; by default the directory's name in your own account.", None
+        "Repository on the Hub, ORG/NAME; by default the directory's name in your own account.",
+        None,
     )
     private: bool = option("Make the repository private when it is created.", False)
     hub_revision: str | None = option("Branch to push to; created if it does not exist.", None)
@@ -204,7 +205,9 @@ class TrainingOptions(DeviceOptions):
         "Number of batches per optimizer step.", 1, bounds=Bounds(least=1)
     )
     warmup_steps: int = option(
-        "Number of warm-up steps, over which the learning rate rises linearly.", 0, bounds=Bounds(least=0)
+        "Number of warm-up steps, over which the learning rate rises linearly.",
+        0,
+        bounds=Bounds(least=0),
     )
     weight_decay: float = option("AdamW's weight decay.", 0.0, bounds=Bounds(least=0))
     dropout: float | None = option(
@@ -221,12 +224,19 @@ class TrainingOptions(DeviceOptions):
         bounds=Bounds(least=1),
     )
     logging_steps: int = option("Log the loss every this many steps.", 50, bounds=Bounds(least=1))
-    save_total_limit: int = option("Number of checkpoints to keep for --resume.", 1, bounds=Bounds(least=1))
+    save_total_limit: int = option(
+        "Number of checkpoints to keep for --resume.", 1, bounds=Bounds(least=1)
+    )
     early_stopping_patience: int | None = option(
         "Stop after this many evaluations without a better score.", None, bounds=Bounds(least=1)
     )
-    report_to: str = option("Trackers to report to, such as tensorboard or wandb, by their names in transformers; or all.", "none")
-    resume: bool = option("Continue from OUTPUT_DIR's last checkpoint; start anew if there is none.", False)
+    report_to: str = option(
+        "Trackers to report to, such as tensorboard or wandb, by their names in transformers; or all.",
+        "none",
+    )
+    resume: bool = option(
+        "Continue from OUTPUT_DIR's last checkpoint; start anew if there is none.", False
+    )
 
     def __post_init__(self) -> None:
         if self.tokens_per_batch is not None and self.batches == "random":

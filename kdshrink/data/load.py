@@ -90,7 +90,7 @@ class TaskData:
             into labels; absent without labels) and `language` (str).
         languages: The languages that were asked for, in order.
         seen, unseen: The languages that count as such, whether asked for or not.
-        source: What was read, for the record.
+        reference: A description of what was read, for the record.
         tag_scheme: The scheme that entity tags were written in; None for labels of another kind.
         whole_file: Whether the data is one file, which has no splits.
     """
@@ -102,7 +102,7 @@ class TaskData:
     languages: tuple[str, ...]
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
-    source: dict[str, Any] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
     tag_scheme: str | None = None
     whole_file: bool = False
 
@@ -363,21 +363,21 @@ def _finish(
     if "train" in loaded and train_fraction < 1:
         chosen = stratified_rows(loaded["train"], train_fraction, labelling is not None)
         loaded["train"] = loaded["train"].select(chosen)
-    source = {
+    reference = {
         "name": data.name,
-        **data.source,
+        **data.reference,
         **describe_shards(shards),
         "languages": list(data.languages),
         "examples": {split: len(table) for split, table in loaded.items()},
     }
     scheme = None if labelling is None else labelling.scheme
     if scheme is not None:
-        source["tag_scheme"] = scheme
+        reference["tag_scheme"] = scheme
     if scheme not in (None, "IOB2"):
         logger.info("%s: the tags are written as %s, and read as IOB2", data.name, scheme)
     if labelling is not None and labelling.renamed:
-        source["label_map"] = dict(labelling.renamed)
-    return replace(data, splits=loaded, source=source, tag_scheme=scheme)
+        reference["label_map"] = dict(labelling.renamed)
+    return replace(data, splits=loaded, reference=reference, tag_scheme=scheme)
 
 
 def _hold_out(name: str, train: Dataset, labelled: bool) -> dict[str, Dataset]:

@@ -29,7 +29,7 @@ from .teacher import Targets, Teacher, finite, join_targets, split_targets
 logger = logging.getLogger(__name__)
 
 
-class TargetSource:
+class TargetLoader:
     """Gives the teacher's targets for each batch of a training run.
 
     They are computed for a group of consecutive batches at once, with examples sorted by length, so that

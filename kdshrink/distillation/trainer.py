@@ -14,7 +14,7 @@ from ..data.batching import steps_per_epoch
 from ..data.encoding import IGNORED
 from ..evaluation.evaluator import not_finite
 from ..training.trainer import TermTrainer
-from .targets import TargetSource
+from .targets import TargetLoader
 
 
 class DistillationTrainer(TermTrainer):
@@ -25,7 +25,7 @@ class DistillationTrainer(TermTrainer):
         texts: The training texts, to name one for which the teacher's output is not finite.
     """
 
-    def __init__(self, *, targets: TargetSource, texts: Dataset, **arguments: Any) -> None:
+    def __init__(self, *, targets: TargetLoader, texts: Dataset, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.targets = targets
         self.texts = texts

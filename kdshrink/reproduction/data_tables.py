@@ -17,7 +17,7 @@ from .scales import ScaleName
 
 
 @dataclass(frozen=True)
-class Unit:
+class LanguageCounts:
     """A language of a data set.
 
     Attributes:
@@ -34,7 +34,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Size:
+class DatasetSize:
     """A data set as a whole.
 
     Attributes:
@@ -81,9 +81,9 @@ def count_examples(named: NamedData, directory: Path | None) -> dict[tuple[str, 
 
 def _measure(
     named: NamedData, counts: Mapping[tuple[str, str], int], reason: str | None
-) -> tuple[Size, list[Unit]]:
+) -> tuple[DatasetSize, list[LanguageCounts]]:
     units = [
-        Unit(
+        LanguageCounts(
             named.name,
             unit.name,
             unit.code,
@@ -94,7 +94,7 @@ def _measure(
     ]
     training = [unit.train for unit in units if unit.train is not None]
     of_paper = [one for one in read_paper()["data_sets"] if one["data"] == named.name]
-    size = Size(
+    size = DatasetSize(
         named.name,
         len(named.labels),
         sum(unit.trains for unit in named.units),
@@ -107,7 +107,7 @@ def _measure(
     return size, units
 
 
-def _markdown(sizes: Sequence[Size], units: Sequence[Unit]) -> Iterator[str]:
+def _markdown(sizes: Sequence[DatasetSize], units: Sequence[LanguageCounts]) -> Iterator[str]:
     yield from ("# The data sets (the paper's Tables 1 and 10 to 12)", "")
     yield "- No training. In brackets the figures of the paper's Table 1."
     yield "- Which languages are seen and unseen is not in the paper: these lists are the tool's own."
@@ -162,8 +162,8 @@ def report_data(
     """
     check_place(place, "data")
     names = wanted or tuple(name for name in NAMED if name != "sample" or scale == "sample")
-    sizes: list[Size] = []
-    units: list[Unit] = []
+    sizes: list[DatasetSize] = []
+    units: list[LanguageCounts] = []
     for name in names:
         counts, reason = {}, None
         directory = directories.get(name)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from kdshrink import __version__
 from kdshrink.cli import app as cli
 from kdshrink.cli import console, tables
-from kdshrink.cli.progress import Progress
+from kdshrink.cli.progress import ProgressBar
 from kdshrink.config import commands as config
 from kdshrink.data.registry import MASSIVE
 from kdshrink.errors import UsageError
@@ -447,7 +447,7 @@ def test_json_refuses_what_is_not_json(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_progress_without_a_terminal_is_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress() as progress:
+    with ProgressBar() as progress:
         for step in range(1000):
             progress("reading", step, 1000, {})
     shown = capsys.readouterr()

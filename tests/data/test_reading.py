@@ -156,7 +156,7 @@ def test_a_model_was_trained_on_the_languages_that_have_training_data(tmp_path: 
     write(folder / "sw" / "test.jsonl", *texts(*LABELS))
     data = load(folder, "train", "validation", purpose="train")
     assert data.languages == ("de",)
-    assert data.source["languages"] == ["de"]
+    assert data.reference["languages"] == ["de"]
     assert load(folder).languages == ("sw",)
 
 
@@ -235,7 +235,7 @@ def test_what_is_not_known_is_not_unseen(
         score(["de"], nameless)
     some = write(tmp_path / "some.jsonl", *texts("cold"), *texts("mild", language="swa"))
     assert score(["de"], some) == [[], ["swa"]]
-    assert "texts that do not name their language are left out" in caplog.text
+    assert "texts without a language are left out" in caplog.text
 
 
 @pytest.mark.defect("M13")

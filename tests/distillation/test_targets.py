@@ -22,7 +22,7 @@ from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
 from kdshrink.data.batching import Batches
 from kdshrink.data.encoding import Collator
 from kdshrink.distillation.cache import ExampleTargets, TargetCache, TargetShape
-from kdshrink.distillation.targets import TargetSource, open_cache
+from kdshrink.distillation.targets import TargetLoader, open_cache
 from kdshrink.distillation.teacher import Teacher, join_targets, split_targets
 from kdshrink.errors import OutputError, UsageError
 from kdshrink.models.activations import Recorder
@@ -72,7 +72,7 @@ def test_targets_made_ahead_are_those_of_the_batch(
         token_logits=task == "token",
         epochs=2,
     )
-    source = TargetSource(teacher, encoded, batches, Collator(pad), cache, group=3)
+    source = TargetLoader(teacher, encoded, batches, Collator(pad), cache, group=3)
     for epoch in range(2):  # made in the first, read in the second
         for index, rows in enumerate(batches.of_epoch(epoch)):
             batch = Collator(pad)([encoded[int(row)] for row in rows])
@@ -103,7 +103,7 @@ def test_groups_are_made_whole_from_wherever_they_are_entered(encoded: Dataset) 
     batches = Batches(LENGTHS, size=4)
 
     def logits(indices: list[int]) -> list[torch.Tensor]:
-        source = TargetSource(teacher, encoded, batches, Collator(1), group=4)
+        source = TargetLoader(teacher, encoded, batches, Collator(1), group=4)
         found = [source.of_batch(0, index).logits for index in indices]
         return [one for one in found if one is not None]
 

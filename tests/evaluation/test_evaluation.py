@@ -622,7 +622,9 @@ def test_nothing_unseen_is_an_error_told_before_the_weights_are_read(
     config = ner_config(["en", "da"], languages=("en_ewt", "da_ddt"))
     weights = Path(config.model) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"unseen according to kdshrink\.json: da_ddt, en_ewt") as caught:
+    with pytest.raises(
+        DataError, match=r"unseen according to kdshrink\.json: da_ddt, en_ewt"
+    ) as caught:
         zero_shot(config)
     assert "--unseen-languages" in str(caught.value)
 

@@ -192,7 +192,12 @@ def test_a_silence_of_30_seconds_is_waited_out(
 
 WEIGHTS = "GET /org/model/resolve/.*safetensors"
 FETCHES = [
-    case("another ETag than the content has", "was damaged on the way", "resolve/.*safetensors", "etag"),
+    case(
+        "another ETag than the content has",
+        "was damaged on the way",
+        "resolve/.*safetensors",
+        "etag",
+    ),
     case("fewer bytes than the listing tells", "model.safetensors", WEIGHTS, "short"),
     case("500 on the weights", "500, a fault on its side", WEIGHTS, status=500),
     Case("no network", None, "no connection", {"HF_ENDPOINT": "http://127.0.0.1:9"}),

@@ -19,7 +19,7 @@ from kdshrink.data.encoding import Collator
 from kdshrink.data.load import load_data
 from kdshrink.data.request import DataRequest
 from kdshrink.distillation.model import DistillationModel
-from kdshrink.distillation.targets import TargetSource
+from kdshrink.distillation.targets import TargetLoader
 from kdshrink.distillation.teacher import Teacher
 from kdshrink.distillation.trainer import DistillationTrainer
 from kdshrink.errors import TrainingError
@@ -94,7 +94,7 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
     batches = command.batches(arguments, encoded["train"])
     set_seed(config.seed)
     trainer = DistillationTrainer(
-        targets=TargetSource(teacher, encoded["train"], batches, collate),
+        targets=TargetLoader(teacher, encoded["train"], batches, collate),
         texts=data.splits["train"],
         weights=dict.fromkeys(LOSS_TERMS, 1.0),
         batches=batches,

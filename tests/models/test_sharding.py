@@ -28,7 +28,7 @@ from kdshrink.models.source import find_model
 from kdshrink.models.activations import Recorder
 from kdshrink.models.sharding import shard
 from kdshrink.distillation.cache import TargetCache, TargetShape
-from kdshrink.distillation.targets import TargetSource
+from kdshrink.distillation.targets import TargetLoader
 from kdshrink.distillation.teacher import Teacher
 
 torch.set_num_threads(1)
@@ -47,7 +47,7 @@ def source(sharded, cache=None):
         shard(model, torch.device("cpu"))
     recorder = Recorder(model, [2, 4], hidden=True, attention="scores", embedding=True)
     batches = Batches(lengths, size=4, by_length=False, rank=rank, world=2)
-    made = TargetSource(Teacher(recorder, torch.arange(3)), encoded, batches, Collator(1), cache)
+    made = TargetLoader(Teacher(recorder, torch.arange(3)), encoded, batches, Collator(1), cache)
     made.positions = 20  # so that the processes have other numbers of forwards
     return made, model, whole
 
