@@ -342,7 +342,7 @@ def test_predictions_replace_no_file_unasked_and_no_input_ever(
 ) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text("of before\n")
-    with pytest.raises(OutputError, match=r"there already.*--overwrite"):
+    with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
         evaluate(replace(eval_config, predictions=path))
     assert path.read_text() == "of before\n"
     evaluate(replace(eval_config, predictions=path, overwrite=True))
@@ -417,7 +417,7 @@ def test_curves_replace_no_file_unasked(tmp_path: Path) -> None:
     (run / "train_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     image.write_text("a drawing")
     config = CurvesConfig(directories=(run,), output_file=image)
-    with pytest.raises(OutputError, match=r"there already.*--overwrite"):
+    with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
         curves(config)
     assert image.read_text() == "a drawing"
     curves(replace(config, overwrite=True))
@@ -556,7 +556,7 @@ def test_resume_refuses_what_would_decide_another_result(
     run: Path, options: dict[str, Any], said: str
 ) -> None:
     before = files_of(run)
-    with pytest.raises(OutputError, match=r"--resume: .* another run") as caught:
+    with pytest.raises(OutputError, match=r"--resume: .* a different run") as caught:
         distill(config_in(run, **options))
     assert said in str(caught.value)
     assert "--overwrite" in str(caught.value)

@@ -268,7 +268,9 @@ def _language_groups(
                     f"{_SAY_SEEN}"
                 )
             note = NAMED[data.name].lists_note
-            logger.info("%s does not say its training languages; seen: %s", config.model, note)
+            logger.info(
+                "%s does not say its training languages; seen and unseen: %s", config.model, note
+            )
     unseen = [
         name for name in present if name not in seen and (not named_unseen or name in data.unseen)
     ]

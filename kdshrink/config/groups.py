@@ -177,7 +177,7 @@ class TrainingOptions(DeviceOptions):
         "Number of passes over the training data.", 30.0, bounds=Bounds(above=0)
     )
     max_steps: int | None = option(
-        "Number of optimizer steps, instead of --num-train-epochs.", None, bounds=Bounds(least=1)
+        "Number of optimizer steps, in place of epochs.", None, bounds=Bounds(least=1)
     )
     learning_rate: float = option(
         "Peak learning rate of the linear schedule.", 5e-5, bounds=Bounds(above=0)

@@ -1,4 +1,4 @@
-"""Values of Arrow tables (parquet files, and data sets on the Hub) brought to text."""
+"""Converts Arrow tables (of parquet files, and of data sets on the Hub) to text."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..errors import DataError
 from .shard import Columns, Kind
 
 NO_LABEL = (-1, -100)
-"""What stands for no label in a column of classes: on the Hub, and in PyTorch."""
+"""The values for no label in a column of class ids: on the Hub, and in PyTorch."""
 
 
 def class_names_of(feature: Any) -> tuple[str, ...] | None:
-    """The class names in a feature of datasets, as its parquet files describe it in JSON."""
+    """The class names of a feature of datasets, in the JSON form of parquet metadata."""
     if isinstance(feature, list):
         feature = feature[0] if feature else None
     if not isinstance(feature, dict):
@@ -29,23 +29,23 @@ def class_names_of(feature: Any) -> tuple[str, ...] | None:
 
 
 def schema_features(schema: pa.Schema, stored: bytes | None) -> dict[str, Any]:
-    """The features that datasets wrote into a table's metadata; empty without them.
+    """The features that datasets wrote into a table's metadata; empty without any.
 
     Args:
-        stored: The same as the file holds it beside the schema.
+        stored: The metadata that the file has in addition to that of the schema.
 
     Raises:
-        ValueError: They are damaged, so that numbers might be classes whose names are lost.
+        ValueError: They are damaged, so class names could be missed.
     """
     described = (schema.metadata or {}).get(b"huggingface")
     if described != stored:
-        raise ValueError("the file describes its columns in two ways")
+        raise ValueError("the file describes its columns twice, and differently")
     if described is None:
         return {}
     try:
         return dict((json.loads(described).get("info") or {}).get("features") or {})
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"what datasets wrote of its columns cannot be read ({error})") from error
+        raise ValueError(f"the features in its metadata cannot be read ({error})") from error
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -69,7 +69,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def kind_of(kind: pa.DataType) -> Kind:
-    """Whether values of this type are text (or numbers), lists of them, or cannot be read."""
+    """Whether values of this type are texts (or numbers), lists of them, or not supported."""
     if _is_list(kind):
         return "list" if _is_text(kind.value_type) else "other"
     return "text" if _is_text(kind) else "other"
@@ -81,13 +81,13 @@ def to_rows(
     names: tuple[str, ...] | None,
     origin: str,
 ) -> Iterator[pa.RecordBatch]:
-    """Batches in the form of `columns.schema`; the rows of a table are numbered from 1.
+    """Convert batches to `columns.schema`; the rows of a table are numbered from 1.
 
     Args:
-        names: Names of the label column's classes, if its type has them.
+        names: Class names of the label column, if its type has them.
 
     Raises:
-        DataError: A value cannot be read, with its row and column.
+        DataError: A value cannot be read; the message has its row and column.
     """
     begin = 0
     token = columns.task == "token"
@@ -109,14 +109,14 @@ def to_rows(
 
 
 class _Place:
-    """Where a batch stands, for messages."""
+    """The position of a batch, for messages."""
 
     def __init__(self, origin: str, begin: int) -> None:
         self.origin = origin
         self.begin = begin
 
-    def error(self, row: int, column: str, told: str) -> DataError:
-        return DataError(f"{self.origin}, row {self.begin + row + 1}, column {column!r}: {told}")
+    def error(self, row: int, column: str, fault: str) -> DataError:
+        return DataError(f"{self.origin}, row {self.begin + row + 1}, column {column!r}: {fault}")
 
     def require(self, values: pa.Array, column: str) -> None:
         if values.null_count:
@@ -129,7 +129,7 @@ def _first(mask: pa.Array) -> int:
 
 
 def stripped(labels: pa.Array) -> pa.Array:
-    """Labels (or lists of tags) without white space around them; of white space alone none is left."""
+    """Labels (or lists of tags) without surrounding white space; blank ones become null."""
     if pa.types.is_list(labels.type):
         lengths = pc.fill_null(pc.list_value_length(labels), 0)
         return _lists(pc.utf8_trim_whitespace(labels.flatten()), lengths, pc.is_null(labels))
@@ -160,15 +160,15 @@ def _column(
 
 
 def _lists(values: pa.Array, lengths: pa.Array, missing: pa.Array) -> pa.Array:
-    """Lists of these lengths, out of their values one after another."""
+    """Lists of these lengths, from their concatenated values."""
     offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False))])
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values, mask=missing)
 
 
 def _unread(place: _Place, column: str, kind: pa.DataType) -> DataError:
     return DataError(
-        f"{place.origin}, column {column!r}: values of the type {kind} cannot be read here.\n"
-        "Text, numbers, classes, or lists of them were expected."
+        f"{place.origin}, column {column!r}: values of the type {kind} are not supported.\n"
+        "Give text, numbers, classes, or lists of them."
     )
 
 
@@ -178,9 +178,9 @@ def _texts(
     where: Callable[[int], tuple[int, str]],
     place: _Place,
 ) -> pa.Array:
-    """Values as text: classes by name, numbers as Arrow writes them, NaN as missing."""
+    """Convert values to text: classes by name, numbers as Arrow writes them, NaN to null."""
     try:
-        values.validate(full=True)  # a damaged file may hold text that is no UTF-8
+        values.validate(full=True)  # text of a damaged file may not be UTF-8
     except pa.ArrowInvalid as error:
         raise DataError(f"{place.origin} is damaged: {error}.\nCopy it again.") from error
     if pa.types.is_dictionary(values.type):

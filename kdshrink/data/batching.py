@@ -1,4 +1,4 @@
-"""Which examples make up each batch of a training run."""
+"""Groups examples into the batches of a training run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class Padding:
-    """Positions of an epoch's batches, and how many of them are padding."""
+    """The number of positions in an epoch's batches, and of those that are padding."""
 
     positions: int
     padding: int
@@ -24,19 +24,20 @@ class Padding:
 
 
 class Batches(Sampler[list[int]]):
-    """The batches of each epoch, as rows of the training set; every example once an epoch.
+    """The batches of each epoch, as rows of the training set; every example occurs once per epoch.
 
     By length, examples are sorted (equal lengths in random order), cut into batches, and the batches
-    shuffled; at random, the examples themselves are shuffled. The order depends on the seed and the
-    epoch alone, the number of batches on neither. With several processes, a global batch is so many
-    times larger, and each process takes every world-th example of it.
+    shuffled; else the examples are shuffled. The order depends only on the seed and the epoch, the number
+    of batches on neither. With `world` processes, a global batch is `world` times larger, and each process
+    takes every world-th example of it.
 
     Args:
-        lengths: (n,) tokens of each example.
-        size: Examples a process and batch, unless `tokens` is given.
-        tokens: Positions a process and batch, padding included; a longer example is a batch alone.
-        by_length: Whether examples of like length go together; `tokens` implies it.
-        rank, world: This process's number and the number of processes.
+        lengths: (n,) the number of tokens of each example.
+        size: The per-device batch size, unless `tokens` is given.
+        tokens: The largest number of positions in a per-device batch, padding included; a longer example
+            is a batch by itself.
+        by_length: Whether a batch has examples of similar length; `tokens` implies it.
+        rank, world: The rank of this process and the number of processes.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Batches(Sampler[list[int]]):
         else:
             cuts = cut_by_tokens(np.sort(self.lengths), tokens * world)
         if len(cuts) > 1 and len(self.lengths) - cuts[-1] < world:
-            cuts.pop()  # else a process would have no example of the last batch
+            cuts.pop()  # else some processes would get no example of the last batch
         self.cuts = [*cuts, len(self.lengths)]
 
     def set_epoch(self, epoch: int) -> None:
@@ -74,7 +75,7 @@ class Batches(Sampler[list[int]]):
         return (rows.tolist() for rows in self.of_epoch(self.epoch))
 
     def of_epoch(self, epoch: int) -> list[np.ndarray]:
-        """This process's batches of an epoch."""
+        """The batches of an epoch for this process."""
         return [rows[self.rank :: self.world] for rows in self._global(epoch)]
 
     def _global(self, epoch: int) -> list[np.ndarray]:
@@ -88,17 +89,17 @@ class Batches(Sampler[list[int]]):
         return batches
 
     def padding(self) -> Padding:
-        """What padding costs in the first epoch, over all processes."""
+        """The padding of the first epoch, over all processes."""
         positions = sum(len(rows) * int(self.lengths[rows].max()) for rows in self._global(0))
         return Padding(positions, positions - int(self.lengths.sum()))
 
 
 def cut_by_tokens(lengths: np.ndarray, tokens: float, size: int | None = None) -> list[int]:
-    """Where batches begin, so that none has more positions than `tokens` once padded.
+    """Where batches begin, if no padded batch may have more than `tokens` positions.
 
     Args:
         lengths: (n,) ascending or descending.
-        size: Examples in a batch at most.
+        size: The largest number of examples in a batch.
     """
     most = len(lengths) if size is None else size
     cuts = [0] if len(lengths) else []
@@ -117,13 +118,15 @@ def batches_by_length(
     size: int | None = None,
     longest_first: bool = False,
 ) -> list[np.ndarray]:
-    """Rows in batches of like length, the shortest first; equal lengths in their order.
+    """Rows in batches of similar length, the shortest first; equal lengths in their order.
 
     Args:
-        lengths: (n,) tokens of each row.
-        tokens: Positions in a batch at most, padding included; a longer row is a batch alone.
-        size: Rows in a batch at most.
-        longest_first: Begin with the longest row, so that the batch left unfilled is of short ones.
+        lengths: (n,) the number of tokens of each row.
+        tokens: The largest number of positions in a batch, padding included; a longer row is a batch by
+            itself.
+        size: The largest number of rows in a batch.
+        longest_first: Fill batches from the longest row on, so that the incomplete batch has the shortest
+            rows.
     """
     lengths = np.asarray(lengths)
     order = np.argsort(-lengths if longest_first else lengths, kind="stable")
@@ -133,5 +136,5 @@ def batches_by_length(
 
 
 def steps_per_epoch(batches: Batches, accumulation: int) -> int:
-    """Optimizer steps that an epoch takes."""
+    """The number of optimizer steps per epoch."""
     return math.ceil(len(batches) / accumulation)

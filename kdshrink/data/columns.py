@@ -1,4 +1,4 @@
-"""Which column holds the text, the label and the language: named by flags, or by a usual name."""
+"""Finds the columns of the text, the label and the language: by options, or by usual names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .request import ColumnChoice
 from .shard import Columns, Kind, Table
 
 Labels = Literal["required", "optional", "unused"]
-"""Whether a command needs labels, uses those that there are, or does not read them."""
+"""Whether a command requires labels, uses them if there are any, or does not read them."""
 _TEXT_COLUMNS = ("text", "utt", "sentence", "tokens", "words")
 _LABEL_COLUMNS = ("label", "labels", "intent", "ner_tags", "tags")
 _LANGUAGE_COLUMNS = ("language", "lang", "locale")
@@ -19,7 +19,7 @@ _KINDS: Mapping[Kind, str] = {"text": "plain text", "list": "lists of words", "o
 
 
 def joint_kinds(tables: Sequence[Table]) -> dict[str, Kind]:
-    """The columns of all tables together, each of the kind that it has where it stands first."""
+    """The columns of all tables, each with its kind in the first table that has it."""
     kinds: dict[str, Kind] = {}
     for table in tables:
         for name, kind in table.columns().items():
@@ -30,14 +30,14 @@ def joint_kinds(tables: Sequence[Table]) -> dict[str, Kind]:
 def find_columns(
     data: str, kinds: Mapping[str, Kind], choice: ColumnChoice, labels: Labels
 ) -> Columns:
-    """The columns of custom data: those that flags name, else those of a usual name.
+    """The columns of custom data: those that options name, else those with a usual name.
 
     Args:
-        data: What messages call it.
+        data: The name of the data in messages.
         kinds: Its columns.
 
     Raises:
-        DataError: There is none, or one that cannot be read, or text and labels do not go together.
+        DataError: A column is missing or of an unsupported kind, or text and labels do not fit together.
     """
 
     def find(flag: str, said: str | None, usual: Sequence[str]) -> str | None:
@@ -61,8 +61,8 @@ def find_columns(
         if kinds[name] == "other":
             raise DataError(
                 f"{data}: the column {name!r} holds objects, binary data or the like.\n"
-                "Text, numbers, classes, or lists of them can be read; of pandas, what "
-                "to_json(orient='records', lines=True) writes."
+                "Give text, numbers, classes, or lists of them; from pandas, write them with "
+                "to_json(orient='records', lines=True)."
             )
     task: Task = "token" if kinds[text] == "list" else "sequence"
     if choice.task is not None and choice.task != task:
@@ -74,7 +74,7 @@ def find_columns(
         raise DataError(
             f"{data}: the column {text!r} holds {_KINDS[kinds[text]]}, and the labels' column "
             f"{label!r} {'lists' if kinds[label] == 'list' else 'single values'}.\n"
-            "Name two that go together with --text-column and --label-column; several labels per "
+            "Name two that fit together with --text-column and --label-column; several labels per "
             "text are not supported."
         )
     return Columns(text, label, language, task)
@@ -83,25 +83,25 @@ def find_columns(
 def _not_found(data: str, kinds: Mapping[str, Kind], what: str, flag: str) -> DataError:
     error = UnlabelledError if what == "labels" else DataError
     if what == "labels" and set(kinds) == {"text"}:
-        return error(f"{data}: it has text alone, and no labels.")
+        return error(f"{data}: it has text but no labels.")
     return error(
         f"{data}: no column has a usual name for {what}.\n"
-        f"It has: {listed(kinds)}. Say which with {flag}.{_separator_hint(kinds)}"
+        f"It has: {listed(kinds)}. Name one with {flag}.{_separator_hint(kinds)}"
     )
 
 
 def _separator_hint(kinds: Mapping[str, Kind]) -> str:
-    """What to do about a header that is one name, with the separator of another program in it."""
+    """Advice for a header of one name that contains another separator."""
     only = next(iter(kinds)) if len(kinds) == 1 else ""
     found = next((sign for sign in (";", "\t", "|", ",") if sign in only), None)
-    return f"\nIf its fields are separated by {found!r}, say so with --separator." if found else ""
+    return f"\nIf its fields are separated by {found!r}, give --separator." if found else ""
 
 
 def columns_of(table: Table, columns: Columns) -> Columns:
-    """What of these columns a table has: it may lack labels and languages, but not the text.
+    """Those of the columns that a table has: it may lack labels and languages, but not the text.
 
     Raises:
-        DataError: It has no such text, or another kind of it.
+        DataError: It lacks the text, or has a column of another kind.
     """
     kinds = table.columns()
     if columns.text not in kinds:
@@ -114,7 +114,7 @@ def columns_of(table: Table, columns: Columns) -> Columns:
         if name in kinds and kinds[name] != expected:
             raise DataError(
                 f"{table.origin}: the column {name!r} holds {_KINDS[kinds[name]]}, and "
-                f"{_KINDS[expected]} in other files.\nWrite it in one way in all of them."
+                f"{_KINDS[expected]} in other files.\nUse one form in all files."
             )
     return Columns(
         columns.text,

@@ -1,7 +1,7 @@
-"""Files of one word per line, its columns between tabs or spaces, with empty lines between sentences.
+"""Files of one word per line, columns separated by tabs or spaces, with empty lines between sentences.
 
-What the columns are is decided for a whole file: whether the first numbers the words of each sentence, as
-in CoNLL-U and the .iob2 files of Universal NER, and which one holds the tags.
+The meaning of the columns is inferred from the whole file: whether the first numbers the words of each
+sentence, as in CoNLL-U and the .iob2 files of Universal NER, and which one has the tags.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from .tags import OUTSIDE
 WORDS, TAGS = "tokens", "ner_tags"
 _NUMBER = re.compile(r"\d+")
 _OTHER_ID = re.compile(r"\d+[-.]\d+")
-"""The number of a multiword token (1-2) or of an empty node (1.1), which are no words."""
+"""The number of a multiword token (1-2) or of an empty node (1.1), which are not words."""
 _ENTITY_TAG = re.compile(r"O|[BILUESM]-.+")
 _START = "-DOCSTART-"
 _SENTENCES = 5000
-"""Sentences held at a time."""
+"""The number of sentences in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the columns of a file are.
+    """The columns of a file.
 
     Attributes:
-        tabs: Whether tabs stand between them, else spaces.
-        width: How many there are.
+        tabs: Whether they are separated by tabs, else by spaces.
+        width: The number of columns.
         numbered: Whether the first numbers the words of each sentence.
-        tags: Index of the tags' column; None where several could be.
-        last: What stands in the last column, in a file without tabs.
+        tags: The index of the column of tags; None if several columns could be it.
+        last: The values of the last column, in a file without tabs.
     """
 
     tabs: bool
@@ -50,7 +50,7 @@ class Layout:
         return 1 if self.numbered else 0
 
     def index_of(self, column: str) -> int:
-        """Index of a column by its name, or by its number from 1."""
+        """The index of a column by its name, or by its number from 1."""
         named = {WORDS: self.words, TAGS: self.tags}
         found = named[column] if column in named else int(column) - 1
         assert found is not None
@@ -63,11 +63,11 @@ class Layout:
 
 @dataclass
 class _Column:
-    """What the values of a column may be.
+    """Statistics on the values of a column.
 
     Attributes:
-        entities: Whether all may be tags of entities.
-        outside: Whether O is one of them.
+        entities: Whether all values may be entity tags.
+        outside: Whether one of the values is O.
     """
 
     entities: bool = True
@@ -81,16 +81,16 @@ class _Column:
 
 @dataclass
 class _Census:
-    """What the lines of a file have in common, collected in one pass.
+    """Statistics on the lines of a file, collected in one pass.
 
     Attributes:
-        lines: How many lines were added.
-        numbers: How many of them the first column numbers, within the sentence or the file.
-        odd_line: The first that it does not.
-        before: The number of the word before; None if there is none.
-        begins: Whether a sentence begins.
-        words: The columns, of lines that are words even where the first column numbers them.
-        last: What stands in the last column, in a file without tabs.
+        lines: The number of lines that were added.
+        numbers: The number of lines that the first column numbers, within the sentence or the file.
+        odd_line: The first line that it does not number.
+        before: The number of the word before; None without one.
+        begins: Whether the next line begins a sentence.
+        words: Statistics on the columns, without lines that are not words if the first column numbers them.
+        last: The values of the last column, in a file without tabs.
     """
 
     first_line: int = 0
@@ -111,14 +111,14 @@ class _Census:
         """Whether the first column numbers the words.
 
         Raises:
-            DataError: It does so on most lines, and not on all.
+            DataError: It does so on most lines, but not on all.
         """
         if self.numbers == self.lines:
             return not (self.width == 2 and self.words[1].entities)
         if self.width > 2 and 2 * self.numbers > self.lines:
             raise DataError(
-                f"{path}, line {self.odd_line}: the first column numbers the words on most lines, and "
-                "not on this one.\nMend the number, or take the column out."
+                f"{path}, line {self.odd_line}: the first column numbers the words on most lines, but "
+                "not on this one.\nCorrect the number, or remove the column."
             )
         return False
 
@@ -152,7 +152,7 @@ class _Census:
 def _fields(line: str, tabs: bool) -> list[str]:
     if tabs:
         return [part.strip(" ") for part in line.split("\t")]
-    # Not str.split(), since words may hold spaces that do not break, or ideographic ones.
+    # Not str.split(), since words may contain no-break or ideographic spaces.
     return re.split(r"[ \t]+", line.strip(" \t"))
 
 
@@ -162,10 +162,10 @@ def _has_tabs(path: Path, encoding: str) -> bool:
 
 
 def find_layout(path: Path, encoding: str) -> Layout:
-    """Find the columns of a file.
+    """Infer the columns of a file.
 
     Raises:
-        DataError: It has none, or lines of unlike width.
+        DataError: It has none, or its lines differ in their number of columns.
     """
     tabs = _has_tabs(path, encoding)
     census = _Census()
@@ -188,9 +188,10 @@ def find_layout(path: Path, encoding: str) -> Layout:
 
 
 def _tag_column(columns: Sequence[_Column], first: int) -> int | None:
-    """The column of the tags: the only one, or that of entities; the last of these, as in CoNLL-2003.
+    """The column of the tags: the only one, or that of entity tags.
 
-    Behind numbered words the first of these, as in Universal NER's files.
+    Of several columns of entity tags it is the last, as in CoNLL-2003, or in files with numbered words the
+    first, as in Universal NER.
     """
     last = len(columns) - 1
     if last == first:
@@ -210,7 +211,7 @@ def _may_be_comment(line: str, tabs: bool) -> bool:
 
 
 def _trimmed(fields: list[str], width: int) -> list[str]:
-    """The fields without empty ones behind the last column, which a separator at a line's end makes."""
+    """The fields without empty ones after the last column, which come from separators at a line's end."""
     end = len(fields)
     while end > max(1, width) and not fields[end - 1]:
         end -= 1
@@ -221,7 +222,7 @@ def conll_rows(path: Path, columns: Columns, layout: Layout, encoding: str) -> I
     """The sentences of a file.
 
     Raises:
-        DataError: A word or tag is missing, or a line is of another width than the others.
+        DataError: A word or tag is missing, or a line has another number of columns than the others.
     """
     word_at = layout.index_of(columns.text)
     tag_at = None if columns.label is None else layout.index_of(columns.label)
@@ -256,7 +257,7 @@ def _rows(sentences: Sequence[tuple[int, list[str], list[str]]], tagged: bool) -
 
 
 def _word_line(line: str, layout: Layout) -> list[str] | None:
-    """The columns of a word; empty at the end of a sentence; None for what is no word."""
+    """The columns of a word; empty at the end of a sentence; None for a line that is not a word."""
     if not line.strip(" \t") or line.startswith(_START):
         return []
     fields = _trimmed(_fields(line, layout.tabs), layout.width)
@@ -268,5 +269,5 @@ def _word_line(line: str, layout: Layout) -> list[str] | None:
 
 
 def _is_word(fields: list[str], layout: Layout) -> bool:
-    """Whether a line that begins like a comment is the word `#`: it has all columns, and a known tag."""
+    """Whether a line that begins like a comment is the word `#`: it has all columns and a known tag."""
     return not layout.tabs and len(fields) == layout.width and fields[-1] in layout.last

@@ -1,4 +1,4 @@
-"""Examples ready for a model: labelled by its ids, tokenised, padded into batches."""
+"""Prepares examples for a model: label ids, tokenisation, padding."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .registry import Task
 from .tags import are_entities, from_iob2, scheme_of_labels
 
 IGNORED = -100
-"""The label of a position that has none, as PyTorch's cross-entropy expects it."""
+"""The label of positions without one, which PyTorch's cross-entropy ignores."""
 
 
 def needs_own_scheme(labels: Sequence[str], model_labels: Sequence[str]) -> bool:
-    """Whether the data's tags of entities, in IOB2, must be written in the scheme of the model's."""
+    """Whether the data's entity tags, in IOB2, must be converted to the scheme of the model's."""
     scheme = scheme_of_labels(model_labels) if are_entities(labels) else None
     return scheme is not None and (scheme != "IOB2" or not set(labels) <= set(model_labels))
 
 
 def in_scheme_of(table: Dataset, labels: Sequence[str], model_labels: Sequence[str]) -> Dataset:
-    """A table of `TaskData` for token tasks with its tags as the ids of a model's, in their scheme."""
+    """Convert the tags of a token task's table to a model's class ids, in the model's tag scheme."""
     ids = {name: i for i, name in enumerate(model_labels)}
 
     def convert(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -50,13 +50,13 @@ def encode(
     """Tokenise a table of `TaskData`.
 
     Args:
-        label_ids: For each label of the data the model's id (`match_labels`); None for no labels.
+        label_ids: The model's class id of each label (`match_labels`); None to leave labels out.
 
     Returns:
-        A table with `input_ids`, `length`, `cut_off` and, with labels, `labels`: the example's id, or
-        for token tasks an id at each word's first token and -100 elsewhere. `cut_off` is how many words
-        (for texts: 1 or 0) are beyond max_length. Token tasks add `positions`: for each word the index
-        of its first token, or -1 where it was cut off or the tokenizer makes nothing of it.
+        A table with `input_ids`, `length`, `cut_off` and, with labels, `labels`: the example's class id,
+        or for token tasks a class id at each word's first token and -100 elsewhere. `cut_off` is the
+        number of words (for texts: 1 or 0) beyond max_length. Token tasks also have `positions`: the index
+        of each word's first token, or -1 if the word was cut off or gives no token.
     """
     features = {
         "input_ids": List(Value("int32")),
@@ -94,7 +94,7 @@ def _encode_batch(
     )
     ids = encoded["input_ids"]
     result: dict[str, list[Any]] = {"input_ids": ids, "length": [len(one) for one in ids]}
-    # What is cut off is kept by the fast tokenizers in encodings of its own.
+    # The fast tokenizers return the part that is cut off as further encodings.
     cut = [bool(one.overflowing) for one in encoded.encodings]
     result["cut_off"] = [int(one) for one in cut]
     if split:
@@ -116,7 +116,7 @@ def _encode_batch(
 
 
 def first_tokens(word_ids: Sequence[int | None], words: int) -> list[int]:
-    """For each word the index of its first token, or -1 where it has none."""
+    """The index of each word's first token, or -1 if it has none."""
     positions = [-1] * words
     for index, word in enumerate(word_ids):
         if word is not None and positions[word] < 0:
@@ -125,23 +125,23 @@ def first_tokens(word_ids: Sequence[int | None], words: int) -> list[int]:
 
 
 def _trailing(positions: Sequence[int]) -> int:
-    """How many words at the end have no token."""
+    """The number of words at the end without a token."""
     return next((n for n, one in enumerate(reversed(positions)) if one >= 0), len(positions))
 
 
 def token_counts(encoded: Dataset) -> np.ndarray:
-    """(n,) tokens of each encoded example, int32."""
+    """(n,) the number of tokens of each encoded example, int32."""
     return _column(encoded, "length")
 
 
 def examples_at(encoded: Dataset, rows: np.ndarray) -> list[dict[str, Any]]:
     """The examples in these rows, in their order."""
-    # What PyTorch's DataLoader calls. Indexing gives columns instead, to be put together again.
+    # As PyTorch's DataLoader does; indexing would give columns instead of examples.
     return encoded.__getitems__(rows.tolist())
 
 
 def cut_off(encoded: Dataset) -> np.ndarray:
-    """(n,) words (for texts: 1 or 0) of each encoded example beyond the maximum length, int32."""
+    """(n,) the number of words (for texts: 1 or 0) beyond the maximum length, int32."""
     return _column(encoded, "cut_off")
 
 
@@ -160,15 +160,14 @@ def _labels_at(positions: Sequence[int], labels: Sequence[int], length: int) -> 
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads encoded examples to the longest of them, or to the next of the buckets.
+    """Pads encoded examples to the longest of them, or to the next larger bucket.
 
-    Returns int64 tensors: `input_ids` and `attention_mask` (B, T), and `labels`, (B) or (B, T),
-    where the examples have them.
+    Returns int64 tensors: `input_ids` and `attention_mask` (B, T), and `labels`, (B) or (B, T), if the
+    examples have labels.
 
     Attributes:
-        compact_ids: For each id of the tokenizer's the one that the model knows, where its embedding
-            table was compacted; the padding's is the same.
-        buckets: Lengths to pad to, ascending; longer examples are padded to the longest of them.
+        compact_ids: The row of each token id in a compacted embedding table; padding keeps its id.
+        buckets: Lengths to pad to, ascending; examples beyond the last are padded to the longest.
     """
 
     pad_token_id: int

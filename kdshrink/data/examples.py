@@ -1,4 +1,4 @@
-"""Examples with numbered labels, out of tables in which every value is text."""
+"""Turns tables of text into examples with label ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .tags import OUTSIDE, find_scheme, iob2_labels, to_iob2
 logger = logging.getLogger(__name__)
 
 _WRITTEN_LIST = re.compile(r"""\s*\[\s*(['"]).*\1\s*\]\s*""", re.DOTALL)
-"""A list of strings in the notation of Python, of NumPy or of JSON."""
+"""A list of strings, written as text by Python, NumPy or JSON."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Part:
     """A table that was read.
 
     Attributes:
-        language: The language of all its examples; None where a column says, or nothing.
-        path: Its examples in the form of `Columns.schema`.
+        language: The language of all its examples; None if it is in a column, or unknown.
+        path: The Arrow file of its examples, with `Columns.schema`.
     """
 
     language: str | None
@@ -47,14 +47,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Labelling:
-    """What each label of a data set stands for.
+    """The labels of a data set and their ids.
 
     Attributes:
-        labels: Names of the labels, in order.
-        index: The number of each label as it stands in the data, or, where tags are brought from another
-            scheme, as it is in IOB2.
-        renamed: New names that --label-map gives.
-        scheme: The scheme of entity tags; None for labels of another kind.
+        labels: The names of the labels, by id.
+        index: The id of each label as it is written in the data, or, for entity tags that are converted,
+            in IOB2.
+        renamed: The new names from --label-map.
+        scheme: The scheme of entity tags; None for other labels.
     """
 
     labels: tuple[str, ...]
@@ -64,7 +64,7 @@ class Labelling:
 
 
 def check_no_written_lists(parts: Sequence[Part], column: str) -> None:
-    """Refuse texts that are lists written as text, as pandas writes them into CSV.
+    """Check that texts are not lists written as text, as pandas writes them to CSV.
 
     Raises:
         DataError: The first texts are such lists.
@@ -78,7 +78,7 @@ def check_no_written_lists(parts: Sequence[Part], column: str) -> None:
 def _written_list(place: str, value: str) -> DataError:
     return DataError(
         f"{place}: these are lists written as text: {short(value)}.\n"
-        "Write the data as JSON lines or parquet, which have lists."
+        "Write the data as JSON lines or parquet, which support lists."
     )
 
 
@@ -106,13 +106,13 @@ def custom_labels(
     class_names: Sequence[str] | None,
     renamed: Mapping[str, str],
 ) -> Labelling:
-    """The labels of custom data: the union over all splits, decided once.
+    """The labels of custom data: the union over all splits.
 
     Args:
-        class_names: Names of the column's classes, in order, if its type has them.
+        class_names: The class names of the column, in order, if its type has them.
 
     Raises:
-        DataError: They cannot be told apart with certainty.
+        DataError: The labels are ambiguous.
     """
     found = _found_labels(parts)
     if task == "sequence" and found and all(map(_WRITTEN_LIST.fullmatch, found)):
@@ -134,7 +134,7 @@ def custom_labels(
             names = iob2_labels(names, str(scheme))
         classes = {name: name for name in names}
     if class_names and scheme in (None, "IOB2"):
-        # Renamed alike, they stay in order; what is written in files beside comes after.
+        # Renamed classes keep their order; labels that only other files have come after them.
         ordered = [renamed.get(name, name) for name in class_names]
         ordered += in_order(set(classes.values()) - set(ordered))
         labels = tuple(dict.fromkeys(ordered))
@@ -149,10 +149,10 @@ def custom_labels(
 
 
 def named_labels(parts: Sequence[Part], named: NamedData, renamed: Mapping[str, str]) -> Labelling:
-    """The labels of a named data set: its own list, by name, or by number where all are numbers.
+    """The labels of a named data set: the registry's list, by name, or by id if all are numbers.
 
     Raises:
-        DataError: A label is none of its.
+        DataError: The data has a label that is not in the list.
     """
     found = _found_labels(parts)
     numbers = {name: number for number, name in enumerate(named.labels)}
@@ -164,7 +164,7 @@ def named_labels(parts: Sequence[Part], named: NamedData, renamed: Mapping[str, 
         raise DataError(
             f"{_place_of(unknown[0], parts, named.label_column)}: {named.name} has no label "
             f"{short(unknown[0])!r}.\nIts labels: {listed(named.labels)}.\n"
-            "--label-map FILE gives the names of a file those of the data set."
+            "--label-map FILE maps other names to those of the data set."
         )
     scheme = None
     if named.task == "token":
@@ -197,7 +197,7 @@ def all_labelled(parts: Iterable[Part]) -> bool:
 
 
 def languages_of(parts: Iterable[Part]) -> set[str]:
-    """The languages that the examples name, und of those that name none."""
+    """The languages of the examples; und for those without one."""
     found: set[str] = set()
     for part in parts:
         for batch in batches_of(part.path):
@@ -208,12 +208,12 @@ def languages_of(parts: Iterable[Part]) -> set[str]:
 def examples(
     parts: Sequence[Part], labelling: Labelling | None, task: Task, column: str | None
 ) -> Dataset:
-    """A table of `text`, `label` (without a labelling absent) and `language`, in the parts' order.
+    """A table of `text`, `label` (absent without a labelling) and `language`, in the parts' order.
 
     Sentences without words are left out.
 
     Raises:
-        DataError: There is no word, or an example has no label.
+        DataError: There are no words, or an example has no label.
     """
     name = fingerprint("examples", *(f"{p.path.stem} {p.language}" for p in parts), labelling)
     number: pa.DataType = pa.list_(pa.int32()) if task == "token" else pa.int32()
@@ -235,13 +235,13 @@ def examples(
 
     table = as_dataset(stored(name, schema, batches()))
     if len(table) == 0:
-        raise DataError(f"{parts[0].table.origin} holds no word.")
+        raise DataError(f"{parts[0].table.origin} has no words.")
     if task == "token":
-        _tell_empty(parts, len(table))
+        _log_empty(parts, len(table))
     return table
 
 
-def _tell_empty(parts: Sequence[Part], kept: int) -> None:
+def _log_empty(parts: Sequence[Part], kept: int) -> None:
     read = sum(batch.num_rows for part in parts for batch in batches_of(part.path))
     if read > kept:
         logger.info(
@@ -262,7 +262,7 @@ def _languages(batch: pa.RecordBatch, language: str | None) -> pa.Array:
 def _numbers(
     batch: pa.RecordBatch, labelling: Labelling, task: Task, part: Part, column: str | None
 ) -> pa.Array:
-    """The labels of a batch as numbers."""
+    """The label ids of a batch."""
     values = batch.column("label")
 
     def first_line(mask: pa.Array) -> int:

@@ -1,4 +1,4 @@
-"""Data on the Hub."""
+"""Reads data sets from the Hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HubTable:
-    """The examples of a data set on the Hub, as datasets loaded them."""
+    """A table of a data set on the Hub, loaded by datasets."""
 
     dataset: Dataset
     origin: str
@@ -36,7 +36,7 @@ class HubTable:
     sha256: None = None
 
     def digest(self) -> str:
-        # datasets makes it of the builder's files, which name the commit.
+        # datasets derives it from the builder's files, which name the commit.
         return str(self.dataset._fingerprint)
 
     def is_unchanged(self) -> bool:
@@ -90,9 +90,9 @@ def named_hub_shards(named: NamedData, token: str | None) -> list[Shard]:
 
 
 def _fetch(named: NamedData, revision: str | None, patterns: list[str], token: str | None) -> Path:
-    """Files of a data set in the Hub's cache; the directory is named by the commit."""
+    """Download files of a data set to the Hub's cache; returns the directory, named by the commit."""
     use_timeouts()
-    with hub_errors(_told(named.hub_id)):
+    with hub_errors(_error_for(named.hub_id)):
         folder = snapshot_download(
             named.hub_id,
             repo_type="dataset",
@@ -106,10 +106,10 @@ def _fetch(named: NamedData, revision: str | None, patterns: list[str], token: s
 def _fetch_parquet(
     named: NamedData, commit: str | None, unit: str, split: str, token: str | None
 ) -> tuple[FileTable, ...]:
-    """A language and split of a refs/convert/parquet branch: <unit>/<split>/0000.parquet and on.
+    """A language and split of a refs/convert/parquet branch: <unit>/<split>/0000.parquet and so on.
 
-    The files are fetched by themselves, since load_dataset asks some twenty questions for each of them
-    and does not find them again in its cache without a connection.
+    The files are downloaded here, since load_dataset sends about twenty requests for each of them and
+    does not find them in its cache without a connection.
     """
     folder = _fetch(named, commit, [f"{unit}/{split}/*.parquet"], token) / unit / split
     tables = tuple(FileTable(path, Reading()) for path in sorted(folder.glob("*.parquet")))
@@ -119,9 +119,9 @@ def _fetch_parquet(
 
 
 def hub_shards(hub_id: str, languages: Collection[str], token: str | None) -> list[Shard]:
-    """Shards of a Hub data set: its only configuration, or those named like the languages asked for."""
+    """Shards of a Hub data set: its only configuration, or those with the names of the wanted languages."""
     commit = _commit(hub_id, None, token)
-    with hub_errors(_told(hub_id)):
+    with hub_errors(_error_for(hub_id)):
         configurations = get_dataset_config_names(hub_id, token=token, revision=commit)
     wanted = [name for name in configurations if name in languages]
     if len(configurations) == 1:
@@ -131,7 +131,7 @@ def hub_shards(hub_id: str, languages: Collection[str], token: str | None) -> li
     else:
         raise DataError(
             f"--data {hub_id} has several configurations: {listed(configurations)}.\n"
-            f"Say which with --languages, as in --languages {configurations[0]}."
+            f"Choose some with --languages, as in --languages {configurations[0]}."
         )
     shards = []
     for language, configuration in chosen:
@@ -151,7 +151,7 @@ def _opened(table: Table) -> tuple[Table, ...]:
 
 
 def _commit(hub_id: str, revision: str | None, token: str | None) -> str | None:
-    """The commit that a revision of a data set names now; None without a connection."""
+    """The current commit of a revision of a data set; None without a connection."""
     use_timeouts()
     try:
         return HfApi(token=token).dataset_info(hub_id, revision=revision).sha
@@ -160,7 +160,7 @@ def _commit(hub_id: str, revision: str | None, token: str | None) -> str | None:
         if fault is Fault.OFFLINE:
             return None
         if fault is Fault.NETWORK:
-            logger.warning("%s: %s; looking into the cache", hub_id, reason(error, token))
+            logger.warning("%s: %s; using the cache", hub_id, reason(error, token))
             return None
         if fault is Fault.BAD_NAME:
             raise DataError(
@@ -176,10 +176,10 @@ def _commit(hub_id: str, revision: str | None, token: str | None) -> str | None:
         raise
 
 
-def _told(hub_id: str) -> Callable[[Fault, Exception], KdshrinkError | None]:
-    """What to tell of data that could not be read."""
+def _error_for(hub_id: str) -> Callable[[Fault, Exception], KdshrinkError | None]:
+    """Makes the error for data that could not be read."""
 
-    def tell(fault: Fault, error: Exception) -> KdshrinkError | None:
+    def error_for(fault: Fault, error: Exception) -> KdshrinkError | None:
         if isinstance(error, (DataError, HubError)):
             return None
         if fault in (Fault.MISSING, Fault.GATED) or isinstance(error, DatasetNotFoundError):
@@ -188,13 +188,13 @@ def _told(hub_id: str) -> Callable[[Fault, Exception], KdshrinkError | None]:
             return HubError(
                 f"--data {hub_id}: {reason(error, None)}.\n"
                 "Check the network and HF_ENDPOINT, or read the data from files: --data-dir DIR for a "
-                "named data set, --data PATH for your own."
+                "named data set, --data PATH for custom data."
             )
         if isinstance(error, (DatasetGenerationError, ValueError, RuntimeError, FileNotFoundError)):
             return DataError(f"--data {hub_id}: it could not be read from the Hub.\n{error}")
         return None
 
-    return tell
+    return error_for
 
 
 def _no_such_data(hub_id: str) -> DataError:
@@ -205,5 +205,5 @@ def _no_such_data(hub_id: str) -> DataError:
 
 
 def _from_hub(hub_id: str, **arguments: Any) -> Any:
-    with hub_errors(_told(hub_id)):
+    with hub_errors(_error_for(hub_id)):
         return load_dataset(hub_id, **arguments)

@@ -1,4 +1,4 @@
-"""What the labels of a data set are: decided once, over all its files and splits."""
+"""Infers the labels of a data set, over all its files and splits, and matches them with a model's."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from ..errors import DataError, listed, short
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
-"""A number as files write ratings; what begins with a needless zero is a code, such as 01."""
+"""A number as files write ratings; one with a leading zero, such as 01, is a code instead."""
 _MOST_FRACTIONS = 10
-"""Labels with fractions beyond so many are measurements rather than classes."""
+"""With more distinct labels than this, fractions are measurements rather than classes."""
 _BOOLEANS = {"true", "false"}
 
 
 def number_of(label: str) -> Decimal | None:
-    """The value of a label that is written as a number."""
+    """The value of a label that is a number; None for any other."""
     return Decimal(label) if _NUMBER.fullmatch(label) else None
 
 
@@ -27,16 +27,16 @@ def are_numbers(labels: Iterable[str]) -> bool:
 
 
 def class_of_each(labels: Iterable[str], place: Callable[[str], str]) -> dict[str, str]:
-    """The class that each label stands for: itself, or, where all are numbers, the one of its value.
+    """The class of each label: the label itself, or, if all are numbers, the class of its value.
 
-    A class of numbers is called by its shortest spelling: `4` of `4`, `4.0` and `4.00`.
+    A class of numbers has the name of its shortest spelling: `4` for `4`, `4.0` and `4.00`.
 
     Args:
-        place: Says where a label stands, for messages.
+        place: Gives the position of a label, for messages.
 
     Raises:
-        DataError: Numbers are spelled in several ways beside labels that are none, or booleans stand
-            beside numbers, or the numbers are measurements rather than classes.
+        DataError: Numbers are spelled in several ways and some labels are not numbers, or there are both
+            booleans and numbers, or the numbers are measurements rather than classes.
     """
     found = sorted(set(labels))
     by_value: dict[Decimal, list[str]] = {}
@@ -48,15 +48,15 @@ def class_of_each(labels: Iterable[str], place: Callable[[str], str]) -> dict[st
         number = next(iter(by_value.values()))[0]
         raise DataError(
             f"{place(number)}: the label is {number!r}, and elsewhere {booleans[0]!r}.\n"
-            "Say which class each one is with --label-map."
+            "Give the class of each one with --label-map."
         )
     if others:
         for spelled in by_value.values():
             if len(spelled) > 1:
                 raise DataError(
                     f"{place(spelled[1])}: one number is spelled as {listed(map(repr, spelled))}, and "
-                    f"other labels are no numbers, such as {short(others[0])!r}.\n"
-                    "Write it in one way, or say which class each one is with --label-map."
+                    f"other labels are not numbers, such as {short(others[0])!r}.\n"
+                    "Use one spelling, or give the class of each one with --label-map."
                 )
         return {label: label for label in found}
     fractions = [value for value in by_value if value != value.to_integral_value()]
@@ -64,7 +64,7 @@ def class_of_each(labels: Iterable[str], place: Callable[[str], str]) -> dict[st
         raise DataError(
             f"{place(by_value[fractions[0]][0])}: the labels are {len(by_value):,} different numbers, "
             f"such as {fractions[0]}. These are measurements, and regression is not supported.\n"
-            "Bring them to classes first, with --label-map or in the file."
+            "Map them to classes first, with --label-map or in the file."
         )
     return {
         label: min(spelled, key=lambda one: (len(one), one))
@@ -74,7 +74,7 @@ def class_of_each(labels: Iterable[str], place: Callable[[str], str]) -> dict[st
 
 
 def in_order(classes: Iterable[str]) -> tuple[str, ...]:
-    """Classes sorted: by value where all are numbers, else as text."""
+    """Classes sorted by value if all are numbers, else as text."""
     names = set(classes)
     if are_numbers(names):
         return tuple(sorted(names, key=Decimal))
@@ -82,10 +82,10 @@ def in_order(classes: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_label_map(path: Path | None) -> dict[str, str]:
-    """The new name of each old one, out of a JSON file; empty without one.
+    """Read a JSON file of new label names by the old ones; empty without a file.
 
     Raises:
-        DataError: The file is no JSON object of names, or names one twice.
+        DataError: The file is not a JSON object of names, or has a name twice.
     """
     if path is None:
         return {}
@@ -94,10 +94,10 @@ def read_label_map(path: Path | None) -> dict[str, str]:
         names: dict[str, str] = {}
         for old, new in found:
             if old in names:
-                raise DataError(f"--label-map {path}: it names {old!r} twice.")
+                raise DataError(f"--label-map {path}: it has {old!r} twice.")
             if not isinstance(new, str):
                 raise DataError(
-                    f"--label-map {path}: {old!r} is to become {new!r}, which is no name."
+                    f"--label-map {path}: the new name of {old!r} is {new!r}, which is not a name."
                 )
             names[old.strip()] = new.strip()
         return names
@@ -115,7 +115,7 @@ def read_label_map(path: Path | None) -> dict[str, str]:
         raise DataError(f"--label-map {path}: this is not JSON ({error}).") from error
     if not isinstance(content, dict) or not content:
         raise DataError(
-            f"--label-map {path}: it holds no object.\n"
+            f"--label-map {path}: this is not a JSON object.\n"
             'Write {"old name": "new name", …}, such as {"0": "negative", "1": "positive"}.'
         )
     return content
@@ -128,10 +128,10 @@ def match_labels(
     data: str = "the data",
     model: str = "the model",
 ) -> list[int]:
-    """For each label of the data the model's id of the same name, or, where all are numbers, value.
+    """The model's class id of each label of the data, matched by name, or by value if all are numbers.
 
     Args:
-        data, model: What messages call them.
+        data, model: Their names in messages.
 
     Raises:
         DataError: The model does not know a label of the data.
@@ -146,6 +146,6 @@ def match_labels(
         raise DataError(
             f"These labels of {data} are unknown to {model}: {listed(unknown)}.\n"
             f"It knows: {listed(model_labels)}. The data has: {listed(labels)}.\n"
-            "Labels are matched by name; --label-map FILE gives either side the other's names."
+            "Labels are matched by name; --label-map FILE renames those of either."
         )
     return [ids[name] for name in names]

@@ -14,7 +14,7 @@ from .registry import NAMED, Unit
 
 GROUPS = ("seen", "unseen", "english", "all")
 UNDETERMINED = "und"
-"""BCP 47's code for a language that is not known: custom data that names none."""
+"""BCP 47's code for an unknown language: that of custom data without one."""
 _UNITS = {unit.name: unit.code for data in NAMED.values() for unit in data.units}
 _SAME = {"fil": "tl"}
 """langcodes calls Tagalog Filipino; data sets and the Hub call it by the code of Tagalog."""
@@ -22,10 +22,10 @@ _SAME = {"fil": "tl"}
 
 @cache
 def language_of(name: str) -> str:
-    """The ISO 639 code of a language, by its code in any standard, its name, or a data set's name of it.
+    """The ISO 639 code of a language, from a code of any standard, a name, or a data set's name of a unit.
 
-    `de` of `de`, `deu`, `ger`, `de-DE`, `German`, `Deutsch`, and of `de_pud` and `german`, which named
-    data sets have; `und` of what names no language. `cmn` and `arb` are `zh` and `ar`.
+    `de` for `de`, `deu`, `ger`, `de-DE`, `German`, `Deutsch`, and for `de_pud` and `german` of named data
+    sets; `und` for any other text. `cmn` and `arb` are `zh` and `ar`.
     """
     code = _UNITS.get(name) or _by_tag(name) or _by_name(name)
     if code is None and (prefix := re.match(r"([A-Za-z]{2,3})[-_]", name)):
@@ -58,7 +58,7 @@ def find_units(wanted: str, units: Sequence[Unit]) -> list[str]:
     """The units that a name (`de-DE`, `da_ddt`) or a language (`de`, `deu`, `German`) selects.
 
     Raises:
-        DataError: Nothing is called so.
+        DataError: No unit has this name or language.
     """
     by_name = [unit.name for unit in units if _plain(unit.name) == _plain(wanted)]
     language = language_of(wanted)
@@ -85,11 +85,11 @@ def select_languages(
     seen: Collection[str],
     unseen: Collection[str],
 ) -> tuple[str, ...]:
-    """Names of the units that `--languages` asks for, in the data set's order.
+    """The names of the units that `--languages` selects, in the data set's order.
 
     Args:
         spec: Names, codes, or groups of `GROUPS`.
-        seen, unseen: Names of the units in the groups of these names.
+        seen, unseen: The units of the groups `seen` and `unseen`.
 
     Raises:
         DataError: A name is unknown, or a group is empty.
@@ -110,6 +110,6 @@ def select_languages(
 
 
 def comparable(name: str) -> str:
-    """What tells whether two names are of one language: its code, or a name that is no language's."""
+    """A key that is equal for two names of one language: its code, or the name if it has none."""
     code = language_of(name)
     return name if code == UNDETERMINED else code

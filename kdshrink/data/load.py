@@ -1,6 +1,6 @@
-"""Labelled examples by split: found, chosen by language, sampled, their labels known by name.
+"""Loads labelled examples by split: finds the files, selects languages, samples, and matches labels.
 
-Everything stays in Arrow's memory maps; what is held per example is an index.
+The examples stay in memory-mapped Arrow files; only an index per example is in memory.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ logger = logging.getLogger(__name__)
 
 _HELD_OUT = 0.1
 WHOLE_FILE = "all"
-"""What a single file is called where a split is named: it has none."""
+"""The name of the split of a single file, which has no splits."""
 
 
 def find_shards(request: DataRequest, token: str | None = None) -> list[Shard]:
-    """List what there is of `request.data`, reading nothing but names where that is possible.
+    """List the shards of `request.data`, if possible without reading any content.
 
     Raises:
-        DataError: No such data, or a directory without any.
+        DataError: There is no such data, or a directory has none.
         HubError: The Hub cannot be reached, or refuses.
     """
     name, reading = request.data, request.reading
@@ -71,7 +71,7 @@ def find_shards(request: DataRequest, token: str | None = None) -> list[Shard]:
     if path.is_dir():
         return directory_shards(path, None, reading)
     if path.exists():
-        raise DataError(f"--data {name}: this is no regular file.\nGive a file or a directory.")
+        raise DataError(f"--data {name}: this is not a regular file.\nGive a file or a directory.")
     if is_data_file(path) or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise DataError(
             f"--data {name}: there is no such file or directory.\n"
@@ -85,14 +85,14 @@ class TaskData:
     """Labelled examples by split.
 
     Attributes:
-        labels: Names of the labels, or None where the data has none.
+        labels: The names of the labels; None if the data has none.
         splits: Tables of `text` (str, or list[str] of words), `label` (int or list[int], an index
             into labels; absent without labels) and `language` (str).
-        languages: The languages that were asked for, in order.
-        seen, unseen: The languages that count as such, whether asked for or not.
+        languages: The languages that were read, in order.
+        seen, unseen: The languages that count as seen and unseen, whether read or not.
         reference: A description of what was read, for the record.
-        tag_scheme: The scheme that entity tags were written in; None for labels of another kind.
-        whole_file: Whether the data is one file, which has no splits.
+        tag_scheme: The scheme that entity tags were written in; None for other labels.
+        whole_file: Whether the data is a single file, which has no splits.
     """
 
     name: str
@@ -108,10 +108,10 @@ class TaskData:
 
 
 def split_named(typed: str) -> str:
-    """The split that a name means: `validation` of `dev`.
+    """The split with this name or alias: `validation` for `dev`.
 
     Raises:
-        UsageError: It is the name of none.
+        UsageError: There is none.
     """
     if typed.lower() not in SPLIT_OF:
         raise UsageError(f"--split {typed}: the splits are {', '.join(SPLITS)} (or dev).")
@@ -126,16 +126,16 @@ def load_data(
     labels: Labels = "required",
     token: str | None = None,
 ) -> TaskData:
-    """Read what is asked for.
+    """Load the examples that a request selects.
 
     Args:
-        splits: Of train, validation and test; None takes those that there are. For training, a tenth
-            of the training data is held out as validation where there is none.
-        purpose: "train" leaves out the languages without training data, unless they are named.
+        splits: Of train, validation and test; None for all that exist. For training, a tenth of the
+            training data is held out as validation if there is no such split.
+        purpose: "train" leaves out languages without training data, unless they are named.
         labels: Whether data without labels is an error.
 
     Raises:
-        DataError: Unknown data, language, split, column or label, or nothing left.
+        DataError: The data, a language, split, column or label is unknown, or no example is left.
         HubError: The Hub cannot be reached, or refuses.
     """
     shards = find_shards(request, token)
@@ -147,14 +147,14 @@ def load_data(
 
 
 def _there(shards: Sequence[Shard]) -> list[str]:
-    """The splits that there are."""
+    """The splits that exist."""
     return [split for split in SPLITS if any(shard.split == split for shard in shards)]
 
 
 def _groups(
     choice: LanguageChoice, units: Sequence[Unit], seen: Collection[str], unseen: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The seen and the unseen languages, after --seen-languages and --unseen-languages."""
+    """The seen and the unseen languages, by --seen-languages and --unseen-languages."""
     names = [unit.name for unit in units]
     if choice.seen is not None:
         seen = set(select_languages(choice.seen, units, seen, unseen))
@@ -191,7 +191,7 @@ def _load_named(
     for having, lacking in _needed(request, named, shards, splits, purpose):
         missing = [name for name in languages if name not in having]
         required = choice.by_name or len(missing) == len(languages)
-        _tell_missing(named.name, lacking, missing, having, required)
+        _report_missing(named.name, lacking, missing, having, required)
         languages = tuple(name for name in languages if name in having)
 
     splits = _there(shards) if splits is None else splits
@@ -236,7 +236,7 @@ def _needed(
     splits: Sequence[str] | None,
     purpose: str,
 ) -> Iterator[tuple[set[str | None], str]]:
-    """Each thing that a language must have: the languages that do, and what the others lack."""
+    """The data that each language must have: the languages that have it, and a message on the others."""
     yield {shard.language for shard in shards}, f"{request.data_dir or named.name} has no data of"
     if purpose == "train":
         trained = {shard.language for shard in shards if shard.split == "train"}
@@ -247,27 +247,27 @@ def _needed(
             yield having, f"there is no {split} split in"
 
 
-def _tell_missing(
+def _report_missing(
     data: str,
     lacking: str,
     missing: Sequence[str],
     having: Collection[str | None],
     required: bool,
 ) -> None:
-    """Say which languages lack something, if any does.
+    """Log which languages lack data, or raise an error if they are required.
 
     Args:
-        lacking: What they lack, as a message says it before their names.
+        lacking: The message on what they lack, without their names.
         having: The languages that have it.
-        required: Whether they may not be left out.
+        required: Whether the missing languages are required.
 
     Raises:
-        DataError: There is one, and it is required.
+        DataError: A required language is missing.
     """
     if missing and required:
         raise DataError(
             f"{data}: {lacking} {listed(missing)}.\n"
-            f"There is some in: {listed(sorted(filter(None, having))) or 'none'}."
+            f"Languages that have it: {listed(sorted(filter(None, having))) or 'none'}."
         )
     if missing:
         logger.info("%s: %s %s", data, lacking, listed(missing))
@@ -306,7 +306,7 @@ def _load_custom(
         names = next(filter(None, (t.class_names(columns.label) for t in tables)), None)
         labelling = custom_labels(everything, columns.label, columns.task, names, renamed)
     elif columns.label is not None:
-        logger.info("%s: not all examples have a label; none is used", name)
+        logger.info("%s: not all examples have labels, so none are used", name)
     present = {split: languages_of(read) for split, read in parts.items()}
     units = tuple(
         Unit(language, language_of(language)) for language in sorted(set().union(*present.values()))
@@ -319,7 +319,7 @@ def _load_custom(
         missing = [language for language in languages if language not in having]
         if asked_for and split in parts:
             lacking = f"there is no {split} split in"
-            _tell_missing(name, lacking, missing, having, choice.by_name)
+            _report_missing(name, lacking, missing, having, choice.by_name)
         if len(missing) < len(languages):
             table = examples(parts[split], labelling, columns.task, columns.label)
             loaded[split] = _chosen(table, languages, split, request.sampling.limit(split))
@@ -349,7 +349,7 @@ def _finish(
     purpose: str,
     train_fraction: float,
 ) -> TaskData:
-    """Hold out a development set where there is none, and check that nothing asked for is missing."""
+    """Hold out a development set if there is none, and check that all splits are there."""
     loaded = dict(data.splits)
     lacks_validation = "validation" in splits and "validation" not in loaded
     if purpose == "train" and lacks_validation and "train" in loaded:
@@ -374,17 +374,21 @@ def _finish(
     if scheme is not None:
         reference["tag_scheme"] = scheme
     if scheme not in (None, "IOB2"):
-        logger.info("%s: the tags are written as %s, and read as IOB2", data.name, scheme)
+        logger.info(
+            "%s: the tags are in the scheme %s, and are converted to IOB2", data.name, scheme
+        )
     if labelling is not None and labelling.renamed:
         reference["label_map"] = dict(labelling.renamed)
     return replace(data, splits=loaded, reference=reference, tag_scheme=scheme)
 
 
 def _hold_out(name: str, train: Dataset, labelled: bool) -> dict[str, Dataset]:
-    """A tenth of each language and label as validation, and the rest to train on, always the same."""
+    """Split off a tenth of each language and label as validation, always the same examples."""
     rows = len(train)
     if rows < 2:
-        raise DataError(f"{name}: one training example is too few to hold one out for validation.")
+        raise DataError(
+            f"{name}: with a single training example none can be held out for validation."
+        )
     held = held_out_rows(train, _HELD_OUT, labelled)
     logger.info("%s has no validation split: %d of %d examples are held out", name, len(held), rows)
     rest = np.setdiff1d(np.arange(rows), held)

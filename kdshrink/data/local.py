@@ -1,4 +1,4 @@
-"""Data in local files and directories: which files there are, and what reads each."""
+"""Reads data from local files and directories."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _IGNORED = re.compile(r"\..*|__MACOSX")
 
 @dataclass(frozen=True)
 class FileTable:
-    """The examples of a file."""
+    """The table of a file."""
 
     path: Path
     reading: Reading
@@ -43,9 +43,9 @@ class FileTable:
         ending, compression = endings(self.path)
         if ending not in FORMATS or (ending == "parquet" and compression):
             raise DataError(
-                f"{self.path}: files of this kind are not read.\n"
-                f"Endings: {', '.join(FORMATS)}; but for parquet .{' or .'.join(COMPRESSIONS)} may "
-                "follow."
+                f"{self.path}: this file format is not supported.\n"
+                f"Supported endings: {', '.join(FORMATS)}; all but parquet may be followed by "
+                f".{' or .'.join(COMPRESSIONS)}."
             )
         if self.path.stat().st_size == 0:
             raise DataError(f"{self.path} is empty.")
@@ -157,8 +157,8 @@ def _batch(rows: Rows, columns: Columns, table: Table) -> pa.RecordBatch:
                 "".join("".join(value or "") for value in found).encode()
             except UnicodeEncodeError as error:
                 raise DataError(
-                    f"{table.origin}, {table.unit} {line}: half a character (a lone surrogate) "
-                    "stands there, which is no text.\nMend or remove the example."
+                    f"{table.origin}, {table.unit} {line}: the text contains half a "
+                    "character (a lone surrogate).\nCorrect or remove the example."
                 ) from error
         raise
     values[1] = arrow.stripped(values[1])
@@ -166,7 +166,7 @@ def _batch(rows: Rows, columns: Columns, table: Table) -> pa.RecordBatch:
 
 
 def _integers(numbers: Sequence[int]) -> pa.Array:
-    if isinstance(numbers, range):  # pyarrow goes through it number by number
+    if isinstance(numbers, range):  # pyarrow would iterate over it
         return pa.array(np.arange(numbers.start, numbers.stop, dtype=np.int64))
     return pa.array(numbers, pa.int64())
 
@@ -176,7 +176,7 @@ def is_data_file(path: Path) -> bool:
 
 
 def file_shard(path: Path, reading: Reading) -> Shard:
-    """A file by itself, whatever it is called."""
+    """The shard of a single file, whatever its name."""
     return Shard(None, "train", str(path), partial(_open, (path,), reading), (path,))
 
 
@@ -185,7 +185,7 @@ def _open(paths: Sequence[Path], reading: Reading) -> tuple[FileTable, ...]:
 
 
 def _split_files(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The files of each split in a folder: one, or all parts of a sharded one.
+    """The files of each split in a folder: a single file, or all parts of a sharded one.
 
     Raises:
         DataError: Several files could be the same split, or parts are missing.
@@ -206,7 +206,7 @@ def _split_files(folder: Path) -> dict[str, tuple[Path, ...]]:
             names = [path.name for paths in files.values() for path in paths]
             raise DataError(
                 f"{folder}: several files could be its {split} split: {listed(names)}.\n"
-                "Leave one there, or give the one that is meant to --data."
+                "Leave only one there, or give one of them to --data."
             )
         (paths,) = files.values()
         found[split] = tuple(paths)
@@ -231,10 +231,10 @@ def directory_shards(folder: Path, named: NamedData | None, reading: Reading) ->
     """Shards of DIR/<language>/<split>.<ending>, or, for custom data, DIR/<split>.<ending>.
 
     Raises:
-        DataError: There is none, or several files could be the same split.
+        DataError: There are no data files, or several could be the same split.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such directory.\nGive the one that holds the data.")
+        raise DataError(f"{folder}: there is no such directory.\nGive the directory of the data.")
     known = {unit.name for unit in named.units} if named else None
     places: list[tuple[str | None, Path]] = [
         (path.name, path)

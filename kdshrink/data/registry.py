@@ -1,4 +1,4 @@
-"""The named data sets: where each lives, its labels, its languages, and which count as unseen.
+"""The named data sets: their place on the Hub, labels and languages, and which count as unseen.
 
 A data set is made of units: massive's are locales, tsm's languages, universal-ner's treebanks.
 """
@@ -43,8 +43,8 @@ class Unit:
     """A part of a data set in one language.
 
     Attributes:
-        name: What the data set calls it (`de-DE`, `german`, `de_pud`).
-        code: ISO 639 code of its language; several units may share one.
+        name: Its name in the data set (`de-DE`, `german`, `de_pud`).
+        code: ISO 639 code of its language; several units may have the same.
         trains: Whether it has training data.
     """
 
@@ -55,17 +55,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class NamedData:
-    """A data set that the tool knows.
+    """A data set that is known by name.
 
     Attributes:
-        hub_id, hub_revision: Where it is read from on the Hub; empty for the embedded sample.
-        hub_selector: The argument of `load_dataset` that picks a unit there.
+        hub_id, hub_revision: The data set on the Hub; empty for the embedded sample.
+        hub_selector: The argument of `load_dataset` that selects a unit.
         text_column, label_column: Its columns, on the Hub and in files.
-        labels: All its labels, in order.
-        unseen: Names of the units that count as unseen unless the user says otherwise.
-        lists_note: Where the seen and unseen lists come from.
-        hub_note: What to know before trusting the Hub's copy.
-        outside: Tags in its files that are none of its labels, and are read as O.
+        labels: All its labels, by id.
+        unseen: The units that count as unseen by default.
+        lists_note: Where the lists of seen and unseen units come from.
+        hub_note: A warning about the copy on the Hub.
+        outside: Tags in its files that are not among its labels, and are read as O.
     """
 
     name: str
@@ -150,10 +150,10 @@ UNIVERSAL_NER = NamedData(
         """.split()
     ),
     unseen=("ceb_gja", "de_pud", "ru_pud", "tl_trg", "tl_ugnayan"),
-    lists_note="unseen are the languages without training data",
+    lists_note="the languages without training data are unseen",
     hub_note=(
         "this copy of universal-ner on the Hub is not the authors' own and has not been verified; "
-        "the released .iob2 files through --data-dir are the sure way"
+        "read the released .iob2 files with --data-dir to be sure"
     ),
     outside=("B-OTH", "I-OTH", "B-O", "I-O"),
 )
@@ -172,7 +172,7 @@ SAMPLE = NamedData(
         for locale in "de-DE en-US es-ES ru-RU nl-NL pt-PT sv-SE".split()
     ),
     unseen=("nl-NL", "pt-PT", "sv-SE"),
-    lists_note="the sample trains on four languages and keeps three unseen",
+    lists_note="the sample has four languages for training and three unseen ones",
 )
 
 NAMED = {data.name: data for data in (MASSIVE, TSM, UNIVERSAL_NER, SAMPLE)}

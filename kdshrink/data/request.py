@@ -1,4 +1,4 @@
-"""What is to be read: which data, how its files are written, which columns and languages, and how much."""
+"""A request for data: which data, the format of its files, columns, languages and sampling."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
 
 @dataclass(frozen=True)
 class Reading:
-    """How text files are to be read.
+    """The format of text files.
 
     Attributes:
-        separator: Between the fields of CSV and TSV; None for a comma, and in .tsv a tab, where no field
-            is quoted.
+        separator: Separator of the fields of CSV and TSV; None for a comma, and in .tsv a tab without
+            quoting.
     """
 
     separator: str | None = None
@@ -25,10 +25,10 @@ class Reading:
 
     @classmethod
     def typed(cls, separator: str | None, encoding: str | None) -> Reading:
-        """What --separator (a character, or tab, comma, semicolon) and --encoding say, each if given.
+        """The format by --separator (a character, or tab, comma, semicolon) and --encoding, if given.
 
         Raises:
-            UsageError: There is no such encoding.
+            UsageError: The encoding is unknown.
         """
         if separator is not None:
             separator = _SEPARATORS.get(separator, separator)
@@ -37,7 +37,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnChoice:
-    """The columns of custom data and its task, as far as they are given; the others are inferred."""
+    """The columns of custom data and its task; None is inferred."""
 
     text: str | None = None
     label: str | None = None
@@ -47,11 +47,11 @@ class ColumnChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageChoice:
-    """Languages by name, code or group, as --languages and its kin take them.
+    """Languages by name, code or group, as in --languages.
 
     Attributes:
-        wanted: The languages to read; all if None.
-        seen, unseen: The languages that count as such; the data set's lists if None.
+        wanted: The languages to read; None for all.
+        seen, unseen: The languages that count as seen and unseen; None for the data set's lists.
     """
 
     wanted: tuple[str, ...] | None = None
@@ -60,7 +60,7 @@ class LanguageChoice:
 
     @property
     def by_name(self) -> bool:
-        """Whether a language is asked for by itself, so that it may not be left out if it is missing."""
+        """Whether a single language is named, rather than a group, so that it may not be left out."""
         return not set(self.wanted or ()) <= {"all", "seen", "unseen"}
 
 
@@ -69,9 +69,9 @@ class Sampling:
     """How much of the data to use.
 
     Attributes:
-        train_fraction: Share of the training data, above 0, at most 1.
-        max_samples: Examples of each language and split, at most.
-        max_eval_samples: The same, for all splits but train.
+        train_fraction: Share of the training data, above 0 and at most 1.
+        max_samples: The largest number of examples of each language and split.
+        max_eval_samples: Like `max_samples`, for all splits but train.
     """
 
     train_fraction: float = 1.0
@@ -79,19 +79,19 @@ class Sampling:
     max_eval_samples: int | None = None
 
     def limit(self, split: str) -> int | None:
-        """Examples of each language that a split may have; None for all."""
+        """The largest number of examples per language in a split; None for all."""
         limits = [self.max_samples, self.max_eval_samples if split != "train" else None]
         return min((limit for limit in limits if limit is not None), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRequest:
-    """Which examples are to be read, and how.
+    """Which examples to read, and how.
 
     Attributes:
         data: The name of a named data set, a Hub id, or the path of a file or directory.
-        data_dir: Where the files of a named data set are; None for the Hub.
-        label_map: JSON file of new names for labels.
+        data_dir: The directory of a named data set's files; None for the Hub.
+        label_map: JSON file of new label names.
     """
 
     data: str

@@ -1,7 +1,7 @@
-"""Files of one example after another: CSV, TSV, JSON lines, JSON and plain text.
+"""Reads examples from CSV, TSV, JSON lines, JSON and plain text.
 
-The standard library reads them: pyarrow's reader of JSON does not give numbers as they are written, and its
-reader of CSV drops the quotes of a field that is quoted in part, without a word.
+The standard library parses them: pyarrow's JSON reader does not give numbers as they are written, and its
+CSV reader silently drops the quotes of a partly quoted field.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .streams import open_text, text_blocks
 logger = logging.getLogger(__name__)
 
 _HEAD = 1000
-"""Lines, or objects of JSON, that are looked at to find the columns."""
+"""The number of lines, or JSON objects, that are read to find the columns."""
 _QUOTED = re.compile(r'(?:^|\t)"(?:[^"\t]|"")*""(?:[^"\t]|"")*"(?=\t|\r?\n|$)')
-"""A field of TSV that is quoted as a whole, with a quote in it doubled."""
+"""A TSV field that is quoted as in CSV."""
 
 
 def _at(path: Path, line: int, column: str | None = None, unit: str = "line") -> str:
@@ -36,12 +36,12 @@ def _at(path: Path, line: int, column: str | None = None, unit: str = "line") ->
 
 
 _CHARACTERS = 2**23
-"""What is held of a file at a time, so that memory stays flat whatever the texts are."""
+"""The size of the blocks in which a file is read, so that memory does not grow with the texts."""
 _MOST = 2000
 
 
 def _line_chunks(lines: IO[str]) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a file, many at a time, each time with the number of the first."""
+    """The lines of a file in chunks, each with the number of its first line."""
     number = 1
     while chunk := lines.readlines(_CHARACTERS):
         for begin in range(0, len(chunk), _MOST):
@@ -53,13 +53,13 @@ def _line_chunks(lines: IO[str]) -> Iterator[tuple[int, list[str]]]:
 # CSV and TSV
 
 _Records = tuple[Sequence[int], list[list[str]]]
-"""Records of a file, and the line that each begins at."""
+"""Records of a file, and the line where each begins."""
 
 
 def _records(path: Path, separator: str | None, encoding: str) -> Iterator[_Records]:
-    """The records of a file, many at a time, blank lines left out.
+    """The records of a file in chunks, without blank lines.
 
-    Without a separator fields stand between tabs, as they are; with one, they may be in quotes.
+    Without a separator, fields are separated by tabs and not quoted; with one, they may be quoted.
     """
     with open_text(path, encoding) as lines:
         yield from _unquoted(lines) if separator is None else _quoted(lines, path, separator)
@@ -75,9 +75,9 @@ def _unquoted(lines: IO[str]) -> Iterator[_Records]:
 
 
 def _quoted(lines: IO[str], path: Path, separator: str) -> Iterator[_Records]:
-    csv.field_size_limit(sys.maxsize)  # it is global, and only ever too small
+    csv.field_size_limit(sys.maxsize)  # a global limit, which defaults to 128 KiB
     reader = csv.reader(lines, delimiter=separator, strict=True)
-    before, count = 0, 1  # the header, and more at a time as the size of the rows is known
+    before, count = 0, 1  # first the header alone, then more once the size of a row is known
     while True:
         try:
             records = list(islice(reader, count))
@@ -86,7 +86,7 @@ def _quoted(lines: IO[str], path: Path, separator: str) -> Iterator[_Records]:
         if not records:
             return
         begins: Sequence[int] = range(before + 1, before + 1 + len(records))
-        if reader.line_num - before != len(records):  # some field goes over several lines
+        if reader.line_num - before != len(records):  # a field spans several lines
             heights = [1 + sum(field.count("\n") for field in record) for record in records]
             begins = [before + 1, *(before + 1 + end for end in accumulate(heights[:-1]))]
         before = reader.line_num
@@ -104,7 +104,7 @@ def _without_blank(begins: Sequence[int], records: list[list[str]]) -> _Records:
 
 
 def _misquoted(path: Path, separator: str, lines: IO[str], error: csv.Error) -> DataError:
-    """The error of a record whose quotes are wrong, found again to tell where it begins."""
+    """The error for a record with wrong quotes, which is parsed again to find where it begins."""
     lines.seek(0)
     reader = csv.reader(lines, delimiter=separator, strict=True)
     begin = 1
@@ -114,8 +114,8 @@ def _misquoted(path: Path, separator: str, lines: IO[str], error: csv.Error) -> 
     except csv.Error:
         pass
     return DataError(
-        f"{_at(path, begin)}: the quotes of this row are not as CSV has them ({error}).\n"
-        'A field that holds a quote is quoted whole, with the quote doubled: "a ""b"" c".'
+        f"{_at(path, begin)}: the quotes of this row are not valid CSV ({error}).\n"
+        'Put a field with quotes in quotes, and double its own: "a ""b"" c".'
     )
 
 
@@ -127,14 +127,14 @@ def _header(path: Path, separator: str | None, encoding: str) -> list[str]:
 
 
 def delimited_columns(path: Path, separator: str | None, encoding: str) -> dict[str, Kind]:
-    """The columns that a header names; quotes near the top of a file without quoting are told of."""
+    """The columns of the header; warns about quotes near the top of a file that is read without quoting."""
     if separator is None:
         with open_text(path, encoding) as lines:
             quoted = (n for n, line in enumerate(islice(lines, _HEAD), 1) if _QUOTED.search(line))
             if line := next(quoted, None):
                 logger.warning(
-                    "%s: a field is quoted as in CSV, and its quotes are kept as they stand; "
-                    "--separator tab takes them off",
+                    "%s: a field is quoted as in CSV, but its quotes are kept; "
+                    "--separator tab reads them as quotes",
                     _at(path, line),
                 )
     return dict.fromkeys(_header(path, separator, encoding), "text")
@@ -146,13 +146,13 @@ def delimited_rows(
     """The examples of a CSV or TSV file.
 
     Raises:
-        DataError: A row is wider or narrower than the header, or has no text.
+        DataError: A row has another number of fields than the header, or no text.
     """
     header = _header(path, separator, encoding)
     names = (columns.text, columns.label, columns.language)
     for name in names:
         if header.count(str(name)) > 1:
-            raise DataError(f"{path}: {header.count(str(name))} columns are called {name!r}.")
+            raise DataError(f"{path}: {header.count(str(name))} columns have the name {name!r}.")
     text, label, language = (header.index(name) if name in header else None for name in names)
     assert text is not None
     skip = 1
@@ -182,8 +182,8 @@ def _uneven(
         (line, record) for line, record in zip(lines, records, strict=True) if len(record) != width
     )
     return DataError(
-        f"{_at(path, line)}: {len(record)} fields, and the header has {width}: {short(record)}\n"
-        "Quote a field that holds the separator, or say which it is with --separator."
+        f"{_at(path, line)}: {len(record)} fields, but the header has {width}: {short(record)}\n"
+        "Quote a field that contains the separator, or give another --separator."
     )
 
 
@@ -197,31 +197,31 @@ def _missing(path: Path, line: int, column: str, unit: str = "line") -> DataErro
 
 
 class _Number(str):
-    """A number as it is written."""
+    """A number, as it is written in the file."""
 
 
 def _nothing(constant: str) -> None:
-    """What NaN and the infinities are, which JSON does not have."""
+    """Parse NaN and the infinities, which are not JSON, as null."""
 
 
 _DECODER = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_nothing)
 
 _Values = tuple[Sequence[int], list[Any]]
-"""Values of JSON, and the number of each: of its line, or in the array."""
+"""JSON values, and the number of each: its line, or its position in the array."""
 
 
 def json_unit(path: Path, encoding: str) -> str:
-    """What an example of a JSON file is: a line, or an object of one array."""
+    """The unit of a JSON file: `line`, or `object` if it is one array."""
     with open_text(path, encoding) as lines:
         first = next((line.strip() for line in lines if line.strip()), "")
     return "object" if first.startswith("[") else "line"
 
 
 def _objects(path: Path, encoding: str, unit: str, keys: Collection[str] = ()) -> Iterator[_Values]:
-    """The objects of a JSON file, many at a time.
+    """The objects of a JSON file in chunks.
 
     Args:
-        keys: What may stand once in each object.
+        keys: Keys that an object may not have twice.
     """
     blocks = _array(path, encoding, keys) if unit == "object" else _lines(path, encoding, keys)
     for numbers, values in blocks:
@@ -230,8 +230,8 @@ def _objects(path: Path, encoding: str, unit: str, keys: Collection[str] = ()) -
                 (n, v) for n, v in zip(numbers, values, strict=True) if type(v) is not dict
             )
             raise DataError(
-                f"{_at(path, number, unit=unit)}: this is {_kind_name(value)}, and an object was "
-                'expected.\nWrite one object per line: {"text": …, "label": …}.'
+                f"{_at(path, number, unit=unit)}: this is {_kind_name(value)}, not an "
+                'object.\nWrite one object per line: {"text": …, "label": …}.'
             )
         yield numbers, values
 
@@ -242,7 +242,7 @@ def _array(path: Path, encoding: str, keys: Collection[str]) -> Iterator[_Values
 
 
 def _lines(path: Path, encoding: str, keys: Collection[str]) -> Iterator[_Values]:
-    """The JSON of each line, blank ones left out."""
+    """The JSON value of each line that is not blank."""
     first = 1
     for text in text_blocks(path, encoding):
         count = text.count("\n")
@@ -251,7 +251,7 @@ def _lines(path: Path, encoding: str, keys: Collection[str]) -> Iterator[_Values
 
 
 def _parse_lines(path: Path, first: int, count: int, text: str, keys: Collection[str]) -> _Values:
-    # As a rule each line is one object in which each key stands once: all are then parsed as one array.
+    # Usually each line is one object without duplicate keys: then all are parsed as one array.
     names = [json.dumps(key, ensure_ascii=False) for key in keys]
     odd = [name for name in names if text.count(name) != count]
     alike = text.count("}\n") + text.count("}\r\n") == count == text.count("\n{") + 1
@@ -274,7 +274,7 @@ def _parse(path: Path, number: int, text: str, keys: Collection[str]) -> Any:
         names = [name for name, _ in pairs if name in keys]
         if len(names) > len({*names}):
             name = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{_at(path, number)}: {name!r} stands there twice.\n{short(text)}")
+            raise DataError(f"{_at(path, number)}: the key {name!r} occurs twice.\n{short(text)}")
         return dict(pairs)
 
     decoder = _DECODER
@@ -289,7 +289,7 @@ def _parse(path: Path, number: int, text: str, keys: Collection[str]) -> Any:
         shown = short(text[max(0, error.pos - 30) : error.pos + 30])
         raise DataError(f"{_at(path, line)}: this is not JSON: {error.msg}.\n{shown}") from error
     except RecursionError as error:
-        raise DataError(f"{_at(path, number)}: this JSON is nested too deep.") from error
+        raise DataError(f"{_at(path, number)}: this JSON is nested too deeply.") from error
 
 
 def _kind_name(value: Any) -> str:
@@ -300,7 +300,7 @@ def _kind_name(value: Any) -> str:
 
 
 def json_columns(path: Path, encoding: str) -> dict[str, Kind]:
-    """The keys of the first thousand objects, each of the kind of its first value that is no null."""
+    """The keys of the first objects, each with the kind of its first value that is not null."""
     kinds: dict[str, Kind | None] = {}
     for _, objects in _objects(path, encoding, json_unit(path, encoding)):
         for one in objects[:_HEAD]:
@@ -310,7 +310,7 @@ def json_columns(path: Path, encoding: str) -> dict[str, Kind]:
         if objects:
             break
     if not kinds:
-        raise DataError(f"{path} holds no example.")
+        raise DataError(f"{path} has no examples.")
     return {name: kind or "text" for name, kind in kinds.items()}
 
 
@@ -334,9 +334,9 @@ def json_rows(path: Path, columns: Columns, encoding: str) -> Iterator[Rows]:
     def values(
         numbers: Sequence[int], objects: Sequence[dict[str, Any]], column: str, *, kinds: set[type]
     ) -> list[Any]:
-        """The values of a column, which must be of these kinds."""
+        """The values of a column, which must have one of these kinds."""
         try:
-            found = list(map(itemgetter(column), objects))  # half the time of .get(column)
+            found = list(map(itemgetter(column), objects))  # twice as fast as .get(column)
         except KeyError:
             found = [one.get(column) for one in objects]
         if not {*map(type, found)} <= kinds:
@@ -381,7 +381,7 @@ def json_rows(path: Path, columns: Columns, encoding: str) -> Iterator[Rows]:
 def _unfit(place: str, value: Any, expected: str) -> DataError:
     hint = ""
     if isinstance(value, dict):
-        hint = "\npandas' to_json(orient='records', lines=True) writes what can be read."
+        hint = "\nFrom pandas, write the file with to_json(orient='records', lines=True)."
     shown = short(json.dumps(value, ensure_ascii=False))
     return DataError(f"{place}: this is {_kind_name(value)}, and {expected}.\n{shown}{hint}")
 
@@ -390,7 +390,7 @@ def _unfit(place: str, value: Any, expected: str) -> DataError:
 
 
 def text_rows(path: Path, encoding: str) -> Iterator[Rows]:
-    """One text per line; lines of white space alone are left out."""
+    """One text per line; blank lines are left out."""
     with open_text(path, encoding) as lines:
         for first, chunk in _line_chunks(lines):
             kept = [(n, line) for n, line in enumerate(chunk, first) if line.strip()]

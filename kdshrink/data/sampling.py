@@ -1,4 +1,4 @@
-"""Which examples of a table are used: a number for each language, or a stratified share."""
+"""Samples examples of a table: a number per language, or a stratified share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datasets import Dataset
 
 
 def language_codes(table: Dataset) -> tuple[np.ndarray, list[str]]:
-    """Each example's language as an index (int32) into the names that follow, in order of first use."""
+    """(n,) each example's language as an index (int32), and the languages in order of first use."""
     names: dict[str, int] = {}
     codes = []
     for batch in table.select_columns(["language"]).with_format("arrow").iter(10_000):
@@ -24,9 +24,9 @@ def language_codes(table: Dataset) -> tuple[np.ndarray, list[str]]:
 def choose_rows(
     table: Dataset, languages: Sequence[str], split: str, most: int | None
 ) -> np.ndarray:
-    """Rows of these languages, one after another, at most so many of each.
+    """Rows of these languages, language by language, with a limited number of each.
 
-    Which rows are kept does not depend on --seed.
+    The sample does not depend on --seed.
     """
     codes, names = language_codes(table)
     in_order = np.argsort(codes, kind="stable")
@@ -42,10 +42,10 @@ def choose_rows(
 
 
 def sample_rows(table: Dataset, per_language: int, purpose: str) -> np.ndarray:
-    """Rows of at most so many examples of each language, ascending; which do not depend on --seed.
+    """Rows of at most `per_language` examples of each language, ascending; independent of --seed.
 
     Args:
-        purpose: What they are for; for another one others are drawn.
+        purpose: The use of the sample; each purpose has its own sample.
     """
     codes, languages = language_codes(table)
     chosen = [
@@ -56,7 +56,7 @@ def sample_rows(table: Dataset, per_language: int, purpose: str) -> np.ndarray:
 
 
 def _some_of(rows: np.ndarray, most: int, name: str) -> np.ndarray:
-    """At most so many of the rows, in their order, drawn by the name."""
+    """At most `most` of the rows, in their order, drawn with `name` as the seed."""
     if len(rows) <= most:
         return rows
     rng = np.random.default_rng(crc32(name.encode()))
@@ -64,13 +64,13 @@ def _some_of(rows: np.ndarray, most: int, name: str) -> np.ndarray:
 
 
 def stratified_rows(table: Dataset, fraction: float, labelled: bool) -> np.ndarray:
-    """Rows of a share of the table, by largest remainder within each language and label.
+    """Sample a share of the table, stratified by language and label with the largest remainder method.
 
     For token tasks the label of a sentence is the set of its tags. Every label of a language keeps at
     least one example.
 
     Returns:
-        Row numbers, ascending. The same for the same table and fraction, whatever the seed.
+        Rows, ascending; independent of --seed.
     """
     chosen: list[int] = []
     for language, groups in _strata(table, labelled).items():
@@ -81,7 +81,7 @@ def stratified_rows(table: Dataset, fraction: float, labelled: bool) -> np.ndarr
 
 
 def held_out_rows(table: Dataset, fraction: float, labelled: bool) -> np.ndarray:
-    """As `stratified_rows`, but so many rows in all, at least one, and of a rare label perhaps none."""
+    """Like `stratified_rows`, but exactly that share (at least one row), so rare labels may get none."""
     strata = _strata(table, labelled)
     exact = [sum(map(len, groups)) * fraction for groups in strata.values()]
     totals = _largest_remainder(exact, max(1, round(sum(exact))))
@@ -93,7 +93,7 @@ def held_out_rows(table: Dataset, fraction: float, labelled: bool) -> np.ndarray
 
 
 def _strata(table: Dataset, labelled: bool) -> dict[str, list[list[int]]]:
-    """Rows by language, and in it by label."""
+    """Rows by language, grouped by label."""
     columns = ["language", *(["label"] if labelled else [])]
     strata: dict[str, dict[Any, list[int]]] = {}
     row = 0
@@ -107,7 +107,7 @@ def _strata(table: Dataset, labelled: bool) -> dict[str, list[list[int]]]:
 
 
 def _largest_remainder(exact: Sequence[float], total: int) -> list[int]:
-    """Whole numbers near these, which add up to the total."""
+    """Round numbers to integers that sum to the total."""
     counts = [int(quota) for quota in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
     for i in by_remainder[: max(0, total - sum(counts))]:

@@ -1,4 +1,4 @@
-"""Where the examples of one language and split are, and the form in which all of them are read."""
+"""The shards and tables of a data set, and the schema in which they are read."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SPLIT_NAMES = {
 SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 Kind = Literal["text", "list", "other"]
-"""What a column's values are: one text (or number), a list of them, or what cannot be read."""
+"""The kind of a column's values: text (or number), a list of them, or not supported."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of a table holds what, and for which task."""
+    """The columns of text, label and language in a table, and its task."""
 
     text: str
     label: str | None
@@ -36,9 +36,9 @@ class Columns:
 
     @property
     def schema(self) -> pa.Schema:
-        """The form in which examples are read: every value as the text that stands there.
+        """The Arrow schema in which examples are read: every value is text, as it is written.
 
-        `line` is the line of the file that an example begins at, or its row.
+        `line` is the line of the file where an example begins, or its row.
         """
         value = pa.list_(pa.string()) if self.task == "token" else pa.string()
         return pa.schema(
@@ -47,7 +47,7 @@ class Columns:
 
 
 class Rows(NamedTuple):
-    """Examples as they stand in a file, a list each of what one has. A value of None is missing."""
+    """Examples as they are written in a file, by column; a missing value is None."""
 
     lines: Sequence[int]
     texts: Sequence[str] | Sequence[list[str]]
@@ -56,25 +56,25 @@ class Rows(NamedTuple):
 
 
 class Table(Protocol):
-    """Examples in a file or on the Hub."""
+    """A table of examples, in a file or on the Hub."""
 
     @property
     def origin(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     @property
     def unit(self) -> str:
-        """What `line` counts: line or row."""
+        """The unit of `line` in the schema, such as line or row."""
 
     @property
     def sha256(self) -> str | None:
-        """The SHA-256 of the file's content when it was first asked for; None on the Hub."""
+        """The SHA-256 of the file's content at the first call; None on the Hub."""
 
     def digest(self) -> str:
-        """What tells its content, as it was when first asked for, from any other."""
+        """A fingerprint of its content at the first call."""
 
     def is_unchanged(self) -> bool:
-        """Whether the content is still what `digest` tells."""
+        """Whether the content still has this `digest`."""
 
     def columns(self) -> dict[str, Kind]:
         """Its columns.
@@ -84,25 +84,25 @@ class Table(Protocol):
         """
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """The names of a column's classes, if its type has them."""
+        """The class names of a column, if its type has them."""
 
     def read(self, columns: Columns) -> Iterator[pa.RecordBatch]:
-        """Its examples, as `columns.schema` has them; no other column is read.
+        """Its examples, with `columns.schema`; no other column is read.
 
         Raises:
-            DataError: A value cannot be read, with its place.
+            DataError: A value cannot be read; the message has its position.
         """
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The examples of one language (None: the file's own column says) and split, not read yet.
+    """The examples of one language and split, not read yet; no language if a column has it.
 
     Attributes:
-        origin: What messages call it.
-        open: Opens its tables, several if it is sharded.
-        paths: The files that they are in, if they are local.
-        commit: The commit that they are read at, if they are on the Hub and it is known.
+        origin: Its name in messages.
+        open: Opens its tables, one per part.
+        paths: Its files, if they are local.
+        commit: The commit of its data on the Hub, if known.
     """
 
     language: str | None
@@ -118,7 +118,7 @@ class Shard:
 
 
 def describe_shards(shards: Sequence[Shard]) -> dict[str, Any]:
-    """What tells which data was read: a commit, or the SHA-256 of each file and of that list."""
+    """Which data was read: a commit, or the SHA-256 of each file and of the list of these."""
     described: dict[str, Any] = {}
     if commits := {shard.commit for shard in shards if shard.commit}:
         described["revision"] = ", ".join(sorted(commits))

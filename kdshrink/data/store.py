@@ -1,4 +1,4 @@
-"""Tables of examples on disk, memory-mapped, each called by what tells its content from any other."""
+"""A cache of memory-mapped tables of examples, named by fingerprints of their content."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .shard import Columns, Table
 logger = logging.getLogger(__name__)
 
 _FORM = "kdshrink 1"
-"""Changes with how values are read, so that what an earlier version stored is not taken for it."""
+"""The version of the stored form; change it when values are read differently."""
 
 
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-"""What an Arrow stream ends with."""
+"""The last bytes of an Arrow stream."""
 
 
 def _folder() -> Path:
@@ -33,13 +33,13 @@ def _folder() -> Path:
 
 
 def fingerprint(*parts: object) -> str:
-    """A name for what these parts determine."""
+    """A name that is a hash of these parts."""
     text = "\x00".join([_FORM, *map(str, parts)])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def stored(name: str, schema: pa.Schema, make: Iterable[pa.RecordBatch]) -> Path:
-    """The Arrow file of this name, written out of `make` if it is not there yet, whole or not at all.
+    """The Arrow file of this name in the cache; if it is missing, written atomically from `make`.
 
     Raises:
         OutputError: The cache cannot be written.
@@ -64,7 +64,7 @@ def stored(name: str, schema: pa.Schema, make: Iterable[pa.RecordBatch]) -> Path
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file was written to its end, which a machine that stopped may have kept from the disk."""
+    """Whether a file is complete: after a crash of the machine its end may be missing."""
     try:
         with path.open("rb") as file:
             file.seek(-len(_END), os.SEEK_END)
@@ -83,15 +83,15 @@ def _write(writer: pa.ipc.RecordBatchStreamWriter, batch: pa.RecordBatch, folder
 def _unwritable(folder: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{folder}: the cache of data cannot be written: {error.strerror or error}.\n"
-        "Say where it may be with the environment variable HF_DATASETS_CACHE."
+        "Set the environment variable HF_DATASETS_CACHE to a writable directory."
     )
 
 
 def read_table(table: Table, columns: Columns) -> Path:
-    """The Arrow file of a table's examples as they stand there.
+    """The Arrow file of a table's examples, as they are written.
 
     Raises:
-        DataError: A value cannot be read, there is no example, or the file changed while it was read.
+        DataError: A value cannot be read, there are no examples, or the file changed while it was read.
     """
     name = fingerprint("table", table.digest(), columns)
 
@@ -101,7 +101,7 @@ def read_table(table: Table, columns: Columns) -> Path:
             rows += batch.num_rows
             yield batch
         if not rows:
-            raise DataError(f"{table.origin} holds no example.")
+            raise DataError(f"{table.origin} has no examples.")
         if not table.is_unchanged():
             raise DataError(f"{table.origin} changed while it was read.\nRun the command again.")
 
@@ -111,10 +111,10 @@ def read_table(table: Table, columns: Columns) -> Path:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Switch the collection of cyclic garbage off.
+    """Switch the cyclic garbage collector off.
 
-    Reading makes no such garbage, but so many objects that Python would go through all that the libraries hold
-    again and again, which took a quarter of the time.
+    Reading makes no cyclic garbage, but so many objects that the collector runs often: it took a quarter
+    of the time.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -132,5 +132,5 @@ def batches_of(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def as_dataset(path: Path) -> datasets.Dataset:
-    """A stored file as a data set, whose fingerprint is the file's name."""
+    """A stored file as a Dataset, with the file's name as its fingerprint."""
     return datasets.Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=path.stem)

@@ -1,4 +1,4 @@
-"""Text files opened as they are: compressed or not, in the encoding that is said, line ends untouched."""
+"""Opens text files, compressed or not, in a given encoding, without changing line ends."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def check_encoding(name: str) -> str:
-    """The name, if it is that of a text encoding.
+    """Return the name of a text encoding.
 
     Raises:
-        UsageError: It is not.
+        UsageError: There is no such encoding.
     """
     try:
-        "a".encode(name)  # no text at all would be encoded without looking for the encoding
+        "a".encode(name)  # encoding an empty string would not look the encoding up
         codecs.getincrementaldecoder(name)
     except (LookupError, ValueError):
         raise UsageError(
@@ -39,7 +39,7 @@ def check_encoding(name: str) -> str:
 
 
 def endings(path: Path) -> tuple[str, str | None]:
-    """The ending that tells a file's format, and its compression: `jsonl`, `gz` of `a.jsonl.gz`."""
+    """The endings of a file's format and compression: `jsonl` and `gz` for `a.jsonl.gz`."""
     parts = path.name.lower().split(".")[1:]
     compression = parts.pop() if parts and parts[-1] in COMPRESSIONS else None
     return (parts[-1] if parts else ""), compression
@@ -56,7 +56,7 @@ def _open_bytes(path: Path) -> Any:
 
 @contextmanager
 def open_text(path: Path, encoding: str) -> Iterator[IO[str]]:
-    """Open a text file; lines end at newlines alone, which stay as they are.
+    """Open a text file; lines end only at newlines, which are not changed.
 
     Raises:
         DataError: It is not in this encoding, or its compression is damaged.
@@ -69,7 +69,7 @@ def open_text(path: Path, encoding: str) -> Iterator[IO[str]]:
 
 
 def text_blocks(path: Path, encoding: str) -> Iterator[str]:
-    """The text of a file as `open_text` has it, in blocks of whole lines: about a MiB, or one line.
+    """The text of a file, as by `open_text`, in blocks of complete lines, of about a MiB or one line.
 
     Raises:
         DataError: As `open_text` does.
@@ -90,7 +90,7 @@ def text_blocks(path: Path, encoding: str) -> Iterator[str]:
 
 @contextmanager
 def _reading(path: Path, encoding: str) -> Iterator[Any]:
-    """The bytes of a file, decompressed; what is wrong with them, or with their encoding, is told."""
+    """Open a file's decompressed bytes; raises DataError on a damaged file or a wrong encoding."""
     try:
         with _damage(path), _open_bytes(path) as stream:
             yield stream
@@ -105,7 +105,7 @@ def _damage(path: Path) -> Iterator[None]:
     except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid) as error:
         raise _damaged(path, error) from error
     except OSError as error:
-        if error.errno is not None:  # the system's: main tells of it
+        if error.errno is not None:  # an error of the operating system, which main reports
             raise
         raise _damaged(path, error) from error
 
@@ -126,6 +126,6 @@ def _undecodable(path: Path, encoding: str) -> DataError:
         where = f"{path}, line {line}: {shown}"
     advice = "utf-16" if content.startswith(_UTF_16) else "cp1252"
     return DataError(
-        f"{where}\nThis is not {encoding.removesuffix('-sig')}. Say how the file is encoded with "
+        f"{where}\nThis is not {encoding.removesuffix('-sig')}. Give the file's encoding with "
         f"--encoding, such as --encoding {advice}."
     )

@@ -1,4 +1,4 @@
-"""Tag schemes of entities: found for a whole data set, and brought to IOB2."""
+"""Schemes of entity tags: detection over a whole data set, and conversion to and from IOB2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TAG = re.compile(r"([BILUESM])-(.+)", re.DOTALL)
 _UNDERSCORED = re.compile(r"[BILUESM]_.+", re.DOTALL)
 _BEGIN, _END = {"B", "S", "U"}, {"E", "L", "S", "U"}
 _ENDS = {"BIOES": ("S", "E"), "BILOU": ("U", "L"), "BMES": ("S", "E")}
-"""What an entity of one word, and the last word of a longer one, begin with."""
+"""The prefixes of an entity of one word and of the last word of a longer one."""
 _INSIDE = {"BIOES": "I", "BILOU": "I", "BMES": "M"}
 _SCHEMES = (("IOB2", "BI"), ("BIOES", "BIES"), ("BILOU", "BILU"), ("BMES", "BMES"))
 
@@ -28,15 +28,15 @@ def find_scheme(
     sentences: Callable[[], Iterable[Sequence[str]]],
     place: Callable[[str], str] = str,
 ) -> str | None:
-    """The scheme of entity tags: IO, IOB1, IOB2, BIOES, BILOU or BMES; None for tags of another kind.
+    """The scheme of entity tags: IO, IOB1, IOB2, BIOES, BILOU or BMES; None for other tags.
 
     Args:
         tags: All tags of the data.
-        sentences: Gives the tags of each sentence; read where prefixes B and I leave two schemes open.
-        place: Says where a tag stands, for messages.
+        sentences: Gives the tags of each sentence; called only to distinguish IOB1 from IOB2.
+        place: Gives the position of a tag, for messages.
 
     Raises:
-        DataError: Some tags are entities' and some are not.
+        DataError: Some tags are entity tags and some are not, or they mix schemes.
     """
     named = {tag for tag in tags if tag != OUTSIDE}
     parts = [_split(tag) for tag in named]
@@ -45,15 +45,15 @@ def find_scheme(
     if not any(parts):
         if odd := sorted(tag for tag in named if _UNDERSCORED.fullmatch(tag)):
             raise DataError(
-                f"{place(odd[0])}: {short(odd[0])!r} has an underscore behind its prefix, and a hyphen "
-                "was expected.\nWrite it so, or bring the tags to another form with --label-map."
+                f"{place(odd[0])}: {short(odd[0])!r} has an underscore after its prefix instead of a "
+                "hyphen.\nCorrect it, or rename the tags with --label-map."
             )
         return "IO" if OUTSIDE in tags else None
     if not all(parts):
         odd = sorted(tag for tag in named if _split(tag) is None)
         raise DataError(
-            f"{place(odd[0])}: {short(odd[0])!r} is no tag of an entity, as others are, such as "
-            f"{short(sorted(named - set(odd))[0])!r}.\nBring them to one form with --label-map."
+            f"{place(odd[0])}: {short(odd[0])!r} is not an entity tag, but others are, such as "
+            f"{short(sorted(named - set(odd))[0])!r}.\nRename them to one form with --label-map."
         )
     prefixes = {part[0] for part in parts if part}
     for scheme, letters in _SCHEMES:
@@ -62,13 +62,13 @@ def find_scheme(
                 return "IOB1"
             return scheme
     raise DataError(
-        f"{place(sorted(named)[0])}: the tags of entities have the prefixes "
-        f"{', '.join(sorted(prefixes))}, which no scheme has together.\nBring them to one form, such as IOB2, with --label-map."
+        f"{place(sorted(named)[0])}: the entity tags have the prefixes "
+        f"{', '.join(sorted(prefixes))}, which no scheme combines.\nRename them to one scheme, such as IOB2, with --label-map."
     )
 
 
 def _is_iob1(sentences: Iterable[Sequence[str]]) -> bool:
-    """Whether B- marks an entity only right behind another of its type, and I- begins the others."""
+    """Whether B- begins only an entity right after another of its type, and I- all others."""
     begins_with_i = False
     for tags in sentences:
         before: str | None = None
@@ -82,7 +82,7 @@ def _is_iob1(sentences: Iterable[Sequence[str]]) -> bool:
 
 
 def to_iob2(tags: Sequence[str], scheme: str) -> list[str]:
-    """The tags of a sentence in IOB2, out of another scheme; those of IOB2 stay as they are."""
+    """Convert the tags of a sentence from a scheme to IOB2."""
     if scheme == "IOB2":
         return list(tags)
     result = []
@@ -100,9 +100,9 @@ def to_iob2(tags: Sequence[str], scheme: str) -> list[str]:
 
 
 def from_iob2(tags: Sequence[str], labels: Collection[str]) -> list[str]:
-    """The tags of a sentence as a model with these labels has them: the inverse of `to_iob2`.
+    """Convert the tags of a sentence from IOB2 to the scheme of a model's labels, the inverse of `to_iob2`.
 
-    Where a model has no B- for a type its scheme is IOB1, in which I- begins an entity.
+    A model without B- for a type uses IOB1, in which I- begins an entity.
     """
     scheme = scheme_of_labels(labels)
     result = []
@@ -129,12 +129,12 @@ def from_iob2(tags: Sequence[str], labels: Collection[str]) -> list[str]:
 
 
 def _has_all_begins(labels: Collection[str]) -> bool:
-    """Whether there is a B- for each type of entity, so that the labels are of IOB2."""
+    """Whether each entity type has a B- label, so that the labels are IOB2."""
     return all(f"B-{kind}" in labels for kind in entity_types(labels, "IOB2"))
 
 
 def entity_types(tags: Iterable[str], scheme: str) -> list[str]:
-    """The types of entities that tags of a scheme have, sorted."""
+    """The entity types of tags in a scheme, sorted."""
     kinds = set()
     for tag in tags:
         if tag != OUTSIDE:
@@ -144,19 +144,19 @@ def entity_types(tags: Iterable[str], scheme: str) -> list[str]:
 
 
 def iob2_labels(tags: Iterable[str], scheme: str) -> set[str]:
-    """All tags that these can become in IOB2."""
+    """All tags that `to_iob2` can make of these."""
     return {OUTSIDE, *(f"{p}-{kind}" for kind in entity_types(tags, scheme) for p in "BI")}
 
 
 def are_entities(labels: Iterable[str]) -> bool:
-    """Whether these are labels of entities in IOB2, rather than tags of another kind."""
+    """Whether these are entity labels in IOB2, rather than other tags."""
     return all(label == OUTSIDE or label[:2] in ("B-", "I-") for label in labels)
 
 
 def scheme_of_labels(labels: Collection[str]) -> str | None:
-    """The scheme that a model's labels are of; None for those of another kind.
+    """The scheme of a model's entity labels; None for other labels.
 
-    Labels of IOB1 count as IOB2: what a model answers is read alike.
+    Labels of IOB1 count as IOB2, since predictions in both are read in the same way.
     """
     try:
         return find_scheme(labels, lambda: ())

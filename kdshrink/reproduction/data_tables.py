@@ -1,4 +1,4 @@
-"""The experiment `data`: what the data sets hold, beside the paper's tables 1 and 10 to 12."""
+"""The experiment `data`: sizes and languages of the data sets, next to the paper's Tables 1 and 10 to 12."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .scales import ScaleName
 
 @dataclass(frozen=True)
 class LanguageCounts:
-    """A language of a data set.
+    """The size of one language of a data set.
 
     Attributes:
-        train, validation, test: Its examples; None where it is not at hand.
+        train, validation, test: The number of examples; None if the split is not available.
     """
 
     data: str
@@ -35,16 +35,16 @@ class LanguageCounts:
 
 @dataclass(frozen=True)
 class DatasetSize:
-    """A data set as a whole.
+    """The size of a data set.
 
     Attributes:
-        classes: Its labels; of tokens, tags.
-        languages: Its units with training data, which is what the paper counts.
-        units: All its units.
-        at_hand: Units of which there is something.
-        train_rows: Training examples a language, the mean over those that have some.
-        paper: The paper's figures of it.
-        not_run: Why nothing of it was read.
+        classes: The number of labels; of tags for token tasks.
+        languages: The number of units with training data, which the paper counts.
+        units: The number of all units.
+        at_hand: The number of units that are available.
+        train_rows: The mean number of training examples, over the languages that have any.
+        paper: The paper's figures for it.
+        not_run: Why it was not read.
     """
 
     data: str
@@ -58,10 +58,10 @@ class DatasetSize:
 
 
 def count_examples(named: NamedData, directory: Path | None) -> dict[tuple[str, str], int]:
-    """Examples by language and split.
+    """The number of examples by language and split.
 
     Raises:
-        KdshrinkError: The data is not there.
+        KdshrinkError: The data is not available.
     """
     from ..data.load import find_shards
     from ..data.request import DataRequest
@@ -110,20 +110,20 @@ def _measure(
 def _markdown(sizes: Sequence[DatasetSize], units: Sequence[LanguageCounts]) -> Iterator[str]:
     yield from ("# The data sets (the paper's Tables 1 and 10 to 12)", "")
     yield "- No training. In brackets the figures of the paper's Table 1."
-    yield "- Which languages are seen and unseen is not in the paper: these lists are the tool's own."
+    yield "- Which languages are seen and unseen is not in the paper: these lists are this project's own."
     yield from (f"- {one.data} was not read: {one.not_run}" for one in sizes if one.not_run)
     yield from (
         "",
-        "|  | training rows a language | classes | languages trained on | sets in all | at hand |",
+        "|  | training rows per language | classes | languages trained on | sets | available |",
     )
     yield "| --- | --- | --- | --- | --- | --- |"
     for size in sizes:
         paper = size.paper or {}
         rows = "not read" if size.train_rows is None else f"{size.train_rows:,.1f}"
         cells = (
-            rows + _beside(paper.get("train_rows_a_language")),
-            str(size.classes) + _beside(paper.get("classes")),
-            str(size.languages) + _beside(paper.get("languages")),
+            rows + _in_brackets(paper.get("train_rows_a_language")),
+            str(size.classes) + _in_brackets(paper.get("classes")),
+            str(size.languages) + _in_brackets(paper.get("languages")),
             str(size.units),
             str(size.at_hand),
         )
@@ -144,21 +144,21 @@ def _markdown(sizes: Sequence[DatasetSize], units: Sequence[LanguageCounts]) -> 
     yield ""
 
 
-def _beside(figure: int | None) -> str:
+def _in_brackets(figure: int | None) -> str:
     return "" if figure is None else f" ({figure:,})"
 
 
 def report_data(
     place: Path, scale: ScaleName, wanted: Sequence[str] | None, directories: Mapping[str, Path]
 ) -> list[dict[str, Any]]:
-    """Count what there is and write report.md, results.csv and results.json; the sizes.
+    """Count the available examples, write report.md, results.csv and results.json, and return the rows.
 
     Args:
         wanted: Names of data sets; None for all of the scale.
-        directories: Where data sets are read from; the others come from the Hub at scale full alone.
+        directories: The directories of data sets; the others are read from the Hub at scale full only.
 
     Raises:
-        KdshrinkError: A data set that the user named is not there.
+        KdshrinkError: A data set that the user named is not available.
     """
     check_place(place, "data")
     names = wanted or tuple(name for name in NAMED if name != "sample" or scale == "sample")

@@ -1,4 +1,4 @@
-"""Running a plan: each run a process of its own, none twice, several processes or machines at once."""
+"""Executes a plan: one process per run, no run twice, also from several processes or machines at once."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _LOCKED_SECONDS = 2.0
 
 @dataclass
 class Outcome:
-    """What became of a plan's runs.
+    """The outcome of a plan's runs.
 
     Attributes:
         done: Names of the runs that this process did.
-        found: Names of those that were finished before, or by another process.
-        reasons: Why a run did not end well, or was not begun, by its name.
-        blocked: Those of them whose input failed.
-        signal: The signal that ended it all.
+        found: Names of the runs that were finished before, or by another process.
+        reasons: Why a run failed, or was not started, by its name.
+        blocked: Names of the runs that were not started because a run that they need failed.
+        signal: The signal that ended the execution.
     """
 
     done: list[str] = field(default_factory=list)
@@ -49,10 +49,10 @@ class Outcome:
 
 @contextmanager
 def _run_locked(path: Path) -> Iterator[int]:
-    """Hold a run's lock, a file that names its holder; its descriptor.
+    """Hold a run's lock, a file that names its holder; gives its descriptor.
 
     Raises:
-        BlockingIOError: Another process, perhaps of another machine, holds it.
+        BlockingIOError: Another process, perhaps on another machine, holds it.
     """
     with locked(path, wait=False) as lock:
         os.ftruncate(lock, 0)
@@ -66,11 +66,11 @@ def _whoami() -> str:
 
 @dataclass
 class _Job:
-    """A run under way.
+    """A run in progress.
 
     Attributes:
-        lock: What holds the lock of its directory. Its process holds it too, so that it stays locked
-            while an orphan goes on.
+        lock: Holds the lock of its directory. The run's process holds it too, so that the directory stays
+            locked if this process is killed.
     """
 
     run: Run
@@ -84,10 +84,10 @@ class _Executor:
     """The state of one execution of a plan.
 
     Attributes:
-        gpus: Names of GPUs, one a slot; empty for none to be chosen.
-        asked: When another process's lock was last tried, by the run's name.
-        elsewhere: Runs that another process does.
-        scores: Of finished runs, read once.
+        gpus: Names of GPUs, one per slot; empty to leave the choice to the runs.
+        asked: When the lock of a run that another process does was last tried, by the run's name.
+        elsewhere: Names of the runs that another process does.
+        scores: The scores of finished runs, by name.
     """
 
     plan: Plan
@@ -100,7 +100,7 @@ class _Executor:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def open_runs(self) -> list[Run]:
-        """Runs of which it is not settled yet what becomes of them."""
+        """Runs that are neither finished nor failed."""
         ended = {*self.outcome.done, *self.outcome.found, *self.outcome.reasons}
         return [run for run in self.plan.runs if run.name not in ended]
 
@@ -157,7 +157,7 @@ class _Executor:
             began = time.strftime("%Y-%m-%d %H:%M:%S")
             log.write(f"--- {began}, {_whoami()}: kdshrink {' '.join(words)}\n".encode())
             log.flush()
-            # A session of its own: Ctrl-C comes to this process alone, which passes it on.
+            # In its own session: only this process gets Ctrl-C, and passes it on.
             return subprocess.Popen(
                 [sys.executable, "-m", "kdshrink", *words],
                 stdin=subprocess.DEVNULL,
@@ -169,7 +169,7 @@ class _Executor:
             )
 
     def collect(self) -> None:
-        """See which runs have ended."""
+        """Record the runs that have ended."""
         for name, job in list(self.running.items()):
             code = job.process.poll()
             if code is None:
@@ -184,14 +184,14 @@ class _Executor:
                 self.outcome.reasons[name] = _reason(self.plan.folder / f"{name}.log", code)
 
     def stop(self) -> None:
-        """End the runs under way; they save a checkpoint first."""
+        """End the runs in progress, which save a checkpoint first."""
         for job in self.running.values():
             job.process.send_signal(signal.SIGTERM)
         while self.running:
             self.collect()
             time.sleep(_POLL_SECONDS)
         for run in self.open_runs():
-            self.outcome.reasons[run.name] = "not begun"
+            self.outcome.reasons[run.name] = "not started"
 
     def states(self) -> list[RunState]:
         return [self._state(run) for run in self.plan.runs]
@@ -220,7 +220,7 @@ class _Executor:
 
 
 def _steps(run: Run) -> int | None:
-    """How many steps a run was told to make."""
+    """The number of steps in a run's options; None if it is not there."""
     words = run.arguments
     if "--max-steps" in words:
         return int(str(words[words.index("--max-steps") + 1]))
@@ -233,16 +233,16 @@ def _score(directory: Path) -> dict[str, float]:
 
 
 def _reason(log: Path, code: int) -> str:
-    """Why a run failed, from the end of its log: what it said last, or its error."""
+    """Why a run failed: the error message, or the last line, of its log."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n--- ")[-1].splitlines()
     said = [line for line in lines if line.strip()]
     begin = next((i for i, line in reversed([*enumerate(said)]) if line.startswith("error:")), -1)
-    told = " ".join(said[begin:]).removeprefix("error: ") if said else "it said nothing"
-    return f"{told} (exit code {code})"
+    message = " ".join(said[begin:]).removeprefix("error: ") if said else "its log is empty"
+    return f"{message} (exit code {code})"
 
 
 def visible_gpus(device: str) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls each GPU that `--device` leaves open, where there are several."""
+    """The names, for CUDA_VISIBLE_DEVICES, of the GPUs that `--device` leaves open; empty if fewer than two."""
     if device not in ("auto", "cuda"):
         return []
     import torch
@@ -255,14 +255,14 @@ def visible_gpus(device: str) -> list[str]:
 
 
 def execute(plan: Plan, jobs: int | None, gpus: Sequence[str], board: Board) -> Outcome:
-    """Do the runs of a plan that are not finished, in an order that works.
+    """Do the runs of a plan that are not finished, each after those that it needs.
 
-    A run that fails stops those that need it, and no others. A run that another process does is waited
-    for; if that process is killed, it goes on here.
+    A run that fails blocks only the runs that need it. A run that another process does is waited for; if
+    that process is killed, the run is resumed here.
 
     Args:
-        jobs: How many runs at a time; None for one a GPU, or one.
-        gpus: Names of the GPUs to share out; empty for none to be chosen.
+        jobs: The number of runs at a time; None for one per GPU, or one without GPUs.
+        gpus: Names of the GPUs to distribute; empty to leave the choice to the runs.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     executor = _Executor(plan, jobs or max(1, len(gpus)), gpus, Outcome())
@@ -281,12 +281,12 @@ def execute(plan: Plan, jobs: int | None, gpus: Sequence[str], board: Board) -> 
 
 
 def interrupted(outcome: Outcome, command: str) -> Interrupted:
-    """The error that ends an execution that a signal ended."""
+    """The error to raise after a signal ended the execution."""
     assert outcome.signal is not None
     name = {signal.SIGINT: "Ctrl-C"}.get(signal.Signals(outcome.signal), "SIGTERM")
     done = len(outcome.done) + len(outcome.found)
     return Interrupted(
-        f"Stopped by {name}: {done} of {done + len(outcome.reasons)} runs are finished, and those under "
-        f"way saved a checkpoint.\nGo on with the same command: {command}",
+        f"Stopped by {name}: {done} of {done + len(outcome.reasons)} runs are finished, and those in "
+        f"progress saved a checkpoint.\nContinue with the same command: {command}",
         128 + outcome.signal,
     )

@@ -1,4 +1,4 @@
-"""The paper's experiments as data: which cases each compares, and the runs that score a case."""
+"""The paper's experiments as data: the cases that each compares."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _TRAINED_ON = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model as the paper compares them, and what is told of it.
+    """A model that the paper compares with others, and the figure that is reported of it.
 
     Attributes:
-        start: One of STARTS, `teacher`, `untrained copy`, `random`, or the tool's own `calibrated`,
+        start: One of STARTS, `teacher`, `untrained copy`, `random`, or, not of the paper, `calibrated`,
             `calibrated, untrained` and `trimmed vocabulary`.
         kd: Whether it is distilled; else it is fine-tuned, or not trained.
-        width: `full` or `half` of the teacher's.
+        width: Its hidden size: `full`, the teacher's, or `half` of it.
         trained_on: `all`, `seen`, `english` (its teacher: seen), or BOTH_ENGLISH.
         fraction: Share of the student's training data.
         measure: `score`, `majority accuracy`, or `loss` (after the share `at` of its steps).
-        own: Whether the case is this tool's own and not the paper's.
+        own: Whether the case is an addition of this project.
     """
 
     start: str
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Its start, and whether it is distilled."""
+        """Its start, with "+ KD" if it is distilled."""
         return self.start + (" + KD" if self.kd else "")
 
 
@@ -54,11 +54,11 @@ class Experiment:
     """One of the paper's experiments.
 
     Attributes:
-        tables: Numbers of the paper's tables that it makes again, the foremost first.
-        section: Which of the paper's settings its students have (section 4.1, 4.2 or 4.3).
-        models: The paper's models that it is about; None for all.
-        data: The paper's data sets that it is about.
-        columns: What a column of its table is: `data` or `start`.
+        tables: Numbers of the paper's tables that it reproduces, the main one first.
+        section: The section of the paper (4.1, 4.2 or 4.3) with the settings of its students.
+        models: The paper's models that it covers; None for all.
+        data: The paper's data sets that it covers.
+        columns: What varies over the columns of its table: `data` or `start`.
     """
 
     name: str
@@ -150,7 +150,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         ),
         Experiment(
             "no-finetune",
-            "The copy, untrained",
+            "The untrained copy",
             ("7",),
             (
                 Case("from-teacher", True),

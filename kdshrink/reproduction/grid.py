@@ -1,4 +1,4 @@
-"""An experiment on the models and data at hand: the cells of its table, and what differs in set-up."""
+"""An experiment on the available models and data: the cells of its table, and the set-up."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Choice:
-    """What of an experiment is run; None stands for all that the scale has.
+    """The user's choice of models, data and options for an experiment; None for the scale's defaults.
 
     Attributes:
-        models: Pretrained encoders, Hub ids or directories.
+        models: Pretrained encoders, by Hub id or directory.
         data: Names of data sets.
-        data_dirs: Directories of data sets, by name; the others come from the Hub.
+        data_dirs: Directories of data sets, by name; the others are read from the Hub.
         attention_target: As in `Objective`.
-        own_rows: Whether rows are added that the paper does not have.
-        planning: Whether runs are listed alone, so that the Hub need not be reached.
+        own_rows: Whether to add rows that the paper does not have.
+        planning: Whether runs are only listed, so that the Hub need not be reached.
     """
 
     models: Sequence[str] | None = None
@@ -44,10 +44,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Grid:
-    """An experiment, and what it is run on.
+    """An experiment on models and data.
 
     Attributes:
-        absent: Why a model (by its label) or a data set (by its name) of the paper's is not there.
+        absent: Why one of the paper's models (by label) or data sets (by name) is not available.
     """
 
     experiment: Experiment
@@ -62,7 +62,7 @@ class Grid:
         return self.choice.seeds or self.scale.seeds
 
     def cells(self) -> list[Cell]:
-        """The cells of the experiment's table: those that run, then those that do not."""
+        """The cells of the experiment's table: those with runs, then those without."""
         pairs = [(model, data) for model in self.models for data in self.data]
         ready = [cell for pair in pairs for cell in self._cells_of(*pair)]
         return [*ready, *self._absent_cells()]
@@ -108,7 +108,7 @@ class Grid:
         return case.start if alone else f"{model} {data}, {case.start}"
 
     def _absent_cells(self) -> Iterator[Cell]:
-        """The paper's columns that nothing at hand stands for."""
+        """The cells of the paper's columns for which a model or data set is not available."""
         at_hand = {paper_data(data.name) for data in self.data}
         found = {model.paper for model in self.models}
         for label in self.experiment.models or _PAPER_LABELS:
@@ -125,13 +125,13 @@ class Grid:
                     yield Cell(case, label, data, row, column, paper, None, reason)
 
     def set_up(self) -> list[str]:
-        """What differs from the paper's set-up, or is not settled by it; a line each."""
+        """Lines on what differs from the paper's set-up, or is not specified there."""
         paper = read_paper()
         lines = []
         if self.scale.name != "full":
             lines.append(
-                f"Scale: {self.scale.name}. These are not the paper's models or amounts of training, and "
-                "its numbers are not to be expected."
+                f"Scale: {self.scale.name}. These are not the paper's models or amounts of training, so do not "
+                "expect its numbers."
             )
         for model in self.models:
             of_paper = paper["models"].get(model.paper)
@@ -148,49 +148,49 @@ class Grid:
         )
         lines.append(
             f"Distillation: attention {self.choice.attention_target}, soft cross-entropy of the logits; "
-            "the paper's text does not settle either."
+            "the paper does not specify either."
         )
         return lines
 
     def _data_lines(self, data: Data) -> Iterator[str]:
         lab = self._lab(self.models[0], data, self.seeds[0])
         if data.name == "sample":
-            yield "Data: sample is a small part of massive (20 of its classes); beside it stand massive's figures."
+            yield "Data: sample is a small part of massive (20 of its classes), and is compared with massive's figures."
         trained = ", ".join(lab.all_languages)
         yield (
             f"Languages of {data.name}: all: {trained}; seen: "
             f"{', '.join(lab.trained(data.seen)) or 'none'}; unseen: {', '.join(data.unseen) or 'none'}; "
-            f"English: {', '.join(data.english) or 'none'}. The paper names no seen or unseen ones."
+            f"English: {', '.join(data.english) or 'none'}. The paper does not list seen or unseen ones."
         )
         teacher, student = self.scale.teacher[data.name], self.scale.student[data.name]
         epochs = f"{read_paper()['set_up']['epochs']} epochs"
         yield (
-            f"Training on {data.name}: teacher {_told(teacher) or epochs}; students "
+            f"Training on {data.name}: teacher {_describe_options(teacher) or epochs}; students "
             f"{self._student_options(student) or epochs}; the paper has {epochs} of transformers' defaults."
         )
         if self.scale.evaluation:
             limit = self.scale.evaluation["max-eval-samples"]
-            yield f"Scores on {data.name}: of at most {limit} test examples a language."
+            yield f"Scores on {data.name}: of at most {limit} test examples per language."
         if self.scale.trims and data.name != "sample":
-            yield f"Vocabulary: cut down to the texts of these languages of {data.name}, before all else."
+            yield f"Vocabulary: the base model's is trimmed to the texts of these languages of {data.name} first."
 
     def _student_options(self, options: Options) -> str:
         if self.experiment.section != 2 or not self.scale.fractions:
-            return _told(options)
+            return _describe_options(options)
         steps = ", ".join(
             f"{fraction:.0%} {extra['max-steps']}"
             for fraction, extra in self.scale.fractions.items()
         )
         rest = {k: v for k, v in options.items() if k not in ("max-steps", "eval-steps")}
-        return f"{_told(rest)}, steps by share of the data {steps}"
+        return f"{_describe_options(rest)}, steps by share of the data {steps}"
 
 
 _UNTOLD = ("save-steps", "logging-steps")
 
 
-def _told(options: Options) -> str:
-    """Training options in words."""
-    names = {"max-steps": "steps", "max-eval-samples": "development examples a language"}
+def _describe_options(options: Options) -> str:
+    """Describe training options, for the report."""
+    names = {"max-steps": "steps", "max-eval-samples": "development examples per language"}
     return ", ".join(
         f"{names.get(name, name.replace('-', ' '))} {value:g}"
         for name, value in options.items()
@@ -199,17 +199,17 @@ def _told(options: Options) -> str:
 
 
 def paper_data(name: str) -> str:
-    """Beside which of the paper's data sets a data set's figures stand."""
+    """The paper's data set that a data set is compared with."""
     return "massive" if name == "sample" else name
 
 
 def make_grid(experiment: Experiment, scale: Scale, choice: Choice) -> Grid:
-    """See what is at hand for an experiment.
+    """Find the available models and data of an experiment.
 
-    What the user named must be there; what the scale would take by itself may be absent.
+    Those that the user named must be available; the scale's defaults may be missing.
 
     Raises:
-        KdshrinkError: Something that the user named is not there, or nothing is.
+        KdshrinkError: One that the user named is missing, or all are.
     """
     absent: dict[str, str] = {}
     models = _find(
@@ -226,10 +226,10 @@ def make_grid(experiment: Experiment, scale: Scale, choice: Choice) -> Grid:
     )
     if not models:
         raise UsageError(
-            f"--scale {scale.name} has no model to begin with: {'; '.join(dict.fromkeys(absent.values()))}.\n"
+            f"--scale {scale.name} finds no pretrained model: {'; '.join(dict.fromkeys(absent.values()))}.\n"
             "Name pretrained encoders with --models."
         )
-    names = {name: name if _at_hand(name, scale, choice) else None for name in experiment.data}
+    names = {name: name if _by_default(name, scale, choice) else None for name in experiment.data}
     if scale.name == "sample":
         names = {"sample": "sample", **names}
     data = _find(
@@ -243,14 +243,14 @@ def make_grid(experiment: Experiment, scale: Scale, choice: Choice) -> Grid:
     )
     if not data:
         raise UsageError(
-            f"--scale {scale.name} has no data: {'; '.join(absent.values())}.\n"
+            f"--scale {scale.name} finds no data: {'; '.join(absent.values())}.\n"
             "Name directories with --data-dir, as in --data-dir massive=corpora/massive."
         )
     return Grid(experiment, choice, scale, _unlike(models), tuple(data), absent)
 
 
-def _at_hand(name: str, scale: Scale, choice: Choice) -> bool:
-    """Whether a data set is used without being named: from its directory, else from the Hub."""
+def _by_default(name: str, scale: Scale, choice: Choice) -> bool:
+    """Whether a data set is used by default: from its directory, else from the Hub."""
     return name in choice.data_dirs or (name in scale.data and not choice.data_dirs)
 
 
@@ -261,7 +261,7 @@ def _find(
     absent: dict[str, str],
     without: str,
 ) -> list[T]:
-    """Find what is wanted, or else what there is of the usual."""
+    """Open those that are wanted, or else the available ones of the defaults."""
     if wanted is not None:
         absent.update(dict.fromkeys(usual, without))
         return [find(name) for name in wanted]
@@ -278,7 +278,7 @@ def _find(
 
 
 def _unlike(models: Sequence[Model]) -> tuple[Model, ...]:
-    """The models, each with a label of its own."""
+    """The models, with unique labels."""
     from dataclasses import replace
 
     labels = [model.label for model in models]

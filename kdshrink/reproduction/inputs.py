@@ -1,4 +1,4 @@
-"""The models and data sets at hand: what a plan must know of them before anything is read."""
+"""The available models and data sets, as far as a plan needs to know them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "tokenizer*", "*.model"
 
 @dataclass(frozen=True)
 class Model:
-    """A pretrained encoder to begin with.
+    """A pretrained encoder.
 
     Attributes:
-        name: As the user called it.
-        label: What tables call it: XLM-R or mDeBERTa, where it is one of the paper's architectures.
-        paper: Which of the paper's models its figures stand beside; None for neither.
-        argument: What commands are given: with its commit, if it is on the Hub.
+        name: As the user gave it.
+        label: Its name in tables: XLM-R or mDeBERTa, if it has one of the paper's architectures.
+        paper: The paper's model that it is compared with, if any.
+        argument: The argument of commands: with its commit, if it is on the Hub.
         identity: Its commit, or the SHA-256 of its files.
     """
 
@@ -43,13 +43,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """A named data set, and what of it is at hand.
+    """A named data set, as far as it is available.
 
     Attributes:
-        directory: Where it is read from; None for the Hub or the embedded sample.
-        seen, unseen: The languages to use.
-        trains: Those with training data.
-        digests: The commit, or the SHA-256 of a file, of each language and split.
+        directory: Its directory; None for the Hub or the embedded sample.
+        seen, unseen: The seen and unseen languages to use.
+        trains: The languages with training data.
+        digests: The commit, or the SHA-256 of the file, of each language and split.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Data:
         return tuple(unit.name for unit in NAMED[self.name].units if unit.name in names)
 
     def spec(self, names: Sequence[str]) -> str:
-        """What --languages takes for these: a group's name if it has just them, else a list."""
+        """The value of --languages for these: a group's name if they are all of it, else a list."""
         named = NAMED[self.name]
         every = {unit.name for unit in named.units}
         groups = {"all": every, "seen": set(named.seen), "unseen": set(named.unseen)}
@@ -82,7 +82,7 @@ class Data:
         return ",".join(names)
 
     def facts(self, names: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:
-        """What tells which examples these are."""
+        """Facts that identify the examples of these languages and splits, for the names of runs."""
         kept = sorted(
             f"{language}/{split} {digest}"
             for (language, split), digest in self.digests.items()
@@ -93,13 +93,13 @@ class Data:
 
 
 def open_model(name: str, *, planning: bool = False) -> Model:
-    """What a plan must know of a model.
+    """Describe a pretrained encoder for a plan.
 
     Args:
-        planning: Of the paper's models, do without the Hub if it cannot be reached.
+        planning: Whether one of the paper's models is described without the Hub if it cannot be reached.
 
     Raises:
-        ModelError: It is not there, or is no model.
+        ModelError: It does not exist, or is not a model.
     """
     try:
         source = find_model(name, weights=False)
@@ -107,7 +107,7 @@ def open_model(name: str, *, planning: bool = False) -> Model:
         if not planning or name not in PAPER_MODELS.values():
             raise
         paper = next(label for label, hub_id in PAPER_MODELS.items() if hub_id == name)
-        logger.warning("%s: the Hub cannot be reached, so its revision is not known", name)
+        logger.warning("%s: the Hub cannot be reached, so its revision is unknown", name)
         return Model(name, paper, paper, 12, 768, name, _NOT_RESOLVED)
     layers, hidden = (source.config.get(key) for key in ("num_hidden_layers", "hidden_size"))
     if not layers or not hidden or layers % 2:
@@ -131,7 +131,7 @@ PAPER_MODELS = {"XLM-R": "xlm-roberta-base", "mDeBERTa": "microsoft/mdeberta-v3-
 
 
 def _fingerprint(folder: Path) -> str:
-    """The SHA-256 of what a model directory's files have in them."""
+    """The SHA-256 over the content of a model directory's files."""
     files = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
     listing = "".join(f"{path.name} {sha256_of(path)}\n" for path in sorted(files))
     return hashlib.sha256(listing.encode()).hexdigest()
@@ -144,13 +144,13 @@ def open_data(
     *,
     planning: bool = False,
 ) -> Data:
-    """What a plan must know of a data set.
+    """Describe a data set for a plan.
 
     Args:
-        directory: Read it from here, not the Hub.
-        languages: The seen and the unseen ones to use; the data set's lists if not said. What is not
-            there is left out.
-        planning: Do without the Hub if it cannot be reached.
+        directory: Its directory; None for the Hub.
+        languages: The seen and the unseen languages to use; None for the data set's lists. Those that are
+            not available are left out.
+        planning: Whether the data set is described without the Hub if it cannot be reached.
 
     Raises:
         DataError: There is no such data.
@@ -171,7 +171,7 @@ def open_data(
     except HubError:
         if not planning:
             raise
-        logger.warning("%s: the Hub cannot be reached, so its revision is not known", name)
+        logger.warning("%s: the Hub cannot be reached, so its revision is unknown", name)
         digests = {
             (unit.name, split): _NOT_RESOLVED
             for unit in named.units

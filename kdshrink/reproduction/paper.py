@@ -21,7 +21,7 @@ def read_paper() -> Mapping[str, Any]:
 def paper_figures(tables: Sequence[str], **wanted: Any) -> list[dict[str, Any]]:
     """All figures of a cell, those of `tables` first and in their order.
 
-    Where the paper contradicts itself there are several, and they differ.
+    There are several different ones where the paper contradicts itself.
     """
     assert set(wanted) == set(_KEYS)
     found = [

@@ -1,4 +1,4 @@
-"""A plan: a graph of ordinary kdshrink runs, each named by a hash of what decides its result."""
+"""A plan: a graph of kdshrink runs, each named by a hash of what determines its result."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Run:
     """A kdshrink command that writes one directory.
 
     Attributes:
-        label: What it is, for people; it leads its name.
+        label: A readable description, the first part of its name.
         command: `finetune`, `shrink`, `distill`, `eval` or `zero-shot`.
-        arguments: What follows, without -o. A `Run` stands for its directory; a `Path` for a place
-            whose content `facts` tell, so that moving it changes no name.
-        facts: Fingerprints or revisions of the data and models that it reads, other runs' apart.
+        arguments: Its arguments, without -o. A `Run` is replaced by its directory. A `Path` is not part of
+            the name, since `facts` identify its content.
+        facts: Fingerprints or revisions of the data and models that it reads, except those of other runs.
     """
 
     label: str
@@ -47,7 +47,7 @@ class Run:
 
     @cached_property
     def name(self) -> str:
-        """The name of its directory: its label, and a hash of all that decides its result."""
+        """The name of its directory: its label, and a hash of all that determines its result."""
         words = [
             {"run": argument.name}
             if isinstance(argument, Run)
@@ -60,7 +60,7 @@ class Run:
         return f"{self.label}-{hashlib.sha256(decisive.encode()).hexdigest()[:10]}"
 
     def words(self, folder: Path, extra: Sequence[str] = ()) -> list[str]:
-        """What to type after `kdshrink`: running it again goes on, or makes the same again."""
+        """The command line after `kdshrink`; running it again resumes the run, or repeats it."""
         typed = [
             str(folder / argument.name) if isinstance(argument, Run) else str(argument)
             for argument in self.arguments
@@ -69,7 +69,7 @@ class Run:
         return [self.command, *typed, *extra, "-o", str(folder / self.name), again]
 
     def is_finished(self, folder: Path) -> bool:
-        """Whether its directory holds a whole result: that file comes last."""
+        """Whether its directory holds a complete result: the file that is written last."""
         last = "config.json" if self.makes_model else "kdshrink.json"
         return (folder / self.name / last).is_file()
 
@@ -79,11 +79,11 @@ Words = tuple[str | Path | Run, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs in an order that works, each once.
+    """Runs, each once and after those that it needs.
 
     Attributes:
-        folder: Where their directories stand.
-        extra: Words for every command that decide no result, such as a device.
+        folder: The directory of their directories.
+        extra: Arguments for every command that do not change its result, such as --device.
     """
 
     runs: tuple[Run, ...]
@@ -92,10 +92,10 @@ class Plan:
 
     @classmethod
     def of(cls, wanted: Iterable[Run], folder: Path, extra: tuple[str, ...] = ()) -> Plan:
-        """The plan that makes what is wanted.
+        """The plan of the wanted runs and those that they need.
 
-        By hand, since graphlib goes by levels: here a wanted run follows its own inputs at once, so that
-        the first results are there before the last teacher is trained.
+        graphlib is not used because it orders by levels: here a wanted run directly follows its inputs, so
+        that the first results are there before the last teacher is trained.
         """
         ordered: dict[str, Run] = {}
         for run in wanted:
@@ -104,7 +104,7 @@ class Plan:
         return cls(tuple(ordered.values()), folder, extra)
 
     def as_shell(self) -> str:
-        """A line a run, for `bash -e` or a scheduler."""
+        """One line per run, for `bash -e` or a scheduler."""
         return "".join(
             shlex.join(["kdshrink", *run.words(self.folder, self.extra)]) + "\n"
             for run in self.runs

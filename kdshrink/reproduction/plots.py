@@ -1,4 +1,4 @@
-"""Figures, drawn with matplotlib where it is installed."""
+"""Draws figures with matplotlib, if it is installed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PANELS_A_ROW = 3
 
 
 def require_matplotlib() -> Any:
-    """matplotlib's figure class, which draws into files alone.
+    """matplotlib's Figure class, without a window.
 
     Raises:
-        UsageError: It is not installed.
+        UsageError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def require_matplotlib() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """The file appears whole or not at all; its bytes depend on nothing but what is drawn."""
+    """Save a figure atomically, with bytes that depend only on its content."""
     kind = path.suffix.lstrip(".")
     undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     with atomic_file(path) as partial:
@@ -41,14 +41,14 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _literal(name: str) -> str:
-    """A name as a legend shows it: matplotlib takes $ for mathematics, and hides what begins with _."""
+    """Escape a name for a legend: matplotlib reads $ as mathematics, and hides names that begin with _."""
     return ("\u2009" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def draw_curves(
     panels: Mapping[str, Mapping[str, Sequence[Point]]], path: Path, term: str = "loss"
 ) -> None:
-    """Curves by step, a panel for each title.
+    """Draw curves by step, with one panel per title.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -74,7 +74,7 @@ def draw_curves(
 def draw_lines(
     lines: Mapping[str, Sequence[tuple[float, float, float]]], path: Path, x: str, y: str
 ) -> None:
-    """Lines of (x, y, deviation of y), x on a logarithmic scale.
+    """Draw lines of (x, y, standard deviation of y), with x on a logarithmic scale.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -94,7 +94,7 @@ def draw_lines(
 def draw_bars(
     columns: Mapping[str, Sequence[tuple[str, float | None, float, float | None]]], path: Path
 ) -> None:
-    """Bars of (label, value, deviation, the paper's value), a panel for each title.
+    """Draw bars of (label, value, standard deviation, the paper's value), with one panel per title.
 
     Raises:
         UsageError: matplotlib is not installed.

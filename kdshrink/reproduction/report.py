@@ -1,4 +1,4 @@
-"""The report of an experiment: report.md, results.csv, results.json and figures."""
+"""Writes the report of an experiment: report.md, results.csv, results.json and figures."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report tells, in order.
+    """The content of a report, in order.
 
     Attributes:
-        title: What was done.
-        set_up: What differs from the paper, a line each.
-        rows: What was measured.
+        title: Its title, with the tables of the paper.
+        set_up: Lines on what differs from the paper.
+        rows: The measured cells.
         notes: What to know when reading it.
-        folder: Where the runs stand, for the learning curves.
+        folder: The directory of the runs, for the learning curves.
     """
 
     experiment: Experiment
@@ -45,7 +45,7 @@ class Report:
     folder: Path
 
     def write(self, output_dir: Path) -> None:
-        """Write its files, each whole or not at all. Without matplotlib there are no figures."""
+        """Write its files, each atomically. Without matplotlib there are no figures."""
         output_dir.mkdir(parents=True, exist_ok=True)
         figures = self._draw(output_dir)
         write_text(output_dir / REPORT, self.as_markdown(figures))
@@ -75,15 +75,15 @@ class Report:
         return "\n".join(lines)
 
     def _contradictions(self) -> Iterator[str]:
-        """Where the paper's tables differ on a cell of this experiment's."""
+        """Lines on the cells of this experiment for which the paper's tables differ."""
         for figures in contradictions():
             if not {one["table"] for one in figures} & {*self.experiment.tables}:
                 continue
             one = figures[0]
             kd = " + KD" if one["kd"] else ""
             which = "average" if one["data"] == "average" else f"{one['model']}, {one['data']}"
-            told = ", ".join(f"{same['score']:.2f} (Table {same['table']})" for same in figures)
-            yield f"{which}, {one['start']}{kd} at {one['width']}: {told}."
+            shown = ", ".join(f"{same['score']:.2f} (Table {same['table']})" for same in figures)
+            yield f"{which}, {one['start']}{kd} at {one['width']}: {shown}."
 
     def _paper_notes(self) -> Iterator[str]:
         about = {
@@ -97,7 +97,7 @@ class Report:
                 yield note
 
     def _draw(self, output_dir: Path) -> list[str]:
-        """Draw the figures; their file names."""
+        """Draw the figures, and return their file names."""
         try:
             require_matplotlib()
         except UsageError as error:
@@ -115,7 +115,7 @@ class Report:
         return [name]
 
     def _curves(self) -> Mapping[str, Mapping[str, Any]]:
-        """By share of the data and start, the first seed's."""
+        """The learning curves of the first seed, by share of the data and start."""
         panels: dict[str, dict[str, Any]] = {}
         for row in self.rows:
             for seed in [*row.values][:1]:
@@ -144,10 +144,10 @@ class Report:
 
 
 def check_place(output_dir: Path, name: str) -> None:
-    """Make sure, before the work, that no report but an older one of this experiment is replaced.
+    """Check, before the work, that only an older report of this experiment would be replaced.
 
     Raises:
-        OutputError: Somebody else's files have a report's names.
+        OutputError: Other files have the names of the report's.
     """
     names = (REPORT, "results.csv", RESULTS, f"{name}.png")
     there = [one for one in names if os.path.lexists(output_dir / one)]
@@ -157,25 +157,25 @@ def check_place(output_dir: Path, name: str) -> None:
         former = {}
     if there and former.get("experiment") != name:
         raise OutputError(
-            f"{output_dir} holds {', '.join(there)}, and no report of {name} by kdshrink.\n"
+            f"{output_dir} holds {', '.join(there)}, but not a report of {name} by kdshrink.\n"
             "Move it away, or give another directory with -o."
         )
 
 
 def _legend(experiment: Experiment, rows: Sequence[Measured]) -> str:
     if experiment.name == "learning-speed":
-        return "The training loss, as it was logged last before that step."
-    told = "Scores × 100"
+        return "The training loss, as last logged before that step."
+    legend = "Scores × 100"
     if any(row.deviation is not None for row in rows):
-        told += ", mean ± standard deviation over the seeds"
+        legend += ", mean ± standard deviation over the seeds"
     if len(experiment.tables) == 1:
-        told += f"; in brackets the figure of the paper's Table {experiment.tables[0]}, and this run's difference from it"
+        legend += f"; in brackets the figure of the paper's Table {experiment.tables[0]}, and this run's difference from it"
     elif experiment.tables:
-        told += (
+        legend += (
             "; in brackets the paper's figure, of the first of its Tables "
             f"{', '.join(experiment.tables)} that has one, and this run's difference from it"
         )
-    return told + "."
+    return legend + "."
 
 
 def _number(value: float, experiment_loss: bool) -> str:
@@ -198,7 +198,7 @@ def _shown(row: Measured) -> str:
 
 
 def _table(rows: Sequence[Measured]) -> list[str]:
-    """Rows and columns in the order in which they first come."""
+    """The Markdown table, with rows and columns in order of their first cell."""
     columns = [*dict.fromkeys(row.cell.column for row in rows)]
     labels = [*dict.fromkeys(row.cell.row for row in rows)]
     cells = {(row.cell.row, row.cell.column): _shown(row) for row in rows}
@@ -208,7 +208,7 @@ def _table(rows: Sequence[Measured]) -> list[str]:
 
 
 def _examples(rows: Sequence[Measured]) -> Iterator[str]:
-    """How many examples each share of the data is."""
+    """Lines on the number of examples of each share of the data."""
     counts = {
         (row.cell.model, row.cell.data, row.cell.case.fraction): row.train_examples
         for row in rows
@@ -219,7 +219,7 @@ def _examples(rows: Sequence[Measured]) -> Iterator[str]:
 
 
 def _missing(rows: Sequence[Measured]) -> Iterator[str]:
-    """What was not run and why, rows of a column with the same reason together."""
+    """Lines on what was not run and why, with the rows of a column and reason joined."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.missing:
@@ -231,7 +231,7 @@ def _missing(rows: Sequence[Measured]) -> Iterator[str]:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line a row; lists and objects in one field, `44=81.2;55=80.9`."""
+    """One line per row; lists and objects are joined in one field, as in `44=81.2;55=80.9`."""
     text = io.StringIO()
     if not rows:
         return ""

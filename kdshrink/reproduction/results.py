@@ -1,4 +1,4 @@
-"""What the runs of an experiment gave, read from their own records, beside the paper's figures."""
+"""The results of an experiment's runs, read from their records, with the paper's figures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Cell:
 
     Attributes:
         model, data: Labels of the model and the data set.
-        paper: The paper's figures of it, the foremost table's first.
-        runs: The run that tells it for each seed; none where it is not run.
+        paper: The paper's figures for it, that of the main table first.
+        runs: By seed, the run whose record has the result; None if it is not run.
         missing: Why it is not run.
     """
 
@@ -41,13 +41,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell with what its runs gave.
+    """A cell with the results of its runs.
 
     Attributes:
-        values: By seed: scores and accuracies × 100, losses as they are.
-        parameters: Of the model, where a record tells.
-        train_examples: What it was trained on last; None for a copy.
-        missing: Why there is nothing, or not of all seeds.
+        values: By seed: scores and accuracies × 100, losses unscaled.
+        parameters: The parameters of the model, if recorded.
+        train_examples: The number of examples of its last training; None for a copy.
+        missing: Why there are no results, or not for all seeds.
     """
 
     cell: Cell
@@ -62,12 +62,12 @@ class Measured:
 
     @property
     def deviation(self) -> float | None:
-        """The seeds' standard deviation (of a sample, n − 1)."""
+        """The sample standard deviation (n − 1) over the seeds."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     @property
     def difference(self) -> float | None:
-        """This less the foremost of the paper's figures."""
+        """The mean minus the first of the paper's figures."""
         mean, paper = self.mean, self.cell.paper
         return None if mean is None or not paper else mean - paper[0]["score"]
 
@@ -103,7 +103,7 @@ class Measured:
 def figures_of(
     experiment: Experiment, case: Case, model: str | None, data: str
 ) -> tuple[Mapping[str, Any], ...]:
-    """The paper's figures of a case; none for the tool's own and for what its figures only draw."""
+    """The paper's figures for a case; empty for added cases and those that the paper only plots."""
     if case.own or not experiment.tables:
         return ()
     found = paper_figures(
@@ -121,7 +121,7 @@ def figures_of(
 
 def _lacking(directory: Path, field: str) -> ModelError:
     return ModelError(
-        f"{directory / RECORD} does not tell {field}.\nRemove the directory, and the run is made again."
+        f"{directory / RECORD} lacks {field}.\nRemove the directory, and the run will be done again."
     )
 
 
@@ -129,7 +129,7 @@ def read_results(directory: Path) -> Results:
     """The results of a finished run.
 
     Raises:
-        ModelError: Its record does not tell them.
+        ModelError: Its record lacks them.
     """
     record = read_record(directory)
     if record is None or record.results is None:
@@ -138,12 +138,12 @@ def read_results(directory: Path) -> Results:
 
 
 def score_of(results: Results) -> float | None:
-    """The score that stands for a run: of zero-shot, that on the unseen languages."""
+    """The score of a run; of zero-shot, that on the unseen languages."""
     return results.score if results.unseen is None else results.unseen.score
 
 
 def read_value(case: Case, run: Run, folder: Path) -> float:
-    """What is told of a case, from the records of the run that tells it."""
+    """The figure that is reported of a case, from the record or log of its run."""
     results = read_results(folder / run.name)
     if case.measure == "loss":
         assert case.at is not None
@@ -163,7 +163,7 @@ def read_value(case: Case, run: Run, folder: Path) -> float:
 
 
 def model_sizes(run: Run, folder: Path) -> tuple[int | None, int | None]:
-    """Parameters of the model that a run made or scored, and the examples that it was trained on."""
+    """The number of parameters of the model that a run made or scored, and of its training examples."""
     made = run if run.makes_model else run.inputs[0]
     if made.command == "shrink":
         return read_results(folder / made.name).parameters_after, None
@@ -175,10 +175,10 @@ def model_sizes(run: Run, folder: Path) -> tuple[int | None, int | None]:
 
 
 def measure(cells: Sequence[Cell], folder: Path, reasons: Mapping[str, str]) -> list[Measured]:
-    """Read what there is of the cells.
+    """Read the available results of the cells.
 
     Args:
-        reasons: Why a run did not end well, by its name.
+        reasons: Why a run failed, by its name.
     """
     measured = []
     for cell in cells:

@@ -1,4 +1,4 @@
-"""The runs that a case needs, as command lines."""
+"""The runs of a case, as kdshrink commands."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .scales import Options, Scale
 
 @dataclass(frozen=True)
 class Lab:
-    """What makes the runs of one model, data set and seed.
+    """Makes the runs of one model, data set and seed.
 
     Attributes:
-        prefix: What the names of its runs begin with.
-        section: The paper's settings of the students: see `Experiment`.
-        attention_target: As distill's.
+        prefix: The first part of the names of its runs.
+        section: The section of the paper with the settings of the students: see `Experiment`.
+        attention_target: As of distill.
     """
 
     scale: Scale
@@ -32,7 +32,7 @@ class Lab:
     attention_target: str = "scores"
 
     def scoring_run(self, case: Case) -> Run:
-        """The run whose record tells what is told of a case."""
+        """The run whose record has the figure of a case."""
         if case.measure == "loss":
             return self.student(case)
         if case.start in ("untrained copy", "random"):
@@ -51,17 +51,17 @@ class Lab:
     def why_not(self, case: Case) -> str | None:
         """Why a case cannot be run; None if it can."""
         if case.start == "trimmed vocabulary" and self.scale.trims:
-            return "the base's vocabulary is trimmed at this scale already"
+            return "at this scale the base's vocabulary is always trimmed"
         if "english" in case.trained_on and not self.data.english:
-            return "no English training data at hand"
+            return "no English training data is available"
         if not self.all_languages:
-            return "no training data in the languages of this scale at hand"
+            return "no training data in the languages of this scale is available"
         if case.trained_on != "all" and not self.data.unseen:
-            return "none of the unseen languages is at hand"
+            return "none of the unseen languages is available"
         return None
 
     def teacher(self, case: Case) -> Run:
-        """The teacher of a case, fine-tuned."""
+        """The run that fine-tunes the teacher of a case."""
         languages = {"all": self.all_languages, BOTH_ENGLISH: self.data.english}.get(
             case.trained_on, self.trained(self.data.seen)
         )
@@ -76,7 +76,7 @@ class Lab:
         )
 
     def student(self, case: Case) -> Run:
-        """The student of a case, trained."""
+        """The run that trains the student of a case."""
         teacher = self.teacher(case)
         languages = self.all_languages if case.trained_on == "all" else self.trained(self.data.seen)
         if case.trained_on in ("english", BOTH_ENGLISH):
@@ -105,7 +105,7 @@ class Lab:
         return self._run(self._label(case), "distill", words, facts)
 
     def _start(self, case: Case) -> Run:
-        """The student of a case before it is trained, where a command of its own makes it."""
+        """The run that makes the student of a case before its training, for starts that need one."""
         if case.start == "from-teacher":
             return self._copy(case)
         shape = self._shape(case)
@@ -139,7 +139,7 @@ class Lab:
         )
 
     def _base(self) -> tuple[str | Path | Run, tuple[str, ...]]:
-        """The pretrained model, and what tells which it is."""
+        """The pretrained model, and the facts that identify it."""
         facts: tuple[str, ...] = (f"model {self.model.identity}",)
         if not self.scale.trims or self.data.name == "sample":
             return self.model.argument, facts
@@ -150,7 +150,7 @@ class Lab:
     def _score_unseen(
         self, label: str, model: Run, seen: tuple[str, ...], unseen: tuple[str, ...]
     ) -> Run:
-        """zero-shot of a model, `seen` beside `unseen`."""
+        """The zero-shot run of a model on the languages `seen` and `unseen`."""
         languages = self.data.ordered((*seen, *unseen))
         groups: tuple[str, ...] = ("--unseen-languages", ",".join(unseen))
         if seen:
@@ -163,7 +163,7 @@ class Lab:
         )
 
     def _read(self, languages: tuple[str, ...], *, listed: bool = False) -> tuple[str | Path, ...]:
-        """What to read. The groups change with --seen-languages; names (`listed`) do not."""
+        """The arguments that select data and languages: by group, or by name if `listed`."""
         spec = ",".join(languages) if listed else self.data.spec(languages)
         return ("--data", self.data.name, *self._place(), "--languages", spec)
 
@@ -202,7 +202,7 @@ class Lab:
         return "seen" if languages == self.trained(self.data.seen) else "all"
 
     def _group_of(self, case: Case) -> str:
-        """What tells the teacher of a case."""
+        """The part of a label that identifies the teacher of a case."""
         if case.trained_on == BOTH_ENGLISH:
             return "english"
         return self._group(self.all_languages) if case.trained_on == "all" else "seen"

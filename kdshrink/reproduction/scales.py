@@ -1,4 +1,4 @@
-"""How large a reproduction is: the paper's settings, those for two cores and an hour, or a try."""
+"""The scales of a reproduction: the paper's settings, an hour on two cores, or minutes on the sample."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Scale:
     """Settings of all runs of a scale.
 
     Attributes:
-        models, data, seeds: What is used unless the user says otherwise.
-        languages: Seen and unseen languages of a data set, where they are not the data set's lists.
-        all_is_seen: Whether "all languages" means the seen ones, so that teachers are shared.
-        trims: Whether the base's vocabulary is cut down to the data before all else.
+        models, data, seeds: The defaults.
+        languages: Seen and unseen languages of a data set, if they differ from the data set's lists.
+        all_is_seen: Whether "all languages" means the seen ones, so that experiments share teachers.
+        trims: Whether the base's vocabulary is trimmed to the data first.
         teacher, student: Training options, by data set.
         fractions: Training options that depend on the share of the data.
         section_eval_steps: Evaluation steps in the paper's sections 4.1, 4.2 and 4.3, by data set.
@@ -43,7 +43,7 @@ class Scale:
     evaluation: Options = field(default_factory=dict)
 
     def with_steps(self, teacher: int | None, student: int | None) -> Scale:
-        """The same with other numbers of steps, evaluations and checkpoints fitted to them."""
+        """The scale with other numbers of steps, and evaluations and checkpoints adapted to them."""
 
         def cut(options: Options, steps: int | None) -> Options:
             if steps is None:
@@ -88,7 +88,7 @@ _TEXTS: Options = {
     "max-length": 24,
     "max-eval-samples": 100,
     "logging-steps": 10,
-    # Dropout costs a run of a few hundred steps more than it keeps it from overfitting.
+    # In a run of a few hundred steps dropout costs more than it gains by regularization.
     "dropout": 0,
 }
 _TWEETS: Options = {**_TEXTS, "learning-rate": 1e-4, "max-length": 40}

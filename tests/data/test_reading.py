@@ -165,13 +165,13 @@ def test_a_vocabulary_is_cut_to_all_splits_that_there_are(tmp_path: Path) -> Non
     options: dict[str, Any] = {"purpose": "evaluate", "labels": "unused"}
     sample = load_data(DataRequest(data="sample"), None, **options)
     assert len(sample.languages) == 7
-    assert sample.source["examples"] == {"train": 160, "validation": 240, "test": 840}
+    assert sample.reference["examples"] == {"train": 160, "validation": 240, "test": 840}
     folder = tmp_path / "data"
     write(folder / "de" / "train.jsonl", *texts("a"))
     write(folder / "sw" / "test.jsonl", *texts("a"))
     for languages in (None, ("de", "sw")):
         wanted = DataRequest(data=str(folder), languages=LanguageChoice(wanted=languages))
-        assert load_data(wanted, None, **options).source["examples"] == {"train": 1, "test": 1}
+        assert load_data(wanted, None, **options).reference["examples"] == {"train": 1, "test": 1}
 
 
 def test_a_tenth_of_each_language_and_label_is_held_out(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_a_teacher_of_another_scheme_teaches(tagger: str, tmp_path: Path) -> Non
 def test_tags_of_entities_and_others_together_are_refused(tmp_path: Path) -> None:
     rows = [{"tokens": WORDS, "ner_tags": ["B-PER", "I-PER", "O", "LOC"]}]
     path = write(tmp_path / "a.jsonl", *rows)
-    with pytest.raises(DataError, match=r"line 1, column 'ner_tags'.*'LOC' is no tag"):
+    with pytest.raises(DataError, match=r"line 1, column 'ner_tags'.*'LOC' is not an entity tag"):
         load(path)
     renamed = tmp_path / "names.json"
     renamed.write_text('{"LOC": "B-LOC"}')
@@ -420,7 +420,7 @@ def test_a_label_map_names_the_classes_of_data_and_model(
     options: dict[str, Any] = {"model": model, "data": str(path), "label_map": names}
     result = evaluate(EvalConfig(**options, per_class=True, device="cpu"))
     assert {*(result.per_class or ())} <= {*LABELS}
-    assert load(path, label_map=names).source["label_map"] == json.loads(names.read_text())
+    assert load(path, label_map=names).reference["label_map"] == json.loads(names.read_text())
     twice = save_json({"LABEL_0": "cold", "LABEL_1": "cold"})
     with pytest.raises(ModelError, match="two classes of the model 'cold'"):
         evaluate(EvalConfig(model=model, data=str(path), label_map=twice, device="cpu"))
@@ -439,12 +439,12 @@ def save_json(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1]", "no object"),
-        ("{}", "no object"),
+        ("[1]", "not a JSON object"),
+        ("{}", "not a JSON object"),
         ('{"a": 1', "not JSON"),
-        ('{"a": "b", "a": "c"}', "names 'a' twice"),
-        ('{"a": null}', "which is no name"),
-        ('{"a": {"b": "c"}}', "which is no name"),
+        ('{"a": "b", "a": "c"}', "has 'a' twice"),
+        ('{"a": null}', "which is not a name"),
+        ('{"a": {"b": "c"}}', "which is not a name"),
     ],
 )
 def test_a_label_map_that_cannot_be_read(

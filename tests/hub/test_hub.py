@@ -492,7 +492,7 @@ def test_info_of_a_model_on_the_hub_reads_headers_alone(
 def test_local_data_has_fingerprints(text_data: Path) -> None:
     def description() -> dict[str, Any]:
         request = DataRequest(data=str(text_data))
-        return load_data(request, ("train", "validation"), purpose="train").source
+        return load_data(request, ("train", "validation"), purpose="train").reference
 
     first = description()
     with (text_data / "de/train.jsonl").open("a") as file:

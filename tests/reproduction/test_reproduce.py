@@ -621,7 +621,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_report(
         _, told = process.communicate()
         assert process.returncode in (0, -9, 130), told
         if process.returncode == 130:
-            assert b"Go on with the same command: kdshrink reproduce no-finetune" in told
+            assert b"Continue with the same command: kdshrink reproduce no-finetune" in told
     done = kdshrink(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert report_of(tmp_path / "out", "no-finetune") == report_of(undisturbed, "no-finetune")

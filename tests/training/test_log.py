@@ -62,7 +62,7 @@ def test_a_damaged_line_is_left_out_and_counted(
         found = read_curve(folder)
     logging.getLogger("kdshrink").removeHandler(caplog.handler)
     assert found == [Point(5, 2.0), Point(10, 1.0)]
-    assert "left out, in whole or in part: 1" in caplog.text
+    assert "left out in whole or in part: 1" in caplog.text
     last = last_entry(folder)
     assert (last["step"], last["loss"], last["task"]) == (10, 1.0, 1.5)
 
