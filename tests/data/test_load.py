@@ -75,7 +75,7 @@ def test_languages_by_directory_and_by_column(text_data: Path, tmp_path: Path) -
     data = load(flat, text_column="body", label_column="stars")
     assert data.labels == ("1", "5")
     assert Counter(data.splits["test"]["language"]) == {"de": 1, "es": 2}
-    assert load(flat, text_column="body", label_column="stars", languages=("de",)).source[
+    assert load(flat, text_column="body", label_column="stars", languages=("de",)).reference[
         "examples"
     ] == {"test": 1}
 
