@@ -82,7 +82,7 @@ class _Models:
 
     Attributes:
         tokenizer: The teacher's tokenizer.
-        base: The model that --init from-base copies weights from; None for any other --init.
+        base: The model that --init from-base copies weights from; None if none is needed.
     """
 
     teacher: Source
@@ -114,7 +114,7 @@ Command = TrainingCommand[DistillConfig]
 def _distill(command: Command) -> TrainResult:
     config = command.config
     request = data_request(config)
-    models = _find_models(config)
+    models = _find_models(config, is_over=command.is_over)
     teacher = models.teacher
     named = {"teacher": teacher, "student": models.student}
     if config.base is not None:
@@ -139,7 +139,8 @@ def _distill(command: Command) -> TrainResult:
     return command.save(run, prepared.student.tokenizer, record, compared)
 
 
-def _find_models(config: DistillConfig) -> _Models:
+def _find_models(config: DistillConfig, *, is_over: bool) -> _Models:
+    """Find the models, but not the recorded base of a run that is over: no identity has it."""
     renamed = read_label_map(config.label_map)
     teacher = find_classifier(config.teacher, access_of(config), renamed)
     family_of(teacher.config, "distilled")
@@ -151,7 +152,7 @@ def _find_models(config: DistillConfig) -> _Models:
     student = base = None
     if config.student is not None:
         student = find_model(config.student, teacher.access).renamed(renamed)
-    if config.init == "from-base":
+    if config.init == "from-base" and (config.base is not None or not is_over):
         base = find_model(_name_of_base(config, teacher), teacher.access)
         check_base(base, teacher, tokenizer)
     return _Models(teacher, tokenizer, student, base)

@@ -80,7 +80,6 @@ def info(config: InfoConfig, progress: Progress | None = None) -> ModelInfo:
         HubError: The Hub cannot be reached, or refuses.
     """
     source = find_model(config.model, access_of(config), weights=False)
-    shape = source.config
     record = source.record
     results = record.results or Results()
     development = results.development
@@ -94,15 +93,15 @@ def info(config: InfoConfig, progress: Progress | None = None) -> ModelInfo:
         source=None if record.source is None else record.source.model,
         base=record.base,
         hub_base=hub_base(record.to_dict()),
-        architecture=(shape.get("architectures") or [None])[0],
+        architecture=(source.config.get("architectures") or [None])[0],
         task=source.task,
         labels=list(source.labels) if source.task else [],
-        layers=shape.get("num_hidden_layers"),
+        layers=source.find_size("num_hidden_layers"),
         layer_map=list(record.layers) if record.of_layers else [],
         layers_of=record.of_layers,
-        hidden_size=shape.get("hidden_size"),
-        heads=shape.get("num_attention_heads"),
-        vocabulary=shape.get("vocab_size"),
+        hidden_size=source.find_size("hidden_size"),
+        heads=source.find_size("num_attention_heads"),
+        vocabulary=source.find_size("vocab_size"),
         parameters=None if headers is None else sum(map(_numbers, headers)),
         bytes=None if headers is None else sum(_numbers(h) * _width(h) for h in headers),
         training_languages=source.training_languages,

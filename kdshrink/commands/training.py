@@ -32,6 +32,7 @@ from ..training.checkpoints import (
     RunOption,
     Start,
     check_resume,
+    is_finished,
     start_run,
 )
 from ..training.result import TrainResult, finished_result, save_result
@@ -100,6 +101,11 @@ class TrainingCommand(Generic[Config]):
     def _check_resume(self, identity: Identity) -> None:
         if self.config.resume:
             check_resume(self.output_dir, identity, _run_options(self.config))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether --resume names a finished directory, so that `finished` gives a result or an error."""
+        return self.config.resume and is_finished(self.output_dir)
 
     def finished(self, identity: Identity) -> TrainResult | None:
         """The result of a run that --resume finds finished; None if there is something to do.

@@ -133,11 +133,15 @@ class Source:
         """The rows of its word embedding table (`ModelError` as `depth`)."""
         return self._size("vocab_size")
 
+    def find_size(self, name: str) -> int | None:
+        """A size in config.json, such as "hidden_size", by any family's key; None without it."""
+        return next((self.config[key] for key in config_keys(name) if key in self.config), None)
+
     def _size(self, name: str) -> int:
-        for key in config_keys(name):
-            if key in self.config:
-                return self.config[key]
-        raise ModelError(f"{self.name}: config.json has no {name}.")
+        size = self.find_size(name)
+        if size is None:
+            raise ModelError(f"{self.name}: config.json has no {name}.")
+        return size
 
     @property
     def training_languages(self) -> list[str]:

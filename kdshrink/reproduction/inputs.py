@@ -109,7 +109,7 @@ def open_model(name: str, *, planning: bool = False) -> Model:
         paper = next(label for label, hub_id in PAPER_MODELS.items() if hub_id == name)
         logger.warning("%s: the Hub cannot be reached, so its revision is unknown", name)
         return Model(name, paper, paper, 12, 768, name, _NOT_RESOLVED)
-    layers, hidden = (source.config.get(key) for key in ("num_hidden_layers", "hidden_size"))
+    layers, hidden = map(source.find_size, ("num_hidden_layers", "hidden_size"))
     if not layers or not hidden or layers % 2:
         raise ModelError(f"{name}: it has {layers} layers, which cannot be halved.")
     family = find_family(source.config)

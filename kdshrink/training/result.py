@@ -77,7 +77,7 @@ def finished_result(output_dir: Path) -> TrainResult | None:
     if result is None:
         raise OutputError(
             f"{output_dir / RECORD} is damaged: it lacks the results of a training run.\n"
-            "Start again with --overwrite in place of --resume."
+            "Start anew with --overwrite instead of --resume."
         )
     if is_first():
         remove_checkpoints(output_dir)

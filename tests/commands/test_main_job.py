@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,16 +218,15 @@ def test_students_made_on_the_fly(
             model=str(encoder_dir), output_dir=tmp_path / "t", max_steps=2, **data, **FAST
         )
     )
-    distill(
-        DistillConfig(
-            teacher=str(tmp_path / "t"),
-            init=init,
-            output_dir=tmp_path / "s",
-            max_steps=1,
-            **data,
-            **{**FAST, "learning_rate": 1e-9},
-        )
+    config = DistillConfig(
+        teacher=str(tmp_path / "t"),
+        init=init,
+        output_dir=tmp_path / "s",
+        max_steps=1,
+        **data,
+        **{**FAST, "learning_rate": 1e-9},
     )
+    result = distill(config)
     student = load_file(tmp_path / "s" / "model.safetensors")
     teacher = load_file(tmp_path / "t" / "model.safetensors")
     base = load_file(encoder_dir / "model.safetensors")
@@ -242,6 +242,9 @@ def test_students_made_on_the_fly(
     record = json.loads((tmp_path / "s" / "kdshrink.json").read_text())
     assert record["start"] == init
     assert record["layers"] == [2, 4]
+
+    encoder_dir.rename(tmp_path / "elsewhere")  # a finished run needs no base
+    assert distill(replace(config, resume=True)).to_dict() == result.to_dict()
 
 
 def test_labels_are_matched_by_name(
@@ -468,7 +471,7 @@ def test_wrong_uses_are_told_early(
     options: dict[str, Any] = {"data": str(text_data), "output_dir": tmp_path / "out", **FAST}
     with pytest.raises(ModelError, match="finetune"):
         evaluate(EvalConfig(model=str(encoder_dir), data=str(text_data)))
-    with pytest.raises(UsageError, match="nothing to learn"):
+    with pytest.raises(UsageError, match="has weight 0"):
         distill(
             DistillConfig(
                 teacher=str(encoder_dir),

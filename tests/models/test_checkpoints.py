@@ -24,11 +24,13 @@ from transformers import (
 from kdshrink.commands.distill import distill
 from kdshrink.commands.evaluate import evaluate, zero_shot
 from kdshrink.commands.finetune import finetune
+from kdshrink.commands.info import info
 from kdshrink.commands.shrink import shrink
 from kdshrink.config.commands import (
     DistillConfig,
     EvalConfig,
     FinetuneConfig,
+    InfoConfig,
     ShrinkConfig,
     ZeroShotConfig,
 )
@@ -704,6 +706,8 @@ def test_distilbert_is_scored_fine_tuned_and_teaches_a_student_that_is_given(
     )
     record = json.loads((tmp_path / "taught" / "kdshrink.json").read_text())
     assert (record["layers"], record["of_layers"]) == ([2, 4], 4)
+    shown = info(InfoConfig(model=str(distilbert)))
+    assert (shown.layers, shown.hidden_size, shown.heads, shown.vocabulary) == (4, 24, 4, 520)
 
 
 @pytest.mark.defect("T12")
