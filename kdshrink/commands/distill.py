@@ -21,6 +21,7 @@ from ..distillation.loss_evaluator import LossEvaluator
 from ..distillation.matching import map_tokens
 from ..distillation.objective import Objective
 from ..distillation.pair import Pair, load_pair
+from ..distillation.scales import target_variances
 from ..distillation.student import Student, check_base, given_student, make_student
 from ..distillation.targets import TargetSource, open_cache
 from ..distillation.trainer import DistillationTrainer
@@ -247,6 +248,8 @@ def _prepare(
     if arguments.bf16 and device.type == "cuda":
         teacher_model.bfloat16()
     (shard if config.shard_teacher else to_device)(teacher_model, device)
+    if config.term_scale == "variance":
+        pair.learner.scales = target_variances(pair.teacher, encoded["train"], pair.collate)
     return _Prepared(student, encoded, length, comparison, start, pair)
 
 
@@ -266,6 +269,7 @@ def _student(
             config.calibration_samples,
             max_length=config.max_length,
             copies=config.calibration_copies,
+            multilingual=config.calibration_multilingual,
         )
     return make_student(
         teacher,

@@ -262,6 +262,12 @@ class CalibrationOptions:
         400,
         bounds=Bounds(least=1),
     )
+    calibration_multilingual: float = option(
+        "Sentences in 40 languages that ship with kdshrink and are read too, for languages that those texts "
+        "lack, as a share of them, at most 50 a language; 0 for a monolingual model.",
+        1.0,
+        bounds=Bounds(least=0, most=10),
+    )
     calibration_copies: float = option(
         "Noised copies of those texts, with tokens replaced at random, as a share of them, for languages that "
         "the texts lack; 0 if they cover all languages that matter.",
@@ -286,6 +292,11 @@ class ObjectiveOptions:
         "read, scores minus their mean over the keys) or probabilities. Where head counts differ, "
         "groups of neighbouring heads are averaged down to their greatest common divisor.",
         "scores",
+    )
+    term_scale: Literal["raw", "variance"] = option(
+        "How the embedding, hidden and attention terms are scaled: raw mean squared errors, summed over the "
+        "layers; or each divided by the variance of the teacher's activations, and averaged over the layers.",
+        "raw",
     )
     prediction_loss: Literal["soft-ce", "mse"] = option(
         "What the prediction term is: soft cross-entropy or mean squared error of the logits.",
