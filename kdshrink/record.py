@@ -308,6 +308,7 @@ class Record(Part):
         source, teacher: The model that was cut, trained or scored; the one that taught.
         student, start: What a distilled student was given as, and what it started from.
         base: The model before it was trained for any task.
+        unlabelled: What it was distilled on besides, without labels.
         task: What its head is for; None without one.
         sizes: By what a card calls the model.
         layers, of_layers: The layers of its source or teacher that its own stand for, 1-based, and how
@@ -335,6 +336,7 @@ class Record(Part):
     calibration: Calibration | None = None
     base: str | None = None
     data: DataReference | None = None
+    unlabelled: DataReference | None = None
     task: Literal["sequence", "token"] | None = None
     layers: tuple[int, ...] = ()
     of_layers: int | None = None

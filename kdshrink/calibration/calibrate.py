@@ -15,7 +15,6 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ..data.encoding import Collator, encode
 from ..errors import ModelError

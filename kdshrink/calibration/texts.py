@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset, List, Value, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import Collator, examples_at
+from ..data.encoding import Collator, as_words, examples_at
 from ..data.languages import language_of
 from ..data.load import TaskData, load_data
 from ..data.registry import Task
@@ -74,9 +74,7 @@ class CalibrationData:
             held_out.append(shipped_sentences("validation", data.task, data.languages))
         else:
             sentences = sentences.select(range(0))
-        return cls(
-            table, sentences, concatenate_datasets(held_out), data.task, max_length, copies
-        )
+        return cls(table, sentences, concatenate_datasets(held_out), data.task, max_length, copies)
 
     def counts(self) -> dict[str, int]:
         """Number of texts by language."""
@@ -100,11 +98,7 @@ def shipped_sentences(
     codes = {language_of(name) for name in without}
     kept = [language_of(name) not in codes for name in data.splits[split]["language"]]
     table = data.splits[split].select_columns(["text", "language"]).select(np.flatnonzero(kept))
-    if task == "sequence":
-        return table
-    words = [text.split() for text in table["text"]]
-    features = table.features | {"text": List(Value("string"))}
-    return Dataset.from_dict({"text": words, "language": table["language"]}, features)
+    return as_words(table) if task == "token" else table
 
 
 def _at_most(table: Dataset, per_language: int) -> Dataset:

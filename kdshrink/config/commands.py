@@ -39,6 +39,7 @@ from .groups import (
     TrainingOptions,
     check_device,
 )
+from .recipes import Init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,16 +102,32 @@ class DistillConfig(
 ):
     teacher: str = option("The fine-tuned teacher: a Hub id, a local directory, or sample.")
     student: str | None = option("An existing student, in place of --init.", None)
-    init: Literal["from-teacher", "from-base", "from-scratch", "calibrated"] | None = option(
-        "Make the student on the fly: from-teacher (the default, half the layers), from-base, "
-        "from-scratch, or calibrated on the training data's texts, as shrink does it.",
+    init: Init | None = option(
+        "Make the student on the fly, with half the layers by default: calibrated on the training data's "
+        "texts, as shrink does it (the default where models of its type can be); from-teacher, copied; "
+        "from-base; or from-scratch.",
         None,
+    )
+    recipe: Literal["best", "paper"] = option(
+        "What decides the options that are not given. best: a calibrated start, terms in balance, no dropout. "
+        "paper: the teacher's layers copied, terms with weight 1, the model's own dropout, 30 epochs.",
+        "best",
     )
     base: str | None = option(
         "The base for --init from-base; by default the one that the teacher's kdshrink.json names.",
         None,
     )
 
+    unlabelled: str | None = option(
+        "More texts to train on, named as --data is: all terms but the task's are learned from them, and "
+        "labels are not used. All of a data set's training texts, or all of a single file.",
+        None,
+    )
+    unlabelled_languages: tuple[str, ...] | None = option(
+        "Languages of --unlabelled, as --languages has them; all by default.",
+        None,
+        parse=comma_list,
+    )
     cache_teacher: Literal["auto", "none", "logits", "all"] = option(
         "Keep the teacher's targets on disk, in OUTPUT_DIR/checkpoints, for the epochs to come: all, its "
         "logits alone (where nothing else is matched), none, or auto: all where they fit into a quarter "
@@ -152,6 +169,8 @@ class DistillConfig(
                 "--shard-teacher and --compare exclude each other: a comparison needs the teacher whole.\n"
                 "Compare after the run, with kdshrink zero-shot."
             )
+        if self.unlabelled_languages is not None and self.unlabelled is None:
+            raise UsageError("--unlabelled-languages needs --unlabelled.")
         if self.base is not None and self.init != "from-base":
             raise UsageError(f"--base {self.base} needs --init from-base.")
 
@@ -244,7 +263,7 @@ class ReproduceConfig:
         "Steps of the students, instead of the scale's.", None, bounds=Bounds(least=1)
     )
     attention_target: Literal["scores", "probabilities"] = option(
-        "As distill's: the paper's text does not settle which.", "scores"
+        "As distill's: the paper's text does not settle which.", "probabilities"
     )
     own_rows: bool = option(
         "Add rows of this tool's own, marked as not the paper's: a calibrated start, and a vocabulary cut "
@@ -325,7 +344,7 @@ def input_paths(config: Any) -> list[Path]:
     ]
     for fields_of, built_in in (
         (("model", "teacher", "student", "base"), _OWN_MODELS),
-        (("data", "vocab_from"), NAMED_DATA),
+        (("data", "vocab_from", "unlabelled"), NAMED_DATA),
     ):
         values = [getattr(config, name, None) for name in fields_of]
         named += [value for value in values if value not in built_in]

@@ -171,14 +171,20 @@ class DeviceOptions:
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(DeviceOptions):
     bf16: bool | None = option("Train in bfloat16; by default on with CUDA and off on CPU.", None)
-    num_train_epochs: float = option(
-        "Epochs: passes over the training data.", 30.0, bounds=Bounds(above=0)
+    num_train_epochs: float | None = option(
+        "Epochs: passes over the training data; 30 by default, and with distill's best recipe at most as many "
+        "as have 20,000 steps.",
+        None,
+        bounds=Bounds(above=0),
     )
     max_steps: int | None = option(
         "Optimizer steps, in place of --num-train-epochs.", None, bounds=Bounds(least=1)
     )
-    learning_rate: float = option(
-        "Peak learning rate of the linear schedule.", 5e-5, bounds=Bounds(above=0)
+    learning_rate: float | None = option(
+        "Peak learning rate of the linear schedule; 5e-5 by default, and with distill's best recipe higher for "
+        "students narrower than 768, in inverse proportion to their width.",
+        None,
+        bounds=Bounds(above=0),
     )
     batch_size: int = option(
         "Per-device batch size.",
@@ -202,12 +208,16 @@ class TrainingOptions(DeviceOptions):
     gradient_accumulation_steps: int = option(
         "Batches per optimizer step.", 1, bounds=Bounds(least=1)
     )
-    warmup_steps: int = option(
-        "Warm-up steps, over which the learning rate rises linearly.", 0, bounds=Bounds(least=0)
+    warmup_steps: int | None = option(
+        "Warm-up steps, over which the learning rate rises linearly; by default none, and with distill's best "
+        "recipe a tenth of all.",
+        None,
+        bounds=Bounds(least=0),
     )
     weight_decay: float = option("AdamW's weight decay.", 0.0, bounds=Bounds(least=0))
     dropout: float | None = option(
-        "Dropout rate in training; by default the model's own, or 0 for a calibrated start.",
+        "Dropout rate in training; by default the model's own, or 0 for a calibrated start and with distill's "
+        "best recipe.",
         None,
         bounds=Bounds(least=0, below=1),
     )
@@ -291,12 +301,13 @@ class ObjectiveOptions:
         "What the attention term matches: scores before the softmax (for DeBERTa, which has none to "
         "read, scores minus their mean over the keys) or probabilities. Where head counts differ, "
         "groups of neighbouring heads are averaged down to their greatest common divisor.",
-        "scores",
+        "probabilities",
     )
-    term_scale: Literal["raw", "variance"] = option(
-        "How the embedding, hidden and attention terms are scaled: raw mean squared errors, summed over the "
-        "layers; or each divided by the variance of the teacher's activations, and averaged over the layers.",
-        "raw",
+    term_scale: Literal["raw", "variance"] | None = option(
+        "How the embedding, hidden and attention terms are scaled. raw (of the paper's recipe): mean squared "
+        "errors, summed over the layers. variance (of the best one): each divided by the variance of the "
+        "teacher's activations, and averaged over the layers.",
+        None,
     )
     prediction_loss: Literal["soft-ce", "mse"] = option(
         "What the prediction term is: soft cross-entropy or mean squared error of the logits.",

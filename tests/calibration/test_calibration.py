@@ -532,7 +532,7 @@ def test_a_second_sweep_finds_the_same(
     folder.mkdir()
     plan, _ = shrink_source(source, Shape(layers=2, hidden_size=12), folder, init="copy")
     data = load_data(data_request(config), ("train",), purpose="train")
-    texts = CalibrationData.sample(data, 400, max_length=512, copies=0.5)
+    texts = CalibrationData.sample(data, 400, max_length=512, copies=0.5, multilingual=1.0)
     weights = []
     for _ in range(2):
         calibrate_student(source, folder, plan, texts, torch.device("cpu"))
