@@ -15,8 +15,10 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import Collator, encode
+from ..data.encoding import Collator, as_words, encode
+from ..data.registry import Task
 from ..errors import ModelError
 from ..models.architectures import Head
 from ..models.devices import to_device
@@ -103,16 +105,11 @@ def calibrate_student(
     tokenizer = load_tokenizer(copied, data.task)
     length = fitting_length(data.max_length, tokenizer, source.config)
 
-    def encoded_of(table: Dataset) -> Dataset:
-        return encode(table, tokenizer, task=data.task, max_length=length, label_ids=None)
+    def encoded_of(table: Dataset, task: Task = data.task) -> Dataset:
+        return encode(table, tokenizer, task=task, max_length=length, label_ids=None)
 
-    def known(table: Dataset) -> tuple[Dataset, Dataset]:
-        """The texts that the vocabulary has all tokens of, and the same tokenised."""
-        encoded, unknown = encoded_of(table), tokenizer.unk_token_id
-        rows = [i for i, ids in enumerate(encoded["input_ids"]) if unknown not in ids]
-        return table.select(rows), encoded.select(rows)
-
-    _, sentences = known(data.sentences)
+    sentences = encoded_of(data.sentences)
+    sentences = sentences.select(_known(sentences, tokenizer))
     encoded = concatenate_datasets([encoded_of(data.table), sentences])
     teacher_ids = None if kept is None else torch.tensor(kept, device=device)
     texts = Texts(encoded, tokenizer, teacher_ids, device, data.copies)
@@ -141,11 +138,16 @@ def calibrate_student(
         write_basis(folder, result.basis)
     shares = {}
     if copied.task is not None:
+        words = copied.task == "token" and data.task == "sequence"
+        held_out = as_words(data.held_out) if words else data.held_out
+        compared = encoded_of(held_out, "token" if words else data.task)
+        rows = _known(compared, tokenizer)
         shares = agreement(
             teacher,
             student,
-            *known(data.held_out),
-            task=data.task,
+            held_out.select(rows),
+            compared.select(rows),
+            task=copied.task,
             collate=Collator(int(tokenizer.pad_token_id)),
             teacher_ids=teacher_ids,
             device=device,
@@ -153,6 +155,12 @@ def calibrate_student(
     return CalibrationReport(
         data.counts(), len(sentences), tokens, result.errors, result.basis, result.heads, shares
     )
+
+
+def _known(encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The rows of the texts that have no unknown token."""
+    unknown = tokenizer.unk_token_id
+    return [row for row, ids in enumerate(encoded["input_ids"]) if unknown not in ids]
 
 
 def _check_finite(source: Source, errors: Sequence[float]) -> None:

@@ -472,6 +472,7 @@ def test_a_calibrated_start_is_trained_without_dropout_unless_told(
                 output_dir=tmp_path / name,
                 weights={"task": 0.0, "prediction": 0.0},
                 learning_rate=1e-9,
+                recipe="paper",
                 **data,
                 **options,
             )
