@@ -308,6 +308,7 @@ class Record(Part):
         source, teacher: The model that was shrunk, trained or scored; the teacher of a distillation.
         student, start: The value of --student, and how the student was initialized.
         base: The pretrained model, before it was trained for any task.
+        unlabelled: The data of --unlabelled.
         task: The task of its head; None without one.
         sizes: Model sizes, by the name of the model in the card.
         layers, of_layers: The layers of its source or teacher that its own correspond to, 1-based, and the
@@ -335,6 +336,7 @@ class Record(Part):
     calibration: Calibration | None = None
     base: str | None = None
     data: DataReference | None = None
+    unlabelled: DataReference | None = None
     task: Literal["sequence", "token"] | None = None
     layers: tuple[int, ...] = ()
     of_layers: int | None = None

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import encode
+from ..data.encoding import Collator, as_words, encode
+from ..data.registry import Task
 from ..errors import ModelError
 from ..models.architectures import Head
 from ..models.devices import to_device
@@ -24,6 +27,7 @@ from ..models.source import Source, find_model
 from ..models.tensors import TensorReader, TensorSpec, write_tensors
 from ..progress import Progress, silent
 from ..shrinking.plan import StudentPlan
+from .agreement import agreement
 from .batch import make_batches
 from .encoder_view import view
 from .sweep import Settings, calibrate
@@ -43,26 +47,33 @@ class CalibrationReport:
 
     Attributes:
         texts: Number of texts by language.
-        tokens: Tokens of all texts and of their noised copies.
+        sentences: Number of shipped sentences beside them.
+        tokens: Tokens of all of these and of their noised copies.
         errors: Relative squared error of the student's hidden states, after the embeddings and after
             each layer.
         basis: P (teacher's width, student's width); None where the widths are equal.
         heads: For each layer of the student, the teacher's head that each of its heads replaces.
+        agreement: By language, the share of predictions on other texts in which the untrained student
+            agrees with its teacher (`agreement.agreement`); empty for a bare encoder.
     """
 
     texts: dict[str, int]
+    sentences: int
     tokens: int
     errors: tuple[float, ...]
     basis: Tensor | None
     heads: tuple[tuple[Head, ...], ...]
+    agreement: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `calibration` in --json and in kdshrink.json."""
         errors = [round(error, 6) for error in self.errors]
         return {
             "texts": self.texts,
+            "multilingual_sentences": self.sentences,
             "tokens": self.tokens,
             "relative_error": errors,
+            "agreement": {name: round(share, 6) for name, share in self.agreement.items()},
             "basis": None if self.basis is None else BASIS,
         }
 
@@ -93,7 +104,13 @@ def calibrate_student(
     copied = find_model(str(folder), source.access)
     tokenizer = load_tokenizer(copied, data.task)
     length = fitting_length(data.max_length, tokenizer, source.config)
-    encoded = encode(data.table, tokenizer, task=data.task, max_length=length, label_ids=None)
+
+    def encoded_of(table: Dataset, task: Task = data.task) -> Dataset:
+        return encode(table, tokenizer, task=task, max_length=length, label_ids=None)
+
+    sentences = encoded_of(data.sentences)
+    sentences = sentences.select(_known(sentences, tokenizer))
+    encoded = concatenate_datasets([encoded_of(data.table), sentences])
     teacher_ids = None if kept is None else torch.tensor(kept, device=device)
     texts = Texts(encoded, tokenizer, teacher_ids, device, data.copies)
     teacher = to_device(load_weights(source, copied.task), device).eval()
@@ -119,7 +136,31 @@ def calibrate_student(
     _write(folder / "model.safetensors", student.state_dict())
     if result.basis is not None:
         write_basis(folder, result.basis)
-    return CalibrationReport(data.counts(), tokens, result.errors, result.basis, result.heads)
+    shares = {}
+    if copied.task is not None:
+        words = copied.task == "token" and data.task == "sequence"
+        held_out = as_words(data.held_out) if words else data.held_out
+        compared = encoded_of(held_out, "token" if words else data.task)
+        rows = _known(compared, tokenizer)
+        shares = agreement(
+            teacher,
+            student,
+            held_out.select(rows),
+            compared.select(rows),
+            task=copied.task,
+            collate=Collator(int(tokenizer.pad_token_id)),
+            teacher_ids=teacher_ids,
+            device=device,
+        )
+    return CalibrationReport(
+        data.counts(), len(sentences), tokens, result.errors, result.basis, result.heads, shares
+    )
+
+
+def _known(encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The rows of the texts that have no unknown token."""
+    unknown = tokenizer.unk_token_id
+    return [row for row, ids in enumerate(encoded["input_ids"]) if unknown not in ids]
 
 
 def _check_finite(source: Source, errors: Sequence[float]) -> None:

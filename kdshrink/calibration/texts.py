@@ -2,60 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib import resources
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import Collator, examples_at
-from ..data.load import TaskData
+from ..data.encoding import Collator, as_words, examples_at
+from ..data.languages import language_of
+from ..data.load import TaskData, load_data
 from ..data.registry import Task
+from ..data.request import DataRequest
 from ..data.sampling import language_codes, sample_rows
 from .batch import Batch
 
 _REPLACED = 0.5
 """The share of a noised copy's tokens that are replaced by random ones."""
+_HELD_OUT = 20
+"""Texts of each language on which teacher and student are compared."""
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """The data to calibrate a student on.
+    """The data to calibrate a student on. Tables have the columns `text` and `language`.
 
     Attributes:
-        table: The texts, with columns `text` and `language`.
+        table: The texts.
+        sentences: Sentences in further languages, which ship with kdshrink.
+        held_out: Other texts in all these languages, to compare the student with the teacher on.
         task: The task of the data.
         max_length: Tokens that a text is truncated to.
-        copies: Number of noised copies, as a share of the number of texts.
+        copies: Number of noised copies, as a share of the number of texts and sentences.
     """
 
     table: Dataset
+    sentences: Dataset
+    held_out: Dataset
     task: Task
     max_length: int
     copies: float
 
     @classmethod
     def sample(
-        cls, data: TaskData, per_language: int, *, max_length: int, copies: float
+        cls,
+        data: TaskData,
+        per_language: int,
+        *,
+        max_length: int,
+        copies: float,
+        multilingual: float,
     ) -> CalibrationData:
-        """Sample up to `per_language` training texts of each language; the same ones for any seed."""
-        table = data.splits["train"]
-        return cls(
-            table.select(sample_rows(table, per_language, "calibration")),
-            data.task,
-            max_length,
-            copies,
-        )
+        """Sample up to `per_language` training texts of each language; the same ones for any seed.
+
+        Args:
+            multilingual: Number of shipped sentences, as a share of the number of texts.
+        """
+        everything = data.splits["train"].select_columns(["text", "language"])
+        chosen = sample_rows(everything, per_language, "calibration")
+        table = everything.select(chosen)
+        rest = everything.select(np.setdiff1d(np.arange(len(everything)), chosen))
+        held_out = [_at_most(rest, _HELD_OUT)]
+        sentences = shipped_sentences("train", data.task, data.languages)
+        if multilingual:
+            languages = max(1, len(set(sentences["language"])))
+            sentences = _at_most(sentences, -(-round(multilingual * len(table)) // languages))
+            held_out.append(shipped_sentences("validation", data.task, data.languages))
+        else:
+            sentences = sentences.select(range(0))
+        return cls(table, sentences, concatenate_datasets(held_out), data.task, max_length, copies)
 
     def counts(self) -> dict[str, int]:
         """Number of texts by language."""
         codes, languages = language_codes(self.table)
         counts = np.bincount(codes, minlength=len(languages))
         return dict(zip(languages, counts.tolist(), strict=True))
+
+
+def shipped_sentences(
+    split: Literal["train", "validation"], task: Task, without: Iterable[str]
+) -> Dataset:
+    """The sentences that ship with kdshrink, in 40 languages, for token tasks as words.
+
+    Args:
+        without: Languages to leave out.
+    """
+    with resources.as_file(resources.files("kdshrink.calibration") / "sentences") as folder:
+        data = load_data(
+            DataRequest(data=str(folder)), (split,), purpose="evaluate", labels="unused"
+        )
+    codes = {language_of(name) for name in without}
+    kept = [language_of(name) not in codes for name in data.splits[split]["language"]]
+    table = data.splits[split].select_columns(["text", "language"]).select(np.flatnonzero(kept))
+    return as_words(table) if task == "token" else table
+
+
+def _at_most(table: Dataset, per_language: int) -> Dataset:
+    if not len(table):
+        return table
+    return table.select(sample_rows(table, per_language, "calibration"))
 
 
 class Texts:

@@ -13,7 +13,7 @@ import typer
 from ..config.fields import refuse_empty
 
 _FIRST = (
-    *("teacher", "student", "init", "layers", "hidden_size", "vocab_from"),
+    *("teacher", "student", "recipe", "init", "layers", "hidden_size", "vocab_from"),
     *("scale", "models", "data", "languages", "split"),
     *("num_train_epochs", "max_steps", "batch_size", "learning_rate"),
     *("predictions", "per_class", "seeds", "plan", "term", "output_dir", "output_file"),
@@ -63,9 +63,11 @@ def _complete_languages(ctx: typer.Context, incomplete: str) -> list[str]:
 _COMPLETERS: dict[str, Callable[..., list[str]]] = {
     "data": _complete_data,
     "vocab_from": _complete_data,
+    "unlabelled": _complete_data,
     "languages": _complete_languages,
     "seen_languages": _complete_languages,
     "unseen_languages": _complete_languages,
+    "unlabelled_languages": _complete_languages,
     "model": _complete_model,
     "teacher": _complete_model,
     "student": _complete_model,

@@ -116,12 +116,23 @@ def show_shrink(result: Mapping[str, Any]) -> None:
 
 def _show_calibration(out: Console, calibration: Mapping[str, Any], layers: Iterable[int]) -> None:
     texts = ", ".join(f"{name} {count:,}" for name, count in calibration["texts"].items())
-    out.print(f"calibrated on {calibration['tokens']:,} tokens; texts by language: {texts}")
+    out.print(
+        f"calibrated on {calibration['tokens']:,} tokens; texts by language: {texts}; "
+        f"{calibration['multilingual_sentences']:,} multilingual sentences"
+    )
     table = _table("hidden states after", "relative error")
     places = ["the embeddings", *(f"layer {number} of the source" for number in layers)]
     for place, error in zip(places, calibration["relative_error"], strict=True):
         table.add_row(place, _number(error))
     out.print(table)
+    if shares := calibration["agreement"]:
+        ascending = sorted(shares, key=lambda language: shares[language])
+        lowest = ", ".join(f"{language} {shares[language]:.0%}" for language in ascending[:3])
+        mean = sum(shares.values()) / len(shares)
+        out.print(
+            f"predicts as the teacher on held-out texts: {mean:.1%} over {len(shares)} languages; "
+            f"lowest: {lowest}"
+        )
 
 
 def _sizes(sizes: Mapping[str, int]) -> list[str]:

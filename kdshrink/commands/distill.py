@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from ..calibration.texts import CalibrationData
 from ..config.commands import DistillConfig
 from ..config.fields import LOSS_TERMS
+from ..config.recipes import RECIPES, Init
 from ..data.batching import steps_per_epoch
+from ..data.encoding import as_words, with_unlabelled
 from ..data.labels import read_label_map
 from ..data.load import TaskData, load_data
-from ..data.request import DataRequest
+from ..data.registry import Task
+from ..data.request import ColumnChoice, DataRequest, Sampling
 from ..distillation.comparison import Comparison
 from ..distillation.loss_evaluator import LossEvaluator
 from ..distillation.matching import map_tokens
 from ..distillation.objective import Objective
 from ..distillation.pair import Pair, load_pair
+from ..distillation.scales import target_variances
 from ..distillation.student import Student, check_base, given_student, make_student
 from ..distillation.targets import TargetLoader, open_cache
+from ..distillation.timing import seconds_per_step
 from ..distillation.trainer import DistillationTrainer
 from ..distributed import require_processes
-from ..errors import UnlabelledError, UsageError
+from ..errors import DataError, UnlabelledError, UsageError
 from ..evaluation.evaluator import Evaluator, check_labels
-from ..models.architectures import family_of
+from ..models.architectures import can_be, family_of
 from ..models.devices import describe_device, to_device
 from ..models.loading import (
     fitting_length,
@@ -51,6 +59,8 @@ from .inputs import data_request
 from .options import access_of, record_of
 from .training import TrainingCommand
 
+logger = logging.getLogger(__name__)
+
 _SPLITS = ("train", "validation")
 
 
@@ -68,7 +78,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
 def _default_name(config: DistillConfig) -> str:
     if config.student is not None:
         return f"{Path(config.student).name}-distilled"
-    name = f"{Path(config.teacher.partition('@')[0]).name}-{config.init or 'from-teacher'}"
+    name = f"{Path(config.teacher.partition('@')[0]).name}-{config.init or 'student'}"
     if config.layers is not None:
         name += f"-{config.layers}l"
     if config.hidden_size is not None:
@@ -82,12 +92,14 @@ class _Models:
 
     Attributes:
         tokenizer: The teacher's tokenizer.
+        init: How the student is initialized; of no use where one is given.
         base: The model that --init from-base copies weights from; None if none is needed.
     """
 
     teacher: Source
     tokenizer: PreTrainedTokenizerBase
     student: Source | None
+    init: Init
     base: Source | None
 
 
@@ -96,11 +108,13 @@ class _Prepared:
     """What is ready before the training loop starts.
 
     Attributes:
-        encoded: The splits, tokenised for the student.
+        texts: All texts to train on, with and without labels.
+        encoded: The splits, tokenised for the student; the unlabelled texts are in the training split.
         length: The maximum number of tokens of a text.
     """
 
     student: Student
+    texts: Dataset
     encoded: dict[str, Any]
     length: int
     comparison: Comparison | None
@@ -121,13 +135,16 @@ def _distill(command: Command) -> TrainResult:
         named["base"] = models.base
     identity = command.identify({role: one for role, one in named.items() if one is not None})
     data = _load_data(config, request, teacher)
-    identity = identity.with_data(data.reference)
+    unlabelled = _load_unlabelled(config, data.task)
+    identity = identity.with_data(
+        data.reference, None if unlabelled is None else unlabelled.reference
+    )
     if done := command.finished(identity):
         return done
     arguments = command.arguments()
     if config.shard_teacher:
         require_processes()
-    prepared = _prepare(command, models, data, identity, arguments)
+    prepared = _prepare(command, models, data, unlabelled, identity, arguments)
     trainer = _make_trainer(command, teacher, data, prepared, arguments)
     run = run_training(trainer, prepared.start.checkpoint)
     compared = None
@@ -135,7 +152,7 @@ def _distill(command: Command) -> TrainResult:
         prepared.comparison.add_distilled(load_best(run, prepared.pair.learner.student))
         trainer.accelerator.wait_for_everyone()  # then rank 0 removes the checkpoints
         compared = prepared.comparison.to_dict()
-    record = _record(command, teacher, data, prepared, arguments)
+    record = _record(command, teacher, data, unlabelled, prepared, arguments)
     return command.save(run, prepared.student.tokenizer, record, compared)
 
 
@@ -144,8 +161,9 @@ def _find_models(config: DistillConfig, *, is_over: bool) -> _Models:
     renamed = read_label_map(config.label_map)
     teacher = find_classifier(config.teacher, access_of(config), renamed)
     family_of(teacher.config, "distilled")
+    init = config.init or _usual_init(config, teacher)
     if config.student is None:
-        family_of(teacher.config, "calibrated" if config.init == "calibrated" else "shrunk")
+        family_of(teacher.config, "calibrated" if init == "calibrated" else "shrunk")
     _check_terms(config, teacher)
     check_whole(teacher, teacher.task)
     tokenizer = load_tokenizer(teacher)
@@ -155,7 +173,23 @@ def _find_models(config: DistillConfig, *, is_over: bool) -> _Models:
     if config.init == "from-base" and (config.base is not None or not is_over):
         base = find_model(_name_of_base(config, teacher), teacher.access)
         check_base(base, teacher, tokenizer)
-    return _Models(teacher, tokenizer, student, base)
+    return _Models(teacher, tokenizer, student, init, base)
+
+
+def _usual_init(config: DistillConfig, teacher: Source) -> Init:
+    """What the student is made from where --init does not say: as the recipe has it, if that is possible."""
+    init = RECIPES[config.recipe].init
+    if init != "calibrated" or config.student is not None:
+        return init
+    reason = None
+    if config.shard_teacher:
+        reason = "a teacher that is spread over processes"
+    elif not can_be(teacher.config, "calibrated"):
+        reason = f"a model of type {teacher.config.get('model_type')!r}"
+    if reason is None:
+        return init
+    logger.warning("%s cannot be calibrated: the student starts as a copy", reason)
+    return "from-teacher"
 
 
 def _check_terms(config: DistillConfig, teacher: Source) -> None:
@@ -203,15 +237,41 @@ def _load_data(config: DistillConfig, request: DataRequest, teacher: Source) -> 
     return data
 
 
+def _load_unlabelled(config: DistillConfig, task: Task) -> TaskData | None:
+    """The texts of --unlabelled, as words for a token task."""
+    if config.unlabelled is None:
+        return None
+    same = config.unlabelled == config.data
+    request = replace(
+        data_request(
+            config, data=config.unlabelled, languages=config.unlabelled_languages or ("all",)
+        ),
+        data_dir=config.data_dir if same else None,
+        columns=ColumnChoice(text=config.text_column if same else None),
+        sampling=Sampling(),
+    )
+    data = load_data(request, ("train",), purpose="train", labels="unused", token=config.token)
+    if data.task == task:
+        return data
+    if task == "sequence":
+        raise DataError(
+            f"--unlabelled {config.unlabelled}: its texts are lists of words, and those of --data are not.\n"
+            "Give texts as strings."
+        )
+    return replace(data, task=task, splits={"train": as_words(data.splits["train"])})
+
+
 def _prepare(
     command: Command,
     models: _Models,
     data: TaskData,
+    unlabelled: TaskData | None,
     identity: Identity,
     arguments: TrainingArguments,
 ) -> _Prepared:
     """Find or make the student, encode the data, and load both models."""
     config, device = command.config, command.device
+    recipe = RECIPES[config.recipe]
     teacher, tokenizer = models.teacher, models.tokenizer
     if data.task == "token":
         prefix_words(tokenizer)
@@ -227,6 +287,13 @@ def _prepare(
         teacher_ids = map_tokens(student.tokenizer, tokenizer, data)
         length = fitting_length(config.max_length, student.tokenizer, student.source.config)
         encoded = encode_splits(labelled, _SPLITS, student.tokenizer, length, student.labels)
+        texts = data.splits["train"].select_columns(["text", "language"])
+        if unlabelled is not None:
+            more = encode_splits(unlabelled, ("train",), student.tokenizer, length, ())["train"]
+            encoded["train"] = with_unlabelled(encoded["train"], more)
+            texts = concatenate_datasets(
+                [texts, unlabelled.splits["train"].select_columns(["text", "language"])]
+            )
         comparison = None
         if _comparing(config) and labelled.labels is not None:
             comparison = _comparison(command, data, models, student)
@@ -241,14 +308,16 @@ def _prepare(
                 objective,
                 command.output_dir,
                 device,
-                dropout=config.dropout,
+                dropout=recipe.dropout if config.dropout is None else config.dropout,
                 seed=config.seed,
             )
     teacher_model = pair.teacher.recorder.model
     if arguments.bf16 and device.type == "cuda":
         teacher_model.bfloat16()
     (shard if config.shard_teacher else to_device)(teacher_model, device)
-    return _Prepared(student, encoded, length, comparison, start, pair)
+    if (config.term_scale or recipe.term_scale) == "variance":
+        pair.learner.scales = target_variances(pair.teacher, encoded["train"], pair.collate)
+    return _Prepared(student, texts, encoded, length, comparison, start, pair)
 
 
 def _student(
@@ -261,19 +330,20 @@ def _student(
     if models.student is not None:
         return given_student(models.student, teacher, tokenizer, data.task, config.layer_map)
     calibration = None
-    if config.init == "calibrated":
+    if models.init == "calibrated":
         calibration = CalibrationData.sample(
             data,
             config.calibration_samples,
             max_length=config.max_length,
             copies=config.calibration_copies,
+            multilingual=config.calibration_multilingual,
         )
     return make_student(
         teacher,
         models.base or teacher,
         tokenizer,
         Shape(config.layers, config.layer_map, config.hidden_size, config.intermediate_size),
-        config.init or "from-teacher",
+        models.init,
         folder,
         seed=config.seed,
         calibration=calibration,
@@ -318,8 +388,17 @@ def _make_trainer(
 ) -> DistillationTrainer:
     config, encoded, pair = command.config, prepared.encoded, prepared.pair
     batches = command.batches(arguments, encoded["train"])
-    steps = steps_per_epoch(batches, config.gradient_accumulation_steps)
-    epochs = config.num_train_epochs if config.max_steps is None else config.max_steps / steps
+    per_epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
+    _schedule(config, arguments, per_epoch, pair.learner.student.config.hidden_size)
+    seconds = seconds_per_step(
+        pair.learner,
+        pair.teacher,
+        encoded["train"],
+        batches,
+        pair.collate,
+        config.gradient_accumulation_steps,
+    )
+    logger.info("that takes about %s", _duration(seconds * arguments.max_steps))
     with arguments.main_process_first(local=False):
         cache = open_cache(
             config.cache_teacher,
@@ -328,11 +407,11 @@ def _make_trainer(
             encoded["train"],
             command.output_dir / CHECKPOINTS,
             token_logits=teacher.task == "token",
-            epochs=epochs,
+            epochs=arguments.max_steps / per_epoch,
         )
     return DistillationTrainer(
         targets=TargetLoader(pair.teacher, encoded["train"], batches, pair.collate, cache),
-        texts=data.splits["train"],
+        texts=prepared.texts,
         weights=pair.learner.objective.weights,
         batches=batches,
         table=pair.table,
@@ -347,6 +426,36 @@ def _make_trainer(
         eval_dataset=encoded["validation"],
         data_collator=command.collator(pair.learner.student, pair.collate, batches),
     )
+
+
+def _schedule(
+    config: DistillConfig, arguments: TrainingArguments, per_epoch: int, width: int
+) -> None:
+    """Set the number of steps, the warm-up and the learning rate, by the recipe where no option does."""
+    recipe = RECIPES[config.recipe]
+    if config.max_steps is None and config.num_train_epochs is None:
+        arguments.max_steps = recipe.steps(per_epoch)
+    elif config.max_steps is None:
+        arguments.max_steps = math.ceil(arguments.num_train_epochs * per_epoch)
+    if config.warmup_steps is None:
+        arguments.warmup_steps = round(recipe.warmup * arguments.max_steps)
+    if config.learning_rate is None:
+        arguments.learning_rate = recipe.learning_rate_of(width)
+    logger.info(
+        "%s steps (%.3g epochs), a learning rate of %.3g after %s steps of warm-up",
+        f"{arguments.max_steps:,}",
+        arguments.max_steps / per_epoch,
+        arguments.learning_rate,
+        f"{arguments.warmup_steps:,}",
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Two figures of it, in the largest unit of which there is one."""
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _evaluator(
@@ -375,6 +484,7 @@ def _record(
     command: Command,
     teacher: Source,
     data: TaskData,
+    unlabelled: TaskData | None,
     prepared: _Prepared,
     arguments: TrainingArguments,
 ) -> Record:
@@ -397,6 +507,7 @@ def _record(
         **({} if student.calibration is None else {"calibration": student.calibration}),
         base=teacher.record.base,
         data=data.reference,
+        **({} if unlabelled is None else {"unlabelled": unlabelled.reference}),
         task=teacher.task,
         layers=list(student.layers),
         of_layers=teacher.depth,

@@ -143,6 +143,7 @@ def _calibrate(
         config.calibration_samples,
         max_length=config.max_length,
         copies=config.calibration_copies,
+        multilingual=config.calibration_multilingual,
     )
     done = calibrate_student(source, folder, plan, data, device, kept=kept, progress=progress)
     described = {**done.to_dict(), "data": texts.reference}

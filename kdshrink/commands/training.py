@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ..config.commands import DistillConfig, FinetuneConfig, input_paths
 from ..config.fields import flag_of
 from ..config.groups import HubOptions, TrainingOptions
+from ..config.recipes import RECIPES
 from ..data.batching import Batches, steps_per_epoch
 from ..data.encoding import Collator, token_counts
 from ..errors import UsageError
@@ -43,11 +44,21 @@ from .options import ready_destination
 
 logger = logging.getLogger(__name__)
 
+_PLAIN = RECIPES["paper"]
+"""What stands where neither an option nor a recipe says otherwise: transformers' defaults, and 30 epochs."""
 _FREE = {
     *(item.name for item in fields(HubOptions)),
     *("output_dir", "overwrite", "resume", "device", "report_to", "logging_steps", "save_steps"),
     *("save_total_limit", "cache_teacher", "shard_teacher", "torch_compile", "compare"),
-    *("trust_remote_code", "revision", "data", "data_dir", "label_map", *MODEL_OPTIONS),
+    *(
+        "trust_remote_code",
+        "revision",
+        "data",
+        "unlabelled",
+        "data_dir",
+        "label_map",
+        *MODEL_OPTIONS,
+    ),
 }
 """Options that may change on --resume; models and data are compared by their content instead."""
 
@@ -210,12 +221,16 @@ def _transformers_arguments(
         use_cpu=device.type == "cpu",
         seed=config.seed,
         bf16=(device.type == "cuda") if config.bf16 is None else config.bf16,
-        num_train_epochs=config.num_train_epochs,
+        num_train_epochs=_PLAIN.epochs
+        if config.num_train_epochs is None
+        else config.num_train_epochs,
         max_steps=-1 if config.max_steps is None else config.max_steps,
-        learning_rate=config.learning_rate,
+        learning_rate=_PLAIN.learning_rate
+        if config.learning_rate is None
+        else config.learning_rate,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=config.warmup_steps or 0,
         weight_decay=config.weight_decay,
         eval_strategy="steps",
         save_strategy="steps",

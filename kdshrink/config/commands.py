@@ -39,6 +39,7 @@ from .groups import (
     TrainingOptions,
     check_device,
 )
+from .recipes import Init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,16 +106,32 @@ class DistillConfig(
     student: str | None = option(
         "An existing student, instead of one made by --init: a Hub id or a local directory.", None
     )
-    init: Literal["from-teacher", "from-base", "from-scratch", "calibrated"] | None = option(
-        "How to make the student: with weights of the teacher (from-teacher, the default), of its base model "
-        "(from-base), random ones (from-scratch), or calibrated on the training texts.",
+    init: Init | None = option(
+        "How to make the student: calibrated on the training texts (the default where models of its type can "
+        "be), with weights of the teacher (from-teacher) or of its base model (from-base), or random ones "
+        "(from-scratch).",
         None,
+    )
+    recipe: Literal["best", "paper"] = option(
+        "What decides the options that are not given. best: a calibrated start, terms in balance, no dropout. "
+        "paper: the teacher's layers copied, terms with weight 1, the model's own dropout, 30 epochs.",
+        "best",
     )
     base: str | None = option(
         "The base model of --init from-base; by default the one in the teacher's kdshrink.json.",
         None,
     )
 
+    unlabelled: str | None = option(
+        "More texts to train on, named as --data is: all terms but the task's are learned from them, and "
+        "labels are not used. All of a data set's training texts, or all of a single file.",
+        None,
+    )
+    unlabelled_languages: tuple[str, ...] | None = option(
+        "Languages of --unlabelled, as --languages has them; all by default.",
+        None,
+        parse=comma_list,
+    )
     cache_teacher: Literal["auto", "none", "logits", "all"] = option(
         "Which of the teacher's targets to keep on disk, in OUTPUT_DIR/checkpoints, for later epochs: all, only "
         "logits (if no other term needs the teacher), none, or auto: all if they fit into a quarter of the "
@@ -156,6 +173,8 @@ class DistillConfig(
                 "--shard-teacher and --compare exclude each other: a comparison needs the whole teacher.\n"
                 "Compare after the run, with kdshrink zero-shot."
             )
+        if self.unlabelled_languages is not None and self.unlabelled is None:
+            raise UsageError("--unlabelled-languages needs --unlabelled.")
         if self.base is not None and self.init != "from-base":
             raise UsageError(f"--base {self.base} needs --init from-base.")
 
@@ -250,7 +269,7 @@ class ReproduceConfig:
         "Training steps of the students; by default the scale's.", None, bounds=Bounds(least=1)
     )
     attention_target: Literal["scores", "probabilities"] = option(
-        "As of distill; the paper does not say which it used.", "scores"
+        "As of distill; the paper does not say which it used.", "probabilities"
     )
     own_rows: bool = option(
         "Add rows that the paper does not have, marked as such: a calibrated student, and one with a vocabulary "
@@ -334,7 +353,7 @@ def input_paths(config: Any) -> list[Path]:
     ]
     for fields_of, built_in in (
         (("model", "teacher", "student", "base"), _OWN_MODELS),
-        (("data", "vocab_from"), NAMED_DATA),
+        (("data", "vocab_from", "unlabelled"), NAMED_DATA),
     ):
         values = [getattr(config, name, None) for name in fields_of]
         named += [value for value in values if value not in built_in]

@@ -173,14 +173,20 @@ class DeviceOptions:
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(DeviceOptions):
     bf16: bool | None = option("Train in bfloat16; by default on CUDA but not on CPU.", None)
-    num_train_epochs: float = option(
-        "Number of passes over the training data.", 30.0, bounds=Bounds(above=0)
+    num_train_epochs: float | None = option(
+        "Number of passes over the training data; by default 30, and with distill's best recipe as many as "
+        "20,000 steps allow.",
+        None,
+        bounds=Bounds(above=0),
     )
     max_steps: int | None = option(
         "Number of optimizer steps, in place of epochs.", None, bounds=Bounds(least=1)
     )
-    learning_rate: float = option(
-        "Peak learning rate of the linear schedule.", 5e-5, bounds=Bounds(above=0)
+    learning_rate: float | None = option(
+        "Peak learning rate of the linear schedule; 5e-5 by default, and with distill's best recipe higher for "
+        "students narrower than 768, in inverse proportion to their width.",
+        None,
+        bounds=Bounds(above=0),
     )
     batch_size: int = option(
         "Per-device batch size.",
@@ -204,14 +210,16 @@ class TrainingOptions(DeviceOptions):
     gradient_accumulation_steps: int = option(
         "Number of batches per optimizer step.", 1, bounds=Bounds(least=1)
     )
-    warmup_steps: int = option(
-        "Number of warm-up steps, over which the learning rate rises linearly.",
-        0,
+    warmup_steps: int | None = option(
+        "Number of warm-up steps, over which the learning rate rises linearly; by default none, and with "
+        "distill's best recipe a tenth of all.",
+        None,
         bounds=Bounds(least=0),
     )
     weight_decay: float = option("AdamW's weight decay.", 0.0, bounds=Bounds(least=0))
     dropout: float | None = option(
-        "Dropout rate in training; by default the model's own, or 0 for a calibrated model.",
+        "Dropout rate in training; by default the model's own, or 0 for a calibrated model and with distill's "
+        "best recipe.",
         None,
         bounds=Bounds(least=0, below=1),
     )
@@ -273,6 +281,12 @@ class CalibrationOptions:
         400,
         bounds=Bounds(least=1),
     )
+    calibration_multilingual: float = option(
+        "Sentences in 40 languages that ship with kdshrink and are read too, for languages that those texts "
+        "lack, as a share of them, at most 50 a language; 0 for a monolingual model.",
+        1.0,
+        bounds=Bounds(least=0, most=10),
+    )
     calibration_copies: float = option(
         "Noised copies, with tokens replaced at random, to add to those texts, as a share of them; they help "
         "languages without texts, so give 0 if all languages that matter have texts.",
@@ -296,7 +310,13 @@ class ObjectiveOptions:
         "What the attention term matches: the probabilities, or the scores before the softmax (for DeBERTa, "
         "minus their mean over the keys). Where head counts differ, adjacent heads are averaged in groups, so "
         "that both models have the greatest common divisor of the counts.",
-        "scores",
+        "probabilities",
+    )
+    term_scale: Literal["raw", "variance"] | None = option(
+        "How the embedding, hidden and attention terms are scaled. raw (of the paper's recipe): mean squared "
+        "errors, summed over the layers. variance (of the best one): each divided by the variance of the "
+        "teacher's activations, and averaged over the layers.",
+        None,
     )
     prediction_loss: Literal["soft-ce", "mse"] = option(
         "Loss of the prediction term: soft cross-entropy, or mean squared error of the logits.",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from .registry import Task
@@ -113,6 +113,32 @@ def _encode_batch(
     elif label_ids is not None:
         result["labels"] = [label_ids[label] for label in batch["label"]]
     return result
+
+
+def with_unlabelled(labelled: Dataset, unlabelled: Dataset) -> Dataset:
+    """Two encoded tables in one; the examples of the second get the label of what has none."""
+    if "labels" not in labelled.column_names:
+        return concatenate_datasets([labelled, unlabelled])
+    feature = labelled.features["labels"]
+
+    def ignored(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if isinstance(feature, List):
+            return {"labels": [[IGNORED] * length for length in batch["length"]]}
+        return {"labels": [IGNORED] * len(batch["length"])}
+
+    features = Features(unlabelled.features | {"labels": feature})
+    filled = unlabelled.map(ignored, batched=True, features=features)
+    return concatenate_datasets([labelled, filled])
+
+
+def as_words(table: Dataset) -> Dataset:
+    """A table of texts as one of words, for token tasks: what white space separates."""
+
+    def split(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"text": [text.split() for text in batch["text"]]}
+
+    features = Features(table.features | {"text": List(Value("string"))})
+    return table.map(split, batched=True, features=features)
 
 
 def first_tokens(word_ids: Sequence[int | None], words: int) -> list[int]:

@@ -12,6 +12,7 @@ from ..models.activations import Recorder, centre
 from ..training.losses import task_cross_entropy
 from . import losses
 from .objective import Objective
+from .scales import TermScales
 from .teacher import Targets
 
 
@@ -50,6 +51,7 @@ class DistillationModel(nn.Module):
         self.recorder = recorder
         self.objective = objective
         self.task = task
+        self.scales = TermScales.raw(len(recorder.layers))
         width = student.config.hidden_size
         same = width == teacher_width
         self.embedding_projection: nn.Module = (
@@ -84,20 +86,21 @@ class DistillationModel(nn.Module):
         terms = dict.fromkeys(LOSS_TERMS, zero)
         if student.embedding is not None and teacher.embedding is not None:
             projected = self.embedding_projection(student.embedding)
-            terms["embedding"] = losses.hidden_mse(projected, teacher.embedding, mask).mean
-        for state, target in zip(student.hidden, teacher.hidden, strict=True):
-            projected = self.hidden_projection(state)
-            terms["hidden"] = terms["hidden"] + losses.hidden_mse(projected, target, mask).mean
-        for scores, target in zip(student.attention, teacher.attention, strict=True):
+            error = losses.hidden_mse(projected, teacher.embedding, mask).mean
+            terms["embedding"] = error / self.scales.embedding
+        for i, (state, target) in enumerate(zip(student.hidden, teacher.hidden, strict=True)):
+            error = losses.hidden_mse(self.hidden_projection(state), target, mask).mean
+            terms["hidden"] = terms["hidden"] + error / self.scales.hidden[i]
+        attention = zip(student.attention, teacher.attention, strict=True)
+        for i, (scores, target) in enumerate(attention):
             if targets.centred and not self.recorder.centred:
                 scores = centre(scores, mask)
             elif self.recorder.centred and not targets.centred:
                 target = centre(target, mask)
-            terms["attention"] = (
-                terms["attention"] + losses.attention_mse(scores, target, mask).mean
-            )
+            error = losses.attention_mse(scores, target, mask).mean
+            terms["attention"] = terms["attention"] + error / self.scales.attention[i]
         if targets.logits is not None and self.objective.weight("prediction"):
-            examples = None if self.task == "sequence" else self._scored(mask, labels)
+            examples = None if self.task == "sequence" else scored_tokens(mask, labels)
             if self.objective.prediction_loss == "mse":
                 term = losses.logits_mse(output.logits, targets.logits, examples)
             else:
@@ -109,7 +112,17 @@ class DistillationModel(nn.Module):
             terms["task"] = task_cross_entropy(output.logits, labels).mean
         return terms
 
-    @staticmethod
-    def _scored(mask: Tensor, labels: Tensor | None) -> Tensor:
-        """(B, T), true where logits count: at labelled tokens, else at all non-padding ones."""
-        return mask if labels is None else labels != IGNORED
+
+def scored_tokens(mask: Tensor, labels: Tensor | None) -> Tensor:
+    """(B, T), true where the logits of a token task count: at an example's labelled tokens.
+
+    Of an example without any label it is all non-padding tokens.
+
+    Args:
+        mask: (B, T), true at non-padding tokens.
+        labels: (B, T), -100 where there is none; or None for no labels at all.
+    """
+    if labels is None:
+        return mask
+    labelled = labels != IGNORED
+    return labelled | (mask & ~labelled.any(1, keepdim=True))

@@ -19,7 +19,7 @@ class Objective:
     """
 
     weights: Mapping[str, float]
-    attention_target: Literal["scores", "probabilities"] = "scores"
+    attention_target: Literal["scores", "probabilities"] = "probabilities"
     prediction_loss: Literal["soft-ce", "mse"] = "soft-ce"
     temperature: float = 1.0
 

@@ -14,6 +14,7 @@ from ..data.batching import steps_per_epoch
 from ..data.encoding import IGNORED
 from ..evaluation.evaluator import not_finite
 from ..training.trainer import TermTrainer
+from .model import scored_tokens
 from .targets import TargetLoader
 
 
@@ -49,12 +50,12 @@ class DistillationTrainer(TermTrainer):
         examples = torch.full_like(tokens, len(mask))
         labels = (inputs["labels"] != IGNORED).sum() if "labels" in inputs else examples
         sequence = self.accelerator.unwrap_model(self.model).task == "sequence"
-        predictions = examples if sequence else labels if "labels" in inputs else tokens
+        scored = None if sequence else scored_tokens(mask.bool(), inputs.get("labels"))
         return {
             "embedding": tokens,
             "hidden": tokens,
             "attention": pairs,
-            "prediction": predictions,
+            "prediction": examples if scored is None else scored.sum(),
             "task": labels,
         }
 

@@ -555,6 +555,15 @@ def family_of(config: Config, ability: Ability) -> Family:
     raise ModelError(f"M{reason}")
 
 
+def can_be(config: Config, ability: Ability) -> bool:
+    """Whether a model has this ability."""
+    try:
+        family_of(config, ability)
+    except ModelError:
+        return False
+    return True
+
+
 def find_module(root: Any, *names: str | None) -> Any:
     """The first of these dotted names that a module has a submodule for; None if there is none."""
     for name in filter(None, names):

@@ -37,7 +37,7 @@ class Choice:
     data: Sequence[str] | None = None
     data_dirs: Mapping[str, Path] = field(default_factory=dict)
     seeds: tuple[int, ...] | None = None
-    attention_target: Literal["scores", "probabilities"] = "scores"
+    attention_target: Literal["scores", "probabilities"] = "probabilities"
     own_rows: bool = False
     planning: bool = False
 

@@ -29,7 +29,7 @@ class Lab:
     seed: int
     prefix: str
     section: int = 0
-    attention_target: str = "scores"
+    attention_target: str = "probabilities"
 
     def scoring_run(self, case: Case) -> Run:
         """The run whose record has the figure of a case."""
@@ -100,7 +100,9 @@ class Lab:
                 words = (*words, "--base", base)
                 facts = (*facts, *more)
         words = (*words, *how, "--no-compare")
-        if self.attention_target != "scores":
+        if not case.own:
+            words = (*words, "--recipe", "paper")
+        if self.attention_target != "probabilities":
             words = (*words, "--attention-target", self.attention_target)
         return self._run(self._label(case), "distill", words, facts)
 

@@ -8,7 +8,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -66,6 +66,7 @@ class Identity:
         data: Name and content of the data; empty if it is not read yet.
         processes: The number of processes of a distributed run; None if it was not recorded.
         began: The start time, which differs between runs with the same options.
+        unlabelled: Name and content of the data of --unlabelled; empty without it.
     """
 
     command: str
@@ -75,6 +76,7 @@ class Identity:
     processes: int | None
     kdshrink_version: str
     began: str
+    unlabelled: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -94,17 +96,23 @@ class Identity:
             time.strftime("%Y-%m-%dT%H:%M:%S") + f".{time.time_ns() % 10**9:09d}",
         )
 
-    def with_data(self, description: Mapping[str, Any]) -> Identity:
-        """The identity with the data, by its description (`TaskData.reference`)."""
-        content = description.get("fingerprint") or description.get("revision")
-        if names := description.get("label_map"):
-            content = f"{content}, labels renamed by {to_json(names)}"
-        return replace(self, data={"name": description["name"], "content": content})
+    def with_data(
+        self, description: Mapping[str, Any], unlabelled: Mapping[str, Any] | None = None
+    ) -> Identity:
+        """The identity with the data, and that of --unlabelled, by their `TaskData.reference`."""
+        return replace(
+            self,
+            data=_described(description),
+            unlabelled={} if unlabelled is None else _described(unlabelled),
+        )
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Identity:
         """Undo `asdict`."""
-        return cls(**{item.name: content[item.name] for item in fields(cls)})
+        # Earlier versions knew no --unlabelled.
+        return cls(
+            **{item.name: content[item.name] for item in fields(cls) if item.name in content}
+        )
 
     @classmethod
     def of_record(cls, record: Record) -> Identity:
@@ -137,6 +145,8 @@ class Identity:
             found += _change("MODEL" if role == "model" else f"--{role}", *pair)
         if self.data and recorded.data:
             found += _change("--data", recorded.data, self.data)
+            pair = (recorded.unlabelled or None, self.unlabelled or None)
+            found += _change("--unlabelled", *pair)
         if recorded.processes not in (None, self.processes):
             found.append(f"processes {recorded.processes} → {self.processes}")
         return found
@@ -167,6 +177,14 @@ def _change(
         yield f"{flag} {_shown(names[0], end=True)}: its content has changed"
     else:
         yield f"{flag} {_shown(names[0], end=True)} → {_shown(names[1], end=True)}"
+
+
+def _described(read: Mapping[str, Any]) -> dict[str, Any]:
+    """The name of what was read, and what tells its content."""
+    content = read.get("fingerprint") or read.get("revision")
+    if names := read.get("label_map"):
+        content = f"{content}, labels renamed by {to_json(names)}"
+    return {"name": read["name"], "content": content}
 
 
 def _content(source: Source) -> str:

@@ -49,6 +49,7 @@ class Start:
     copied: bool
     samples: int | None
     copies: float | None
+    multilingual: float | None
     settings: Settings
 
     @classmethod
@@ -59,6 +60,7 @@ class Start:
         copied = options.pop("copy", None) is not None
         samples = options.pop("samples", None)
         copies = options.pop("copies", None)
+        multilingual = options.pop("multilingual", None)
         chosen = options.pop("layers", "").replace(".", ",") or None
         settings = Settings(**{name: float(value) for name, value in options.items()})
         return cls(
@@ -69,6 +71,7 @@ class Start:
             copied,
             int(samples) if samples else None,
             float(copies) if copies else None,
+            float(multilingual) if multilingual else None,
             settings,
         )
 
@@ -80,6 +83,9 @@ def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
     layer_map = start.layer_map or ",".join(map(str, spread(depth, start.layers)))
     shape = Shape(layer_map=layer_map, hidden_size=start.width)
     copies = config.calibration_copies if start.copies is None else start.copies
+    sentences = (
+        config.calibration_multilingual if start.multilingual is None else start.multilingual
+    )
     data = load_data(data_request(config), ("train",), purpose="train")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
@@ -92,6 +98,7 @@ def make(start: Start, config: ShrinkConfig) -> tuple[PreTrainedModel, float]:
                 start.samples or config.calibration_samples,
                 max_length=config.max_length,
                 copies=copies,
+                multilingual=sentences,
             )
             device = pick_device(config.device)
             calibrate_student(source, folder, plan, texts, device, settings=start.settings)

@@ -472,6 +472,7 @@ def test_a_calibrated_start_is_trained_without_dropout_unless_told(
                 output_dir=tmp_path / name,
                 weights={"task": 0.0, "prediction": 0.0},
                 learning_rate=1e-9,
+                recipe="paper",
                 **data,
                 **options,
             )
@@ -532,7 +533,7 @@ def test_a_second_sweep_finds_the_same(
     folder.mkdir()
     plan, _ = shrink_source(source, Shape(layers=2, hidden_size=12), folder, init="copy")
     data = load_data(data_request(config), ("train",), purpose="train")
-    texts = CalibrationData.sample(data, 400, max_length=512, copies=0.5)
+    texts = CalibrationData.sample(data, 400, max_length=512, copies=0.5, multilingual=1.0)
     weights = []
     for _ in range(2):
         calibrate_student(source, folder, plan, texts, torch.device("cpu"))

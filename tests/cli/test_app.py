@@ -154,7 +154,7 @@ def test_help_of_a_command(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "first"),
     [
-        ("distill", "teacher student init layers hidden-size data languages num-train-epochs "
+        ("distill", "teacher student recipe init layers hidden-size data languages num-train-epochs "
          "max-steps batch-size learning-rate output-dir help"),
         ("shrink", "init layers hidden-size vocab-from data languages output-dir help"),
     ],
@@ -202,7 +202,8 @@ def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.Monke
         }.get(command, ([], None)),
         "task": (["--task", "token"], "token"),
         "separator": (["--separator", "tab"], "tab"),
-        "attention_target": (["--attention-target", "probabilities"], "probabilities"),
+        "attention_target": (["--attention-target", "scores"], "scores"),
+        "recipe": (["--recipe", "paper"], "paper"),
         "prediction_loss": (["--prediction-loss", "mse"], "mse"),
         "weights": (["--weight", "hidden=0", "--weight", "task=2"], {"hidden": 0, "task": 2}),
         "train_fraction": (["--train-fraction", "0.05"], 0.05),
@@ -211,6 +212,7 @@ def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.Monke
         "compare": (["--compare"], True),
         "batches": (["--batches", "random"], "random"),
         "cache_teacher": (["--cache-teacher", "all"], "all"),
+        "term_scale": (["--term-scale", "raw"], "raw"),
         "device": (["--device", "cuda:1"], "cuda:1"),
         "output_dir": (["-o", "out [1]"], Path("out [1]")),
     }
@@ -402,14 +404,23 @@ def test_shrink_table(capsys: pytest.CaptureFixture[str]) -> None:
             "parts": {"embeddings": sizes, "layers": sizes, "head": sizes},
             "calibration": {
                 "texts": {"de": 1000, "es": 24},
+                "multilingual_sentences": 1900,
                 "tokens": 12345,
                 "relative_error": [0.0, 0.125, 0.25],
+                "agreement": {"de": 1.0, "sw": 0.5, "th": 0.75, "nl": 0.95},
             },
             **sizes,
         }
     )
     lines = capsys.readouterr().out.splitlines()
-    assert "calibrated on 12,345 tokens; texts by language: de 1,000, es 24" in lines
+    assert (
+        "calibrated on 12,345 tokens; texts by language: de 1,000, es 24; 1,900 multilingual sentences"
+        in lines
+    )
+    assert (
+        "predicts as the teacher on held-out texts: 80.0% over 4 languages; "
+        "lowest: sw 50%, th 75%, nl 95%" in lines
+    )
     assert any("layer 4 of the source" in line and "0.2500" in line for line in lines)
     assert any("embeddings" in line and "2,000" in line and "4.0" in line for line in lines)
     assert "layers of the source, 1-based: 2, 4" in lines
