@@ -111,7 +111,7 @@ class OutputOptions:
     overwrite: bool = option("Replace what kdshrink wrote to OUTPUT_DIR.", False)
 
 
-_HUB_ID = re.compile(r"(?=.{1,96}$)(?!.*(--|\.\.))(\b[\w.-]+\b/)?\b[\w.-]+\b(?<!\.git)", re.ASCII)
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b(?<!\.git)", re.ASCII)
 """As huggingface_hub's validate_repo_id, which is too slow to import here."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdshrink.config.commands import (
@@ -127,6 +127,8 @@ def test_a_value_is_shown_on_one_line_and_cut() -> None:
 
 @pytest.mark.defect("T15")
 @settings(max_examples=300, deadline=None)
+@example(name="a" * 92 + ".git/0")
+@example(name="a" * 97 + "/0")
 @given(name=st.one_of(st.text("a1_-./é \n", max_size=8), st.from_regex(r"[a-z-.]{90,100}(\.git)?")))
 def test_a_name_on_the_hub_is_what_its_client_takes(name: str) -> None:
     try:
