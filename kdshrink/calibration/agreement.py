@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..data.encoding import Collator
 from ..data.registry import Task
 from ..data.sampling import language_codes
-from ..evaluation.evaluator import predict
+from ..evaluation.evaluator import NotFiniteError, Predictions, not_finite, predict
 
 
 def agreement(
@@ -36,11 +36,21 @@ def agreement(
     Args:
         table, encoded: The texts, and the same tokenised for the student.
         teacher_ids: For each of the student's tokens the teacher's id; None if the vocabularies are the same.
+
+    Raises:
+        ModelError: A prediction is not finite.
     """
     of_teacher = replace(collate, compact_ids=None if teacher_ids is None else teacher_ids.cpu())
+
+    def predicted(who: str, model: PreTrainedModel, ids: Collator) -> Predictions:
+        try:
+            return predict(model, encoded, task=task, collate=ids, batch_size=None, device=device)
+        except NotFiniteError as error:
+            raise not_finite(who, table, error.row) from error
+
     found = [
-        predict(model, encoded, task=task, collate=ids, batch_size=None, device=device)
-        for model, ids in ((teacher, of_teacher), (student, collate))
+        predicted("The teacher", teacher, of_teacher),
+        predicted("The calibrated student", student, collate),
     ]
     wanted, given = (one.classes for one in found)
     codes, languages = language_codes(table)

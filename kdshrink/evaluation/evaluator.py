@@ -122,7 +122,7 @@ def predict(
     if together:
         first_bad = -int(joined(np.array([-first_bad]), device)[0])
     if first_bad < total:
-        raise _NotFiniteError(first_bad)
+        raise NotFiniteError(first_bad)
     if together:
         classes, probabilities = (joined(part, device) for part in (classes, probabilities))
     return Predictions(classes, probabilities, bounds)
@@ -151,7 +151,7 @@ def _places(
     return np.concatenate(words), (np.concatenate(lines), np.concatenate(columns))
 
 
-class _NotFiniteError(ModelError):
+class NotFiniteError(ModelError):
     """A model's logits for an example are not finite."""
 
     def __init__(self, row: int) -> None:
@@ -228,7 +228,7 @@ class Evaluator:
                 device=self.device,
                 progress=progress,
             )
-        except _NotFiniteError as error:
+        except NotFiniteError as error:
             raise not_finite("The model", self.table, error.row) from error
 
     def score(

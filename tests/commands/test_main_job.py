@@ -98,7 +98,9 @@ def test_the_chain_for_texts(encoder_dir: Path, text_data: Path, tmp_path: Path)
     first = log_of(tmp_path / "s")[0]
     terms = ("embedding", "hidden", "attention", "prediction", "task")
     assert first["loss"] == pytest.approx(sum(first[term] for term in terms), rel=1e-4)
-    assert all(first[term] > 0 for term in terms)
+    # A copy's embeddings are its teacher's, and nothing is dropped.
+    assert first["embedding"] == 0
+    assert all(first[term] > 0 for term in terms[1:])
     scored = [row["step"] for row in log_of(tmp_path / "s") if "score" in row]
     assert len(scored) == len(set(scored)) == 16  # once an epoch
     assert not (tmp_path / "s" / "checkpoints").exists()
@@ -189,7 +191,12 @@ def test_dropout_is_off_in_training_alone(
 ) -> None:
     teacher = make_teacher(tmp_path / "t", xlmr_tokenizer, "xlm-roberta")
     losses = {}
-    for name, options in {"own": {}, "off": {"dropout": 0.0}}.items():
+    ways: dict[str, dict[str, Any]] = {
+        "own": {"recipe": "paper"},
+        "off": {"recipe": "paper", "dropout": 0.0},
+        "best": {},
+    }
+    for name, options in ways.items():
         distill(
             DistillConfig(
                 teacher=str(teacher),
@@ -204,6 +211,7 @@ def test_dropout_is_off_in_training_alone(
         )
         losses[name] = log_of(tmp_path / name)[0]["loss"]
     assert losses["off"] < 1e-9 < 1e-3 < losses["own"]
+    assert losses["best"] < 1e-9
     made, was = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "off", teacher))
     assert made["hidden_dropout_prob"] == was["hidden_dropout_prob"] == 0.1
 

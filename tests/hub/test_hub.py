@@ -127,8 +127,8 @@ def test_distill_massive_as_typed(desk: Desk, hub: Hub, massive_teacher: Path) -
     )
     result = desk.json(*typed)
     directory = desk.folder / result["output_dir"]
-    assert result["hub"]["hub_model_id"] == "tester/teacher-from-teacher"
-    pushed = hub.files("tester/teacher-from-teacher")
+    assert result["hub"]["hub_model_id"] == "tester/teacher-student"
+    pushed = hub.files("tester/teacher-student")
     assert {name for name in pushed if name != ".gitattributes"} == set(content(directory))
 
     record = json.loads(pushed["kdshrink.json"])
