@@ -24,7 +24,7 @@ from ..models.architectures import Head
 from ..models.devices import to_device
 from ..models.loading import fitting_length, load_tokenizer, load_weights
 from ..models.source import Source, find_model
-from ..models.tensors import TensorReader, TensorSpec, write_tensors
+from ..models.tensors import TensorReader, TensorSpec, to_array, write_tensors
 from ..progress import Progress, silent
 from ..shrinking.plan import StudentPlan
 from .agreement import agreement
@@ -195,13 +195,12 @@ def _write(path: Path, state: dict[str, Tensor]) -> None:
     with TensorReader(path.parent) as reader:
         specs = dict(reader.specs)
     path.unlink()
-    write_tensors(path, specs, lambda name: state[name].to("cpu", specs[name].dtype))
+    write_tensors(path, specs, lambda name: to_array(state[name].to("cpu", specs[name].torch_type)))
 
 
 def write_basis(folder: Path, basis: Tensor) -> None:
     """Write a basis to a student's directory."""
-    spec = TensorSpec(tuple(basis.shape), basis.dtype)
-    write_tensors(folder / BASIS, {"basis": spec}, lambda _: basis)
+    write_tensors(folder / BASIS, {"basis": TensorSpec.of(basis)}, lambda _: to_array(basis))
 
 
 def read_basis(student: Source) -> Tensor | None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ..config.commands import InfoConfig
 from ..errors import HubError, ModelError
 from ..hub.errors import reason
+from ..models.headers import read_header
 from ..models.source import Source, find_model
 from ..progress import Progress
 from ..publishing.card import hub_base
@@ -131,32 +129,13 @@ def _headers(source: Source) -> list[Mapping[str, Any]] | None:
     """Type and shape of every tensor of its safetensors; None without safetensors."""
     here = sorted(source.directory.glob("*.safetensors"))
     if here:
-        tensors = [(n, t) for path in here for n, t in _read_header(path).items()]
+        tensors = [item for path in here for item in read_header(path).tensors.items()]
     elif source.commit is not None:
         tensors = _remote_headers(source)
     else:
         return None
-    kept = [t for name, t in tensors if name != "__metadata__" and not name.endswith(_NO_PARAMETER)]
+    kept = [tensor for name, tensor in tensors if not name.endswith(_NO_PARAMETER)]
     return kept or None
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file: 8 bytes of its length, little-endian, then the JSON.
-
-    huggingface_hub's reader of local headers is not used because it accepts a truncated file.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-            end = max(t["data_offsets"][1] for n, t in header.items() if n != "__metadata__")
-            if path.stat().st_size != 8 + length + end:
-                raise ValueError("it is shorter or longer than its header says")
-            return header
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(f"{path} is damaged: {error}.\nFetch or copy it again.") from error
 
 
 def _remote_headers(source: Source) -> list[tuple[str, Mapping[str, Any]]]:

@@ -18,13 +18,12 @@ from ..publishing.push import PushResult, pushed
 from ..publishing.record import write_record
 from ..record import Record
 from ..shrinking.plan import Shape, StudentPlan, plan_student
-from ..shrinking.vocabulary import TrimmedTokenizer
-from ..shrinking.vocabulary_cost import trim_by_texts
 from ..shrinking.weights import CopyReport, check_source, note_pipeline, shrink_source
 from .options import access_of, ready_destination, record_of
 
-if TYPE_CHECKING:  # a plain copy does not load transformers
+if TYPE_CHECKING:  # a plain copy imports no torch, transformers or tokenizers
     from ..data.load import TaskData
+    from ..shrinking.vocabulary import TrimmedTokenizer
 
 
 @dataclass(frozen=True)
@@ -183,6 +182,7 @@ def _trim(
     """Trim the tokenizer to the text of --vocab-from; also a description for the result."""
     from ..data.load import load_data
     from ..models.loading import load_tokenizer, prefix_words
+    from ..shrinking.vocabulary_cost import trim_by_texts
     from .inputs import data_request
 
     tokenizer = load_tokenizer(source, source.task)

@@ -7,8 +7,6 @@ from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from functools import cache
 
-import langcodes
-
 from ..errors import DataError, listed
 from .registry import NAMED, Unit
 
@@ -34,6 +32,8 @@ def language_of(name: str) -> str:
 
 
 def _by_tag(tag: str) -> str | None:
+    import langcodes  # not above: its tables take long to load, and many commands name no language
+
     try:
         known = langcodes.Language.get(tag)
         standard = langcodes.standardize_tag(tag, macro=True)
@@ -44,6 +44,8 @@ def _by_tag(tag: str) -> str | None:
 
 
 def _by_name(name: str) -> str | None:
+    import langcodes
+
     try:
         return _by_tag(str(langcodes.find(name)))
     except LookupError:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import TrainingError
 from ..files import atomic_file
-from .tensors import TensorReader, TensorSpec, write_tensors
+from .tensors import TensorReader, TensorSpec, to_array, write_tensors
 
 TABLE = "embeddings.safetensors"
 _BLOCK = 16384
@@ -139,13 +139,12 @@ class WholeTable:
             return cls(path)
         with TensorReader(origin) as reader:
             name = _stored_name(reader, model)
-            specs = {
-                "table": reader.specs[name],
-                "kept": TensorSpec(tuple(kept.shape), kept.dtype),
-            }
+            specs = {"table": reader.specs[name], "kept": TensorSpec.of(kept)}
             with atomic_file(path) as partial:
                 write_tensors(
-                    partial, specs, lambda key: kept if key == "kept" else reader.read(name)
+                    partial,
+                    specs,
+                    lambda key: to_array(kept) if key == "kept" else reader.blocks(name),
                 )
         return cls(path)
 
@@ -157,7 +156,7 @@ class WholeTable:
             with TensorReader(Path(compacted)) as reader:
                 name = _stored_name(reader, model)
                 specs = {
-                    key: TensorSpec((model.config.vocab_size, spec.shape[1]), spec.dtype)
+                    key: TensorSpec((model.config.vocab_size, spec.shape[1]), spec.code)
                     if key == name
                     else spec
                     for key, spec in reader.specs.items()
@@ -166,11 +165,11 @@ class WholeTable:
                 write_tensors(
                     folder / "model.safetensors",
                     specs,
-                    lambda key: self._restored(small) if key == name else reader.read(key),
+                    lambda key: self._restored(small) if key == name else reader.blocks(key),
                 )
             shutil.copy2(Path(compacted, "config.json"), folder)
 
-    def _restored(self, small: CompactEmbedding) -> Iterator[Tensor]:
+    def _restored(self, small: CompactEmbedding) -> Iterator[np.ndarray]:
         """The current whole table in blocks of rows, since it may be most of the model's size."""
         rows, decay = small.weight.detach().cpu(), float(small.decay)
         with safe_open(self.path, framework="pt") as file:
@@ -184,7 +183,7 @@ class WholeTable:
                 block *= decay
             first, last = torch.searchsorted(kept, torch.tensor([begin, begin + len(block)]))
             block[kept[first:last] - begin] = rows[first:last]
-            yield block
+            yield to_array(block)
 
 
 def _kept_rows(path: Path) -> Tensor | None:

@@ -1,42 +1,53 @@
-"""Reads and writes weights files one tensor at a time."""
+"""Reads and writes weights files, a block of a tensor's rows at a time.
+
+Weights are copied as numpy arrays of their bits, without importing torch, which takes longer than to copy
+a model. torch is imported where tensors are computed with, and to read pickles.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+import math
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ..errors import ModelError
 from ..progress import Progress, silent
+from .headers import read_header
 from .source import MERGE
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-_CODES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
-_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+"""The types that are supported: their codes in safetensors files, and their names in torch and numpy."""
+_CODES = {name: code for code, name in _TYPES.items()}
+_BLOCK = 2**24
+"""Bytes of a tensor that are in memory at once when it is copied."""
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 """Prefixes of all names where a wrapper was saved: of DataParallel, torch.compile, merged PEFT."""
 _INNER_WRAPPERS = re.compile(
@@ -47,18 +58,67 @@ _ADAPTED = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save|original_module|base
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and type of a tensor that may not be in memory."""
+    """Shape and type of a tensor that may not be in memory.
+
+    Attributes:
+        code: Its type as safetensors files name it, such as F32.
+    """
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    code: str
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """The spec of a tensor (KeyError if its type is not supported)."""
+        return cls(tuple(tensor.shape), _CODES[_type_name(tensor)])
 
     @property
     def parameters(self) -> int:
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        return self.parameters * self.dtype.itemsize
+        return self.parameters * self.array_type.itemsize
+
+    @property
+    def is_floating_point(self) -> bool:
+        return "float" in _TYPES[self.code]
+
+    @property
+    def torch_type(self) -> torch.dtype:
+        import torch
+
+        return getattr(torch, _TYPES[self.code])
+
+    @property
+    def array_type(self) -> np.dtype[Any]:
+        """numpy's type for its bits: uint16 for bfloat16, which numpy does not have."""
+        return np.dtype("uint16" if self.code == "BF16" else _TYPES[self.code])
+
+
+def _type_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """A CPU tensor's bits as a numpy array, of its spec's `array_type`; they share memory."""
+    import torch
+
+    tensor = tensor.detach()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+class _Place(NamedTuple):
+    """Where a tensor is in a safetensors file.
+
+    Attributes:
+        name: Its name there.
+        offset: Bytes before it.
+    """
+
+    path: Path
+    name: str
+    offset: int
 
 
 class TensorReader:
@@ -79,9 +139,7 @@ class TensorReader:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.specs: dict[str, TensorSpec] = {}
-        self._files: dict[str, Path] = {}
-        self._stored: dict[str, str] = {}
-        self._pickled: dict[str, Tensor] = {}
+        self._tensors: dict[str, _Place | Tensor] = {}
         single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
         if single.is_file():
             self._add_safetensors(single)
@@ -96,16 +154,40 @@ class TensorReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pickled.clear()
+        self._tensors.clear()
 
     def read(self, name: str) -> Tensor:
         """Load a tensor into memory."""
-        stored = self._stored[name]
-        if stored in self._pickled:
-            return self._pickled[stored]
+        found = self._tensors[name]
+        if not isinstance(found, _Place):
+            return found
         # Opened anew each time, since mapped pages count as memory until the file is closed.
-        with safe_open(self._files[name], framework="pt") as file:
-            return file.get_tensor(stored)
+        with safe_open(found.path, framework="pt") as file:
+            return file.get_tensor(found.name)
+
+    def blocks(self, name: str, rows: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+        """The bits of a tensor (`TensorSpec.array_type`), some rows at a time, so that few are in memory.
+
+        Args:
+            rows: Numbers of the rows to take, in the order wanted; None for all.
+        """
+        spec = self.specs[name]
+        if not spec.bytes:  # nothing to map
+            return
+        count = spec.shape[0] if spec.shape else 1
+        step = max(1, _BLOCK * count // spec.bytes)
+        for begin in range(0, count if rows is None else len(rows), step):
+            part = slice(begin, begin + step)
+            # Mapped anew each time, since pages count as memory until the mapping is gone.
+            yield self._array(name)[part if rows is None else rows[part]]
+
+    def _array(self, name: str) -> np.ndarray:
+        """The bits of a tensor, read where they are accessed; a single number as one row."""
+        found, spec = self._tensors[name], self.specs[name]
+        if not isinstance(found, _Place):
+            return np.atleast_1d(to_array(found))
+        shape = spec.shape or (1,)
+        return np.memmap(found.path, spec.array_type, "r", found.offset, shape)
 
     def _shards(self, index: Path) -> list[str]:
         try:
@@ -122,7 +204,7 @@ class TensorReader:
             )
         return files
 
-    def _add(self, stored: str, spec: TensorSpec) -> str:
+    def _add(self, stored: str, spec: TensorSpec, tensor: _Place | Tensor) -> None:
         name = stored
         for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
             if stored.endswith(old):
@@ -130,8 +212,7 @@ class TensorReader:
         if name in self.specs:
             raise _twice(self.directory, name)
         self.specs[name] = spec
-        self._stored[name] = stored
-        return name
+        self._tensors[name] = tensor
 
     def _unwrap(self) -> None:
         """Remove the prefixes of wrappers from the names."""
@@ -156,28 +237,27 @@ class TensorReader:
             self.directory,
             f"{self.directory.name}: the names of its weights are a wrapper's; read without {names}",
         )
-        specs, files, stored = self.specs, self._files, self._stored
-        self.specs, self._files, self._stored = {}, {}, {}
+        specs, tensors = self.specs, self._tensors
+        self.specs, self._tensors = {}, {}
         for old, name in clean.items():
             if name in self.specs:
                 raise _twice(self.directory, name)
             self.specs[name] = specs[old]
-            self._stored[name] = stored[old]
-            if old in files:
-                self._files[name] = files[old]
+            self._tensors[name] = tensors[old]
 
     def _add_safetensors(self, path: Path) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
-                for stored in file.keys():  # noqa: SIM118 (no mapping, despite its keys)
-                    part = file.get_slice(stored)
-                    code = part.get_dtype()
-                    if code not in _DTYPES:
-                        raise _unsupported(path, stored, code)
-                    spec = TensorSpec(tuple(part.get_shape()), _DTYPES[code])
-                    self._files[self._add(stored, spec)] = path
+            with safe_open(path, framework="np") as file:  # checks the header against the file
+                names = list(file.keys())
         except SafetensorError as error:
             raise _damaged(path, error) from error
+        header = read_header(path)
+        for stored in names:
+            entry = header.tensors[stored]
+            if entry["dtype"] not in _TYPES:
+                raise _unsupported(path, stored, entry["dtype"])
+            spec = TensorSpec(tuple(entry["shape"]), entry["dtype"])
+            self._add(stored, spec, _Place(path, stored, header.end + entry["data_offsets"][0]))
 
     def _add_pickles(self) -> None:
         single, index = (
@@ -200,10 +280,9 @@ class TensorReader:
         )
         for name in files:
             for stored, tensor in _load_pickle(self.directory / name).items():
-                if tensor.dtype not in _CODES:
+                if _type_name(tensor) not in _CODES:
                     raise _unsupported(self.directory / name, stored, str(tensor.dtype))
-                self._add(stored, TensorSpec(tuple(tensor.shape), tensor.dtype))
-                self._pickled[stored] = tensor.detach()
+                self._add(stored, TensorSpec.of(tensor), tensor.detach())
 
 
 @cache
@@ -221,6 +300,8 @@ def _twice(directory: Path, name: str) -> ModelError:
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a pickle, loaded without running code from it."""
+    import torch
+
     # Files from before PyTorch 1.6 are not zip archives, and cannot be memory-mapped.
     mapped = _begins(path, b"PK")
     try:
@@ -235,7 +316,7 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
         raise _damaged(path, error) from error
     if not isinstance(tensors, Mapping) or not all(
-        isinstance(tensor, Tensor) for tensor in tensors.values()
+        isinstance(tensor, torch.Tensor) for tensor in tensors.values()
     ):
         raise ModelError(
             f"{path} is no model's weights: it holds something else than tensors by name.\n"
@@ -247,7 +328,7 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
 def _unsupported(path: Path, name: str, dtype: str) -> ModelError:
     return ModelError(
         f"{path}: tensors of type {dtype}, as {name} is, are not supported.\n"
-        f"Save the model in one of {', '.join(_DTYPES)}."
+        f"Save the model in one of {', '.join(_TYPES)}."
     )
 
 
@@ -275,7 +356,7 @@ def _reason(error: BaseException) -> str:
 def write_tensors(
     path: Path,
     specs: Mapping[str, TensorSpec],
-    produce: Callable[[str], Tensor | Iterable[Tensor]],
+    produce: Callable[[str], np.ndarray | Iterable[np.ndarray]],
     progress: Progress = silent,
 ) -> None:
     """Write a safetensors file, producing one tensor at a time.
@@ -284,15 +365,15 @@ def write_tensors(
 
     Args:
         specs: Names, shapes and types, in the order in which they are written.
-        produce: Gives the tensor of a name, whole or as blocks of its rows, with the shape and type of
-            its spec.
+        produce: Gives the tensor of a name, whole or as blocks of its rows, with the shape and
+            `array_type` of its spec.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, spec in specs.items():
         offsets = [end, end + spec.bytes]
         header[name] = {
-            "dtype": _CODES[spec.dtype],
+            "dtype": spec.code,
             "shape": list(spec.shape),
             "data_offsets": offsets,
         }
@@ -304,12 +385,10 @@ def write_tensors(
         for done, (name, spec) in enumerate(specs.items(), 1):
             made = produce(name)
             written = 0
-            for tensor in [made] if isinstance(made, Tensor) else made:
-                assert tensor.dtype == spec.dtype, name
-                assert tensor.shape[1:] == spec.shape[1:], name
-                written += tensor.numel()
-                file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            for block in [made] if isinstance(made, np.ndarray) else made:
+                assert block.dtype == spec.array_type, name
+                assert block.shape[1:] == spec.shape[1:], name
+                written += block.size
+                file.write(np.ascontiguousarray(block).data)
             assert written == spec.parameters, name
             progress("copy", done, len(specs), {})
-        file.flush()
-        os.fsync(file.fileno())

@@ -211,8 +211,8 @@ def _check_types(source: Source, shell: PreTrainedModel, given: Mapping[str, Ten
         if target in stored:
             raise _not_whole(source, f"{stored[target]} and {name} are both there.")
         stored[target] = name
-        if state[target].is_floating_point() and not spec.dtype.is_floating_point:
-            raise _not_whole(source, f"{name} holds integers ({spec.dtype}), not weights.")
+        if state[target].is_floating_point() and not spec.is_floating_point:
+            raise _not_whole(source, f"{name} holds integers ({spec.torch_type}), not weights.")
 
 
 def _load_shapes(
@@ -220,7 +220,9 @@ def _load_shapes(
 ) -> dict[str, Any]:
     """transformers' report of missing, unexpected and mismatched keys for tensors of these shapes."""
     load: Any = type(shell).from_pretrained
-    state = {name: torch.empty(s.shape, dtype=s.dtype, device="meta") for name, s in given.items()}
+    state = {
+        name: torch.empty(s.shape, dtype=s.torch_type, device="meta") for name, s in given.items()
+    }
     try:
         with _silent_transformers():
             _, found = load(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-# from_template needs jinja2, which torch requires, so it is always there.
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from typing import TYPE_CHECKING, Any
 
 from ..data.languages import language_of
 from ..data.registry import NAMED
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 _PIPELINES = {"sequence": "text-classification", "token": "token-classification"}
@@ -45,16 +45,20 @@ def model_card(name: str, record: _Record) -> str:
         name: The model's name: of its directory, or ORG/NAME on the Hub.
         record: As in kdshrink.json.
     """
-    card = ModelCard.from_template(
-        _metadata(name, record), template_path=str(_TEMPLATE), **_facts(name, record)
-    )
-    return str(card)
+    # ModelCard.from_template does the same, but imports all of huggingface_hub, which takes longer than to
+    # shrink a small model. torch requires jinja2, so it is always there.
+    from jinja2 import Template
+
+    template = Template(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(card_data=_metadata(name, record).to_yaml(), **_facts(name, record))
 
 
 # --- metadata
 
 
 def _metadata(name: str, record: _Record) -> ModelCardData:
+    from huggingface_hub import ModelCardData
+
     base = hub_base(record)
     task = record.get("task")
     metric = (record.get("results") or {}).get("metric")
@@ -112,6 +116,8 @@ def _licence_fields(record: _Record) -> dict[str, Any]:
 
 def _eval_results(record: _Record) -> Iterator[EvalResult]:
     """The scores of the record for the model-index: over all languages, then by language."""
+    from huggingface_hub import EvalResult
+
     data = record.get("data") or {}
     task = record.get("task")
     for split, result in _measured(record):

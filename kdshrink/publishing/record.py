@@ -93,11 +93,11 @@ def licences(sources: Sequence[Source]) -> list[Licence]:
 
 def _licence_of_card(directory: Path) -> tuple[Licence, ...]:
     """The licence in the metadata of a directory's model card."""
-    from huggingface_hub import metadata_load
-
     card = directory / "README.md"
     if not card.is_file():
         return ()
+    from huggingface_hub import metadata_load
+
     try:
         said = metadata_load(card) or {}
     except ValueError as error:

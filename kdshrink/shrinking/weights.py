@@ -1,17 +1,16 @@
-"""Copies a teacher's weights into a smaller student, one tensor at a time from file to file."""
+"""Copies a teacher's weights into a smaller student, a block of rows at a time from file to file."""
 
 from __future__ import annotations
 
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..errors import ModelError, listed
 from ..files import write_json
@@ -20,7 +19,9 @@ from ..models.source import Source, require_plain, tokenizer_files
 from ..models.tensors import TensorReader, TensorSpec, write_tensors
 from ..progress import Progress, silent
 from .plan import Shape, StudentPlan, plan_student
-from .vocabulary import TrimmedTokenizer
+
+if TYPE_CHECKING:
+    from .vocabulary import TrimmedTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class _StudentTensor:
 def copy_weights(
     source: Path, target: Path, plan: StudentPlan, progress: Progress = silent
 ) -> CopyReport:
-    """Write the student's weights; only one tensor at a time is in memory.
+    """Write the student's weights; only a few rows of one tensor at a time are in memory.
 
     Args:
         source: The teacher's directory.
@@ -87,10 +88,10 @@ def copy_weights(
     """
     with TensorReader(source) as reader:
         tensors, before, dropped = _match(reader, plan)
-        indices = {axis: torch.tensor(kept) for axis, kept in plan.indices.items()}
         specs = {name: tensor.spec for name, tensor in tensors.items()}
-        produce = lambda name: _cut(reader.read(tensors[name].source), tensors[name].row, indices)  # noqa: E731
-        write_tensors(target, specs, produce, progress)
+        write_tensors(
+            target, specs, lambda name: _cut(reader, tensors[name], plan.indices), progress
+        )
     if dropped:
         logger.info("left out, since only pretraining uses it: %s", ", ".join(sorted(dropped)))
     after = dict.fromkeys(PARTS, Size())
@@ -139,7 +140,7 @@ def _match(
             continue
         found = family.find(name, language_model=plan.keeps_language_model)
         if found is None:
-            if spec.dtype.is_floating_point:
+            if spec.is_floating_point:
                 sizes["head"] = sizes["head"].plus(spec)
                 dropped.add(name.split(".")[0])
             continue
@@ -167,7 +168,7 @@ def _match(
             len(plan.indices[axis]) if axis in plan.indices else size
             for axis, size in zip(row.axes, spec.shape, strict=True)
         )
-        tensors[new_name] = _StudentTensor(name, row, TensorSpec(shape, spec.dtype))
+        tensors[new_name] = _StudentTensor(name, row, TensorSpec(shape, spec.code))
     _check_layers(reader, tensors, plan)
     return tensors, sizes, dropped
 
@@ -175,7 +176,7 @@ def _match(
 def _check_shape(
     reader: TensorReader, name: str, spec: TensorSpec, row: Row, plan: StudentPlan
 ) -> None:
-    if not spec.dtype.is_floating_point:
+    if not spec.is_floating_point:
         raise ModelError(
             f"{reader.directory}: {name} holds integers, not weights.\n"
             "Give the model before it was quantised."
@@ -208,12 +209,16 @@ def _check_layers(
             )
 
 
-def _cut(tensor: Tensor, row: Row, indices: Mapping[str, Tensor]) -> Tensor:
-    """The student's units of a teacher's tensor."""
-    for dimension, axis in enumerate(row.axes):
-        if axis in indices:
-            tensor = tensor.index_select(dimension, indices[axis])
-    return tensor
+def _cut(
+    reader: TensorReader, tensor: _StudentTensor, indices: Mapping[str, Sequence[int]]
+) -> Iterator[np.ndarray]:
+    """The student's units of a teacher's tensor, some rows at a time."""
+    rows, *others = (indices.get(axis) for axis in tensor.row.axes)
+    for block in reader.blocks(tensor.source, rows):
+        for dimension, kept in enumerate(others, 1):
+            if kept is not None:
+                block = block.take(kept, dimension)
+        yield block
 
 
 def shrink_source(

@@ -122,6 +122,29 @@ def test_help_and_version_load_no_torch() -> None:
     assert f"kdshrink {__version__}\n" in result.stdout
 
 
+_LEFT_OUT = "torch transformers datasets tokenizers sklearn"
+
+
+@pytest.mark.parametrize(
+    ("typed", "left_out"),
+    [
+        ("info sample", f"{_LEFT_OUT} numpy jinja2"),
+        ("shrink sample --layers 6 -o OUT", _LEFT_OUT),
+        ("shrink sample --hidden-size 48 --intermediate-size 100 -o OUT", _LEFT_OUT),
+    ],
+)
+def test_info_and_copying_weights_load_no_torch(typed: str, left_out: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from kdshrink.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        f"assert not {set(left_out.split())} & set(sys.modules)\n"
+    )
+    words = typed.replace("OUT", str(tmp_path / "out")).split()
+    subprocess.run([sys.executable, "-c", code, *words, "--json"], check=True)
+
+
 def test_every_command_is_listed() -> None:
     shown = help_of()
     assert all(f" {command} " in shown for command in (*COMMANDS, "push", "info"))

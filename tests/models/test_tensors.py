@@ -8,12 +8,14 @@ import weakref
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from kdshrink.errors import ModelError
-from kdshrink.models.tensors import TensorReader, TensorSpec, write_tensors
+from kdshrink.models import tensors
+from kdshrink.models.tensors import TensorReader, TensorSpec, to_array, write_tensors
 
 TENSORS = {
     "b.weight": torch.randn(3, 5),
@@ -24,12 +26,21 @@ TENSORS = {
     "empty": torch.zeros(0, 4),
     "überschrift": torch.tensor([-1], dtype=torch.int8),
 }
-SPECS = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in TENSORS.items()}
+SPECS = {name: TensorSpec.of(tensor) for name, tensor in TENSORS.items()}
+
+
+def array_of(name: str) -> np.ndarray:
+    return to_array(TENSORS[name])
 
 
 def read_all(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor as read for computing, after a check that it is copied as the same."""
     with TensorReader(folder) as reader:
-        return {name: reader.read(name) for name in reader.specs}
+        read = {name: reader.read(name) for name in reader.specs}
+        for name, tensor in read.items():
+            copied = list(reader.blocks(name))
+            assert b"".join(block.tobytes() for block in copied) == to_array(tensor).tobytes()
+        return read
 
 
 def assert_same(read: dict[str, torch.Tensor]) -> None:
@@ -40,7 +51,7 @@ def assert_same(read: dict[str, torch.Tensor]) -> None:
 
 
 def test_streamed_file_is_what_safetensors_reads(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "model.safetensors", SPECS, TENSORS.__getitem__)
+    write_tensors(tmp_path / "model.safetensors", SPECS, array_of)
     assert_same(load_file(tmp_path / "model.safetensors"))
     with TensorReader(tmp_path) as reader:
         assert reader.specs == SPECS
@@ -50,24 +61,50 @@ def test_streamed_file_is_what_safetensors_reads(tmp_path: Path) -> None:
 def test_views_are_written_as_they_look(tmp_path: Path) -> None:
     table = torch.arange(12.0).reshape(3, 4)
     views = {"transposed": table.T, "columns": table[:, ::2], "expanded": table[:1].expand(5, 4)}
-    specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in views.items()}
-    write_tensors(tmp_path / "model.safetensors", specs, views.__getitem__)
+    specs = {name: TensorSpec.of(view) for name, view in views.items()}
+    write_tensors(tmp_path / "model.safetensors", specs, lambda name: to_array(views[name]))
     read = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(read[name], views[name]) for name in views)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("rows", [None, [4, 0, 3, 3]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_are_read_in_blocks_of_rows(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    rows: list[int] | None,
+    dtype: torch.dtype,
+) -> None:
+    table = torch.randn(5, 2, 3).to(dtype)
+    if kind == "bin":
+        torch.save({"table": table}, tmp_path / "pytorch_model.bin")
+    else:
+        save_file(
+            {"first": torch.ones(3, dtype=torch.int8), "table": table},
+            tmp_path / "model.safetensors",
+        )
+    monkeypatch.setattr(tensors, "_BLOCK", 2 * table[0].nbytes)
+    with TensorReader(tmp_path) as reader:
+        blocks = list(reader.blocks("table", rows))
+    chosen = table if rows is None else table[rows]
+    assert [len(block) for block in blocks] == ([2, 2, 1] if rows is None else [2, 2])
+    assert torch.equal(torch.from_numpy(np.concatenate(blocks)).view(dtype), chosen)
+
+
 def test_one_tensor_at_a_time(tmp_path: Path) -> None:
     """No tensor made for the file is alive when the one after the next is asked for."""
-    made: list[weakref.ref[torch.Tensor]] = []
+    made: list[weakref.ref[np.ndarray]] = []
 
-    def produce(_: str) -> torch.Tensor:
+    def produce(_: str) -> np.ndarray:
         gc.collect()
         assert sum(ref() is not None for ref in made) <= 1
-        tensor = torch.ones(4, 4)
-        made.append(weakref.ref(tensor))
-        return tensor
+        array = np.ones((4, 4), np.float32)
+        made.append(weakref.ref(array))
+        return array
 
-    specs = {str(i): TensorSpec((4, 4), torch.float32) for i in range(5)}
+    specs = {str(i): TensorSpec((4, 4), "F32") for i in range(5)}
     write_tensors(tmp_path / "model.safetensors", specs, produce)
     assert len(made) == 5
 
@@ -77,7 +114,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
     write_tensors(
         tmp_path / "model.safetensors",
         SPECS,
-        TENSORS.__getitem__,
+        array_of,
         lambda what, done, total, figures: told.append((done, total)),
     )
     assert told == [(i, len(SPECS)) for i in range(1, len(SPECS) + 1)]

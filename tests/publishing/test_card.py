@@ -78,6 +78,19 @@ def test_metadata_and_model_index() -> None:
     assert "None" not in card.text
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"licences": [{"license": "mit"}, {"license": "apache-2.0"}], "chain": []},
+        {"command": "shrink", "data": None, "training_languages": [], "results": {}},
+    ],
+)
+def test_huggingface_hub_writes_a_card_it_has_read_as_it_was(changes: dict[str, Any]) -> None:
+    text = model_card("org/tagger", record(**changes))
+    assert str(ModelCard(text)) == text
+
+
 def test_the_test_set_s_scores_come_beside_the_teacher_s() -> None:
     group = {"metric": "entity_f1", "score": 0.5, "per_language": {"da_ddt": SCORES["da_ddt"]}}
     models = {
