@@ -43,6 +43,23 @@ def test_the_teacher_knows_its_task(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_default_beats_the_papers_recipe_and_training_without_a_teacher(tmp_path: Path) -> None:
+    distill = ("distill", "--teacher", "sample", "--data", "sample")
+    best = printed(*distill, "-o", "best", cwd=tmp_path)["comparison"]["models"]
+    paper = printed(*distill, "--recipe", "paper", "-o", "paper", cwd=tmp_path)["comparison"][
+        "models"
+    ]
+    printed("shrink", "sample", "--layers", "6", "-o", "copy", cwd=tmp_path)
+    printed("finetune", "copy", "--data", "sample", "-o", "plain", cwd=tmp_path)
+    plain = printed("zero-shot", "plain", "--data", "sample", cwd=tmp_path)
+    for group in ("seen", "unseen"):
+        score = best["distilled student"][group]["score"]
+        assert score > 0.95 * best["teacher"][group]["score"]
+        assert score > paper["distilled student"][group]["score"] + 0.05
+        assert score > plain[group]["score"] + 0.05
+
+
+@pytest.mark.slow
 def test_a_student_learns_from_it(tmp_path: Path) -> None:
     common = (
         "--teacher",
@@ -54,7 +71,7 @@ def test_a_student_learns_from_it(tmp_path: Path) -> None:
         "--eval-steps",
         "160",
     )
-    rate = ("--learning-rate", "3e-4")
+    rate = ("--recipe", "paper", "--learning-rate", "3e-4")
     copied = printed("distill", *common, *rate, "-o", "copied", cwd=tmp_path)
     scratch = printed(
         "distill",
