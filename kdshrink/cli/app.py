@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -14,6 +15,7 @@ from .. import __version__
 from ..config import commands as config
 from ..errors import Interrupted, OutputError
 from . import console, tables
+from .config_file import read_options
 from .options import help_order, parameter, value
 from .progress import ProgressBar, RunTable
 from .streams import flush_stdout
@@ -75,6 +77,29 @@ def _command(
                 annotation=Annotated[bool, json_option],
             )
         )
+
+        def read_file(context: typer.Context, path: str | None) -> None:
+            if path is not None and not context.resilient_parsing:
+                context.default_map = read_options(Path(path), name, config_class)
+
+        file_option = typer.Option(
+            "--config",
+            help="Read options from this YAML file, or from the kdshrink.json of a result; what is typed "
+            "comes first.",
+            rich_help_panel="More options",
+            metavar="PATH",
+            callback=read_file,
+            is_eager=True,
+        )
+        if "data" in hints:
+            parameters.append(
+                inspect.Parameter(
+                    "config_file",
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=None,
+                    annotation=Annotated[str | None, file_option],
+                )
+            )
 
         def run(**typed: Any) -> None:
             json_output = typed.pop("json_output")
@@ -150,7 +175,7 @@ def shrink() -> None:
 def distill() -> None:
     """Train a student on its teacher's hidden states, attention and logits, and on the labels.
 
-    The loss is TinyBERT's, with every term of weight 1. Each student layer is matched with the teacher
+    The loss is TinyBERT's, with the task's own. Each student layer is matched with the teacher
     layer that it was copied from; where hidden sizes differ, a projection is learned, and dropped at the end.
     """
 
