@@ -288,9 +288,9 @@ class CalibrationOptions:
         bounds=Bounds(least=0, most=10),
     )
     calibration_copies: float = option(
-        "Noised copies, with tokens replaced at random, to add to those texts, as a share of them; they help "
-        "languages without texts, so give 0 if all languages that matter have texts.",
-        0.5,
+        "Noised copies, with tokens replaced at random, to add to all of these, as a share of them; 0.5 helps "
+        "languages without texts where --calibration-multilingual is 0.",
+        0.0,
         bounds=Bounds(least=0, most=10),
     )
 
