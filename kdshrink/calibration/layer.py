@@ -70,7 +70,7 @@ def fit_layer(
         ridge: λ in units of the mean diagonal of the inputs' moments.
     """
     teacher = block[-1]
-    outward, heads = _fit_attention(stream, block, student, ridge)
+    outward, heads, energy = _fit_attention(stream, block, student, ridge)
     _fit_attention_output(stream, student, outward, ridge)
 
     def attention_sum(batch: Batch) -> Tensor:
@@ -81,7 +81,7 @@ def fit_layer(
         return teacher.attention_norm(stream.read(TEACHER_RESIDUAL, batch))
 
     fit_norm(stream, student.attention_norm, attention_sum, teacher_post_attention)
-    candidates = _fit_ffn_up(stream, block, student, ridge)
+    candidates = _fit_ffn_up(stream, block, student, energy, ridge)
     _fit_ffn_down(stream, student, candidates, ridge)
 
     def ffn_sum(batch: Batch) -> Tensor:
@@ -89,7 +89,7 @@ def fit_layer(
         return student.ffn_down(student.activation(student.ffn_up(post_attention))) + post_attention
 
     def teacher_output(batch: Batch) -> Tensor:
-        return teacher.ffn_norm(stream.read(TEACHER_RESIDUAL, batch))
+        return teacher.ffn_norm(stream.read(TEACHER_HIDDEN, batch))
 
     fit_norm(stream, student.ffn_norm, ffn_sum, teacher_output)
     return LayerFit(advance(stream, student.ffn_norm, teacher_output), heads)
@@ -123,30 +123,29 @@ def advance(stream: Stream, norm: nn.LayerNorm, teacher: OfBatch) -> float:
     Returns:
         Relative squared error: ‖student − teacher P‖² over the variance of teacher P.
     """
-    width = norm.weight.numel()
-    error, squares = (torch.zeros((), dtype=torch.float64) for _ in range(2))
-    total, count = torch.zeros(width, dtype=torch.float64), 0
+    error, squares, total, count = 0.0, 0.0, torch.zeros(()), 0
     for batch in stream.batches():
         student = stream.read(STUDENT_BRANCH, batch) * norm.weight + norm.bias
         target = teacher(batch)
         stream.write(STUDENT_HIDDEN, batch, student)
         stream.write(TEACHER_HIDDEN, batch, target)
-        seen = stream.project(target).double()
-        error += (student - seen).pow(2).sum().cpu()
-        squares += seen.pow(2).sum().cpu()
-        total += seen.sum(0).cpu()
+        seen = stream.project(target)
+        error += float((student - seen).square_().sum())
+        squares += float(seen.square().sum())
+        total = total + seen.sum(0).double().cpu()
         count += batch.tokens
-    variance = squares - total.pow(2).sum() / count
-    return float(error / variance.clamp_min(1e-12))
+    variance = squares - float(total.pow(2).sum()) / count
+    return error / max(variance, 1e-12)
 
 
 class _AttentionFit:
-    """Regressions from the student's hidden states to a teacher layer's queries, keys and values.
+    """Fits queries, keys and values from the student's hidden states to a teacher layer's.
 
-    They predict all dimensions of the teacher's heads, and the projections to fewer (`score_bases`,
-    `value_basis`) are composed with the solution, which gives the same as predicting the projected ones.
-    DeBERTa's relative positions have queries and keys too (c2p and p2c are dot products as c2c is): these
-    are pooled with those of the tokens, at equal total weight.
+    All three are linear functions of the layer's input, so one regression to this input gives them: the
+    solution is composed with the teacher's projections, which gives the same as a regression to what
+    these put out. Projections of the heads to fewer dimensions (`score_bases`, `value_basis`) are composed
+    with it too. DeBERTa's relative positions have queries and keys too (c2p and p2c are dot products as
+    c2c is): these are pooled with those of the tokens, at equal total weight.
 
     Args:
         teacher: The teacher's layer.
@@ -157,14 +156,9 @@ class _AttentionFit:
         self._stream, self._teacher, self._size = stream, teacher, size
         outward = stream.project_out(teacher.attention_output.weight)
         self._outward = outward.unflatten(1, (teacher.heads, -1)).transpose(0, 1)
-        self._pair = Regression(
-            stream.project(torch.cat([teacher.query.weight, teacher.key.weight]))
-        )
-        self._values = Regression(stream.project(teacher.value.weight))
-        width = teacher.query.out_features
-        zeros = torch.zeros(4, teacher.heads, width // teacher.heads, width // teacher.heads)
-        self._moments = zeros.double().to(stream.device)
-        self._context = torch.zeros(width, dtype=torch.float64, device=stream.device)
+        self._input = Regression(stream.basis)
+        self._context: Tensor | float = 0.0
+        self._products: Tensor | float = 0.0
         self._count = 0.0
 
     def add(self, student_hidden: Tensor, x: Tensor, context: Tensor, weight: Tensor) -> None:
@@ -176,19 +170,20 @@ class _AttentionFit:
             context: Its heads' context vectors, (tokens, heads · head size).
             weight: Of each token, (tokens, 1).
         """
-        teacher = self._teacher
-        q, k, v = teacher.query(x), teacher.key(x), teacher.value(x)
-        self._pair.add(student_hidden, torch.cat([q, k], 1), weight)
-        self._values.add(student_hidden, v, weight)
-        rows = torch.stack([q, k, v, context])
-        self._moments += _head_moments(rows, weight, teacher.heads)
-        self._context += (context * weight).sum(0)
+        self._input.add(student_hidden, x, weight)
+        weighted, split = (
+            rows.unflatten(1, (self._teacher.heads, -1)).transpose(0, 1)
+            for rows in (context * weight, context)
+        )
+        self._context = self._context + weighted.sum(1).double()
+        self._products = self._products + (weighted.mT @ split).double()
         self._count += float(weight.sum())
 
     def importance(self) -> Tensor:
         """For each head the variance of what it adds to the projected hidden states, (heads,)."""
-        mean = (self._context / self._count).unflatten(0, (self._teacher.heads, -1))
-        covariance = self._moments[3] / self._count - mean[:, :, None] * mean[:, None]
+        assert isinstance(self._context, Tensor)
+        mean = self._context / self._count
+        covariance = self._products / self._count - mean[:, :, None] * mean[:, None]
         outward = self._outward.double()
         return ((outward @ covariance) * outward).sum((1, 2))
 
@@ -200,53 +195,78 @@ class _AttentionFit:
             of each head, (heads, student's width, size).
         """
         teacher = self._teacher
-        queries, keys, values, _ = self._moments
+        mean, covariance = self._input.targets()
+        second_moment = covariance + mean[:, None] * mean
+        queries, keys, values = (
+            self._head_moments(part, mean, second_moment)
+            for part in (teacher.query, teacher.key, teacher.value)
+        )
+        solution = self._input.solve(ridge)
+        value = compose(teacher.value, solution)
+        shared = (teacher.position_query or teacher.position_key) is None
         if self._stream.positions is not None:
             x, student_positions = self._stream.positions
-            weight = torch.full_like(x[:, :1], self._count / len(x))
-            q = (teacher.position_query or teacher.query)(x)
-            k = (teacher.position_key or teacher.key)(x)
-            more = _head_moments(torch.stack([q, k]), weight, teacher.heads)
-            queries, keys = queries + more[0], keys + more[1]
-            if teacher.position_query is None and teacher.position_key is None:
-                self._pair.add(student_positions, torch.cat([q, k], 1), weight)
-        map_values, back = value_basis(values / self._count, self._outward, self._size)
+            rows = x.double()
+            there = rows.mean(0), rows.T @ rows / len(rows)
+            queries = queries + self._head_moments(teacher.position_query or teacher.query, *there)
+            keys = keys + self._head_moments(teacher.position_key or teacher.key, *there)
+            if shared:
+                self._input.add(
+                    student_positions, x, torch.full_like(x[:, :1], self._count / len(x))
+                )
+                solution = self._input.solve(ridge)
+        map_values, back = value_basis(values, self._outward, self._size)
         map_queries, map_keys = score_bases(queries, keys, self._size)
-        solution = self._pair.solve(ridge)
-        query, key = zip(solution.weight.chunk(2), solution.bias.chunk(2), strict=True)
         parts = {
-            "query": _compose_per_head(map_queries, Affine(*query)),
-            "key": _compose_per_head(map_keys, Affine(*key)),
-            "value": _compose_per_head(map_values, self._values.solve(ridge)),
+            "query": _compose_per_head(map_queries, compose(teacher.query, solution)),
+            "key": _compose_per_head(map_keys, compose(teacher.key, solution)),
+            "value": _compose_per_head(map_values, value),
         }
         for name, maps in (("position_query", map_queries), ("position_key", map_keys)):
             if (linear := getattr(teacher, name)) is not None:
                 parts[name] = _compose_per_head(maps, self._position(linear, ridge))
         return parts, self._outward.to(back) @ back
 
+    def _head_moments(self, linear: nn.Linear, mean: Tensor, second_moment: Tensor) -> Tensor:
+        """Mean second moments of each head's part of a projection, (heads, d, d).
+
+        Args:
+            mean, second_moment: Of the projection's inputs, (width,) and (width, width).
+        """
+        heads = self._teacher.heads
+        weight = linear.weight.double().unflatten(0, (heads, -1))
+        bias = linear.bias.double().unflatten(0, (heads, -1))
+        shift = (weight @ mean)[:, :, None] * bias[:, None]
+        constant = bias[:, :, None] * bias[:, None]
+        return weight @ second_moment @ weight.mT + shift + shift.mT + constant
+
     def _position(self, teacher: nn.Linear, ridge: float) -> Affine:
         """Fit a separate projection of relative positions to the teacher's."""
         assert self._stream.positions is not None
         x, student_positions = self._stream.positions
-        fit = Regression(self._stream.project(teacher.weight))
-        fit.add(student_positions, teacher(x), torch.ones_like(x[:, :1]))
-        return fit.solve(ridge)
+        fit = Regression(self._stream.basis)
+        fit.add(student_positions, x, torch.ones_like(x[:, :1]))
+        return compose(teacher, fit.solve(ridge))
 
 
 def _fit_attention(
     stream: Stream, block: Sequence[LayerView], student: LayerView, ridge: float
-) -> tuple[Tensor, list[int]]:
+) -> tuple[Tensor, list[int], Tensor]:
     """Fit queries, keys and values to the most important heads of the block (`importance`).
 
-    Leaves in the stream the residual sum after the attention of the block's last layer, and for the
-    other layers their states between attention and FFN.
+    The teacher's block runs here, once. Leaves in the stream the residual sum after the attention of its
+    last layer, for the other layers their states between attention and FFN, and as the teacher's hidden
+    states the residual sum after the FFN of the last layer, before its norm.
 
     Returns:
-        The teacher's output projection for the chosen heads, (student's width, heads · size); and their
-        numbers, from 0 across the block's layers.
+        The teacher's output projection for the chosen heads, (student's width, heads · size); their
+        numbers, from 0 across the block's layers; and the sum over tokens of the squared activation of
+        each FFN unit of the block, (units,).
     """
     size = student.query.out_features // student.heads
     fits = [_AttentionFit(stream, layer, size) for layer in block]
+    energy = torch.zeros(len(block), block[-1].ffn_up.out_features, dtype=torch.float64)
+    energy = energy.to(stream.device)
     for batch in stream.batches():
         x, student_hidden = stream.read(TEACHER_HIDDEN, batch), stream.read(STUDENT_HIDDEN, batch)
         weight = stream.read(WEIGHT, batch)
@@ -254,12 +274,16 @@ def _fit_attention(
             context = layer.context(x, batch)
             fit.add(student_hidden, x, context, weight)
             summed = layer.attention_output(context) + x
+            post_attention = layer.attention_norm(summed)
+            after = layer.activation(layer.ffn_up(post_attention))
+            x = layer.ffn_down(after) + post_attention
+            energy[number] += (after.square_().T @ weight)[:, 0]
             if layer is block[-1]:
                 stream.write(TEACHER_RESIDUAL, batch, summed)
+                stream.write(TEACHER_HIDDEN, batch, x)
             else:
-                post_attention = layer.attention_norm(summed)
                 stream.write(dropped_post_attention(number), batch, post_attention)
-                x = layer.ffn(post_attention)
+                x = layer.ffn_norm(x)
     importance = torch.cat([fit.importance() for fit in fits])
     chosen = importance.topk(student.heads).indices.sort().values
     parts, outward = zip(*(fit.solve(ridge) for fit in fits), strict=True)
@@ -271,13 +295,14 @@ def _fit_attention(
             for which in ("weight", "bias")
         )
         assign(getattr(student, name), Affine(weight, bias))
-    return torch.cat(outward)[chosen].transpose(0, 1).flatten(1), chosen.tolist()
+    heads = torch.cat(outward)[chosen].transpose(0, 1).flatten(1)
+    return heads, chosen.tolist(), energy.flatten()
 
 
-def _head_moments(rows: Tensor, weight: Tensor, heads: int) -> Tensor:
-    """Weighted second moments of each head, (kinds, heads, d, d), of rows (kinds, n, heads · d)."""
-    split = rows.unflatten(-1, (heads, -1))
-    return torch.einsum("pnhd,pnhe->phde", split * weight[:, :, None], split).double()
+def compose(linear: nn.Linear, states: Affine) -> Affine:
+    """A linear layer of the teacher after an affine map to its inputs, in double precision."""
+    weight = linear.weight.double()
+    return Affine(weight @ states.weight, weight @ states.bias + linear.bias.double())
 
 
 def _compose_per_head(maps: Tensor, linear: Affine) -> Affine:
@@ -314,41 +339,44 @@ class _Units:
 
 
 def _fit_ffn_up(
-    stream: Stream, block: Sequence[LayerView], student: LayerView, ridge: float
+    stream: Stream, block: Sequence[LayerView], student: LayerView, energy: Tensor, ridge: float
 ) -> _Units:
     """Select candidates among the FFN units of the block's layers, and fit ffn_up to them.
 
     They are ranked by the root mean square of a unit's activation, times the norm of its output weights,
-    times the share of its variance before activation that the student's states explain. Leaves the
-    student's post-attention states in STUDENT_BRANCH, and the residual sum after the FFN of the block's
-    last layer in TEACHER_RESIDUAL.
+    times the share of its variance before activation that the student's states explain. Like queries and
+    keys, all are fitted by a regression to the teacher's states that they are linear functions of. Leaves
+    the student's post-attention states in STUDENT_BRANCH.
+
+    Args:
+        energy: The sum over tokens of each unit's squared activation, (units,).
     """
     *dropped, teacher = block
-    fit = Regression(stream.project(torch.cat([layer.ffn_up.weight for layer in block])))
-    energy: Tensor | float = 0.0
+    fits = [Regression(stream.basis) for _ in block]
     for batch in stream.batches():
         normalised = stream.read(STUDENT_BRANCH, batch)
         post_attention = normalised * student.attention_norm.weight + student.attention_norm.bias
-        x = teacher.attention_norm(stream.read(TEACHER_RESIDUAL, batch))
-        weight = stream.read(WEIGHT, batch)
-        others = [
-            layer.ffn_up(stream.read(dropped_post_attention(number), batch))
-            for number, layer in enumerate(dropped)
-        ]
-        before = torch.cat([*others, teacher.ffn_up(x)], 1)
-        after = teacher.activation(before)
-        fit.add(post_attention, before, weight)
-        energy = energy + (after.double().pow(2) * weight).sum(0)
         stream.write(STUDENT_BRANCH, batch, post_attention)
-        last = after[:, -teacher.ffn_up.out_features :]
-        stream.write(TEACHER_RESIDUAL, batch, teacher.ffn_down(last) + x)
-    assert isinstance(energy, Tensor)
-    solution = fit.solve(ridge)
+        others = [
+            stream.read(dropped_post_attention(number), batch) for number in range(len(dropped))
+        ]
+        x = teacher.attention_norm(stream.read(TEACHER_RESIDUAL, batch))
+        for fit, target in zip(fits, (*others, x), strict=True):
+            fit.add(post_attention, target, stream.read(WEIGHT, batch))
+    solutions = [fit.solve(ridge) for fit in fits]
+    ups = [compose(layer.ffn_up, states) for layer, states in zip(block, solutions, strict=True)]
+    weight, bias = (torch.cat([getattr(up, which) for up in ups]) for which in ("weight", "bias"))
+    explained = torch.cat(
+        [
+            fit.explained(states, layer.ffn_up.weight)
+            for fit, states, layer in zip(fits, solutions, block, strict=True)
+        ]
+    )
     outward = stream.project_out(torch.cat([layer.ffn_down.weight for layer in block], 1))
-    importance = energy.sqrt() * outward.norm(dim=0) * fit.explained(solution)
+    importance = energy.sqrt() * outward.norm(dim=0) * explained
     count = min(len(importance), round(_CANDIDATES * student.ffn_up.out_features))
     units = importance.topk(count).indices.sort().values
-    return _Units(Affine(solution.weight[units], solution.bias[units]), outward[:, units])
+    return _Units(Affine(weight[units], bias[units]), outward[:, units])
 
 
 def _fit_ffn_down(stream: Stream, student: LayerView, units: _Units, ridge: float) -> None:
@@ -360,7 +388,7 @@ def _fit_ffn_down(stream: Stream, student: LayerView, units: _Units, ridge: floa
     weight, bias = units.ffn_up.weight.float(), units.ffn_up.bias.float()
     for batch in stream.batches():
         post_attention = stream.read(STUDENT_BRANCH, batch)
-        target = stream.project(stream.read(TEACHER_RESIDUAL, batch)) - post_attention
+        target = stream.project(stream.read(TEACHER_HIDDEN, batch)) - post_attention
         after = student.activation(functional.linear(post_attention, weight, bias))
         fit.add(after, target, stream.read(WEIGHT, batch))
     chosen = fit.prune(ridge, student.ffn_up.out_features)

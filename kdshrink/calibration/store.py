@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +13,7 @@ from .batch import Batch
 
 
 class Spill:
-    """Float32 arrays with one row per token, each in a memory-mapped file.
-
-    A file is mapped for one batch at a time, since mapped pages count as memory of the process.
+    """Float32 arrays with one row per token, each in a file.
 
     Args:
         folder: Where the files go.
@@ -36,22 +33,20 @@ class Spill:
             with (folder / name).open("wb") as file:
                 file.truncate(4 * width * rows)
                 if hasattr(os, "posix_fallocate"):
-                    # Reserved now, since a write to a mapped file on a full disk kills the process.
+                    # Reserved now, so that a full disk is told before the work.
                     os.posix_fallocate(file.fileno(), 0, 4 * width * rows)
-
-    def _mapped(self, name: str, batch: Batch) -> np.memmap:
-        width = self._widths[name]
-        return np.memmap(
-            self._folder / name,
-            dtype=np.float32,
-            mode="r+",
-            offset=4 * width * batch.begin,
-            shape=(batch.tokens, width),
-        )
 
     def read(self, name: str, batch: Batch) -> Tensor:
         """The rows of a batch, (tokens, width), on the device."""
-        return torch.from_numpy(np.array(self._mapped(name, batch))).to(self._device)
+        rows = torch.empty(batch.tokens, self._widths[name])
+        with (self._folder / name).open("rb", buffering=0) as file:
+            file.seek(rows[0].nbytes * batch.begin)
+            count = file.readinto(rows.numpy().data)
+        assert count == rows.nbytes
+        return rows.to(self._device)
 
     def write(self, name: str, batch: Batch, rows: Tensor) -> None:
-        self._mapped(name, batch)[:] = rows.cpu().numpy()
+        content = rows.float().contiguous().cpu().numpy()
+        with (self._folder / name).open("r+b") as file:
+            file.seek(content[:1].nbytes * batch.begin)
+            file.write(content.data)

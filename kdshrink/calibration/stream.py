@@ -22,8 +22,9 @@ TEACHER_HIDDEN, TEACHER_RESIDUAL, STUDENT_HIDDEN, STUDENT_BRANCH, WEIGHT = (
     "student_branch",
     "weight",
 )
-"""Arrays on disk with one row per token: the teacher's hidden states and its residual sum before the next
-norm; the student's hidden states and the latest intermediate values of the layer that is being fitted;
+"""Arrays on disk with one row per token: the teacher's hidden states, which are while a layer is fitted the
+residual sum after the FFN of the block's last layer, before its norm; the residual sum after that layer's
+attention; the student's hidden states and the latest intermediate values of the layer that is being fitted;
 the token's weight in the regressions."""
 
 

@@ -23,7 +23,7 @@ from .bases import principal_basis
 from .batch import Batch
 from .encoder_view import EncoderView, PositionsView, normalise
 from .layer import PASSES, advance, assign, fit_layer, fit_norm
-from .regression import Affine, ChannelFit, Regression
+from .regression import Affine, ChannelFit, Regression, SymmetricSum
 from .stream import STUDENT_HIDDEN, TEACHER_HIDDEN, WEIGHT, Ids, Stream
 
 logger = logging.getLogger(__name__)
@@ -129,17 +129,17 @@ def _survey(stream: Stream, teacher: EncoderView, width: int, settings: Settings
     states, pooled over tokens and layers.
     """
     wide = teacher.norm.weight.numel()
-    moment = torch.zeros(wide, wide, dtype=torch.float64, device=stream.device)
+    products = SymmetricSum()
     counts: Tensor | float = 0.0
     for batch in stream.batches():
         stream.write(WEIGHT, batch, torch.ones(batch.tokens, 1))
         if width == wide and not teacher.classifies_tokens:
             continue
         x = teacher.embeddings(stream.ids(batch)[0])[batch.mask(stream.device)]
-        moment += (x.T @ x).double()
+        products.add(x)
         for layer in teacher.layers:
             x = layer(x, batch)
-            moment += (x.T @ x).double()
+            products.add(x)
         if teacher.classifies_tokens:
             assert teacher.head is not None
             logits = teacher.head.logits(x)
@@ -148,7 +148,7 @@ def _survey(stream: Stream, teacher: EncoderView, width: int, settings: Settings
             counts = counts + torch.bincount(classes, minlength=logits.shape[-1]).double()
             stream.write(WEIGHT, batch, classes[:, None].float())
     if width < wide:
-        stream.basis = principal_basis(moment, width).float()
+        stream.basis = principal_basis(products.total(), width).float()
     if isinstance(counts, Tensor):
         share = (counts / counts.sum()).clamp_min(_RAREST)
         weights = share.pow(-settings.rare_classes)
@@ -170,7 +170,9 @@ def _embed(
     assign(student.norm, Affine(torch.ones(()), torch.zeros(())))
 
     def teacher_output(batch: Batch) -> Tensor:
-        return teacher.embeddings(stream.ids(batch)[0])[batch.mask(stream.device)]
+        x = teacher.embeddings(stream.ids(batch)[0])[batch.mask(stream.device)]
+        stream.write(TEACHER_HIDDEN, batch, x)
+        return x
 
     def student_output(batch: Batch) -> Tensor:
         return student.embeddings(stream.ids(batch)[1])[batch.mask(stream.device)]
@@ -178,7 +180,7 @@ def _embed(
     fit_norm(stream, student.norm, student_output, teacher_output)
     if teacher.positions is not None and student.positions is not None:
         stream.positions = _fit_positions(stream, teacher.positions, student.positions)
-    return advance(stream, student.norm, teacher_output)
+    return advance(stream, student.norm, lambda batch: stream.read(TEACHER_HIDDEN, batch))
 
 
 def _fit_positions(

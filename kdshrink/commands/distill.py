@@ -28,11 +28,19 @@ from ..distillation.matching import map_tokens
 from ..distillation.objective import Objective
 from ..distillation.pair import Pair, load_pair
 from ..distillation.scales import target_variances
-from ..distillation.student import Student, check_base, given_student, make_student
+from ..distillation.student import (
+    KEPT,
+    Student,
+    check_base,
+    given_student,
+    keep_calibrated,
+    kept_calibrated,
+    make_student,
+)
 from ..distillation.targets import TargetLoader, open_cache
 from ..distillation.timing import seconds_per_step
 from ..distillation.trainer import DistillationTrainer
-from ..distributed import require_processes
+from ..distributed import is_first, require_processes
 from ..errors import DataError, UnlabelledError, UsageError
 from ..evaluation.evaluator import Evaluator, check_labels
 from ..models.architectures import can_be, family_of
@@ -51,7 +59,7 @@ from ..output import CHECKPOINTS
 from ..progress import Progress
 from ..record import Record
 from ..shrinking.plan import Shape
-from ..training.checkpoints import Identity, Start
+from ..training.checkpoints import Identity, Start, last_checkpoint
 from ..training.result import TrainResult, effective, load_best
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits
@@ -299,6 +307,8 @@ def _prepare(
             comparison = _comparison(command, data, models, student)
         with arguments.main_process_first(local=False):
             start = command.start(identity)
+            if student.calibration is not None and is_first():
+                keep_calibrated(student, command.output_dir / CHECKPOINTS / KEPT, teacher)
             set_seed(config.seed)
             pair = load_pair(
                 teacher,
@@ -331,6 +341,10 @@ def _student(
         return given_student(models.student, teacher, tokenizer, data.task, config.layer_map)
     calibration = None
     if models.init == "calibrated":
+        if config.resume and last_checkpoint(command.output_dir) is not None:
+            kept = kept_calibrated(command.output_dir / CHECKPOINTS / KEPT, teacher, tokenizer)
+            if kept is not None:
+                return kept
         calibration = CalibrationData.sample(
             data,
             config.calibration_samples,

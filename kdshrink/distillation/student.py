@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,26 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration.calibrate import calibrate_student, read_basis
+from ..calibration.calibrate import BASIS, calibrate_student, read_basis
 from ..calibration.texts import CalibrationData
 from ..data.registry import Task
 from ..errors import ModelError, ShapeError
+from ..files import atomic_directory, write_json
 from ..models.architectures import Head
 from ..models.loading import load_tokenizer, load_weights, load_with_head, require_task
 from ..models.source import Source, find_model, require_classes
 from ..models.whole import check_whole
 from ..progress import Progress
+from ..record import RECORD, Calibration, Record
 from ..shrinking.layer_map import choose_layers
 from ..shrinking.plan import Shape
 from ..shrinking.weights import shrink_source
 from .matching import same_tokenizer
 
 logger = logging.getLogger(__name__)
+
+KEPT = "start"
+"""The directory beside a run's checkpoints with its calibrated student before training."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,66 @@ def make_student(
     )
 
 
+def keep_calibrated(student: Student, folder: Path, teacher: Source) -> None:
+    """Keep a student that was calibrated in this run, so that going on need not calibrate it again.
+
+    Args:
+        folder: Its directory, which `kept_calibrated` reads.
+    """
+    if student.source.directory == folder:
+        return
+    record = Record(
+        command="shrink",
+        calibration=Calibration.from_dict(
+            {**(student.calibration or {}), "basis": None if student.basis is None else BASIS}
+        ),
+        layers=student.layers,
+        of_layers=teacher.depth,
+        heads=student.heads,
+    )
+    with atomic_directory(folder) as partial:
+        shutil.copytree(student.source.directory, partial, dirs_exist_ok=True)
+        write_json(partial / RECORD, record.to_dict())
+
+
+def kept_calibrated(
+    folder: Path, teacher: Source, tokenizer: PreTrainedTokenizerBase
+) -> Student | None:
+    """The student that `keep_calibrated` kept, as `make_student` made it; None where it is not whole.
+
+    Args:
+        tokenizer: The teacher's.
+    """
+    if not folder.exists():
+        return None
+    try:
+        source = find_model(str(folder), teacher.access)
+        check_whole(source, teacher.task)
+        basis = read_basis(source)
+    except ModelError as error:
+        logger.warning("the student before training is calibrated again: %s", error)
+        return None
+    record = source.record
+    assert record.calibration is not None
+    return Student(
+        source,
+        tokenizer,
+        teacher.labels if teacher.task else (),
+        record.layers,
+        "calibrated",
+        tuple(teacher.training_languages),
+        heads=_recorded_heads(record),
+        basis=basis,
+        calibration={**record.calibration.to_dict(), "basis": None},
+    )
+
+
+def _recorded_heads(record: Record) -> tuple[tuple[Head, ...], ...] | None:
+    if record.heads is None:
+        return None
+    return tuple(tuple(Head(*one) for one in layer) for layer in record.heads)
+
+
 def _fitting_basis(student: Source, teacher: Source) -> Tensor | None:
     """The basis that a student was saved with, if it fits the widths of this teacher and student."""
     basis = read_basis(student)
@@ -195,9 +261,7 @@ def _matched_layers(
     """The teacher's layers for a student's, by --layer-map, its kdshrink.json, or uniform; and heads."""
     record = source.record
     if layer_map is None and record.layers and record.of_layers == depth:
-        if record.heads is None:
-            return record.layers, None
-        return record.layers, tuple(tuple(Head(*one) for one in layer) for layer in record.heads)
+        return record.layers, _recorded_heads(record)
     return tuple(choose_layers(depth, source.depth, layer_map)), None
 
 

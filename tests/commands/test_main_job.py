@@ -353,6 +353,71 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert (out / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_resumed_run_does_not_calibrate_again(
+    xlmr_tokenizer: PreTrainedTokenizerFast, text_data: Path, tmp_path: Path
+) -> None:
+    """And ends with the same bits, the same scores of the untrained student and the same account."""
+    teacher = make_teacher(tmp_path / "t", xlmr_tokenizer)
+
+    def run(out: str, *, resume: bool = False) -> set[str]:
+        """Distil into a directory; what was reported of the way there."""
+        config = DistillConfig(
+            teacher=str(teacher),
+            data=str(text_data),
+            init="calibrated",
+            layers=2,
+            hidden_size=12,
+            output_dir=tmp_path / out,
+            resume=resume,
+            compare=True,
+            max_steps=6,
+            save_steps=2,
+            **FAST,
+        )
+        stages: set[str] = set()
+        distill(config, lambda what, *_: stages.add(what))
+        return stages
+
+    assert "calibrate" in run("whole")
+    assert die_in_step(5, lambda: run("killed")) == 9
+    assert "calibrate" not in run("killed", resume=True)
+    expected, got = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
+    )
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    records = [
+        json.loads((tmp_path / name / "kdshrink.json").read_text()) for name in ("whole", "killed")
+    ]
+    assert records[1]["resumed_from"] == 4
+    for told in ("calibration", "heads", "layers", "start", "training_languages"):
+        assert records[0].get(told) == records[1].get(told)
+    assert records[0]["results"]["comparison"] == records[1]["results"]["comparison"]
+    assert not (tmp_path / "killed" / "checkpoints").exists()
+
+
+def test_a_damaged_start_is_calibrated_again(
+    xlmr_tokenizer: PreTrainedTokenizerFast,
+    text_data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = DistillConfig(
+        teacher=str(make_teacher(tmp_path / "t", xlmr_tokenizer)),
+        data=str(text_data),
+        init="calibrated",
+        output_dir=tmp_path / "out",
+        max_steps=4,
+        save_steps=2,
+        **FAST,
+    )
+    assert die_in_step(3, lambda: distill(config)) == 9
+    (tmp_path / "out" / "checkpoints" / "start" / "model.safetensors").write_bytes(b"")
+    stages: set[str] = set()
+    distill(replace(config, resume=True), lambda what, *_: stages.add(what))
+    assert "calibrate" in stages
+    assert "calibrated again" in caplog.text
+
+
 def test_same_seed_same_result(encoder_dir: Path, text_data: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         finetune(
