@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.encoding import Collator, as_words, encode
 from ..data.registry import Task
@@ -106,12 +106,13 @@ def calibrate_student(
     tokenizer = load_tokenizer(copied, data.task)
     length = fitting_length(data.max_length, tokenizer, source.config)
 
-    def encoded_of(table: Dataset, task: Task = data.task) -> Dataset:
-        return encode(table, tokenizer, task=task, max_length=length, label_ids=None)
+    def encoded_of(table: Dataset) -> Dataset:
+        return encode(table, tokenizer, task=data.task, max_length=length, label_ids=None)
 
-    sentences = encoded_of(data.sentences)
-    sentences = sentences.select(_known(sentences, tokenizer))
-    encoded = concatenate_datasets([encoded_of(data.table), sentences])
+    encoded = encoded_of(data.table)
+    if len(data.sentences):
+        sentences = encoded_of(data.sentences)
+        encoded = concatenate_datasets([encoded, sentences.select(_known(sentences, tokenizer))])
     teacher_ids = None if kept is None else torch.tensor(kept, device=device)
     texts = Texts(encoded, tokenizer, teacher_ids, device, data.copies)
     teacher = to_device(load_weights(source, copied.task), device).eval()
@@ -137,24 +138,42 @@ def calibrate_student(
     _write(folder / "model.safetensors", student.state_dict())
     if result.basis is not None:
         write_basis(folder, result.basis)
-    shares = {}
-    if copied.task is not None:
-        words = copied.task == "token" and data.task == "sequence"
-        held_out = as_words(data.held_out) if words else data.held_out
-        compared = encoded_of(held_out, "token" if words else data.task)
-        rows = _known(compared, tokenizer)
-        shares = agreement(
-            teacher,
-            student,
-            held_out.select(rows),
-            compared.select(rows),
-            task=copied.task,
-            collate=Collator(int(tokenizer.pad_token_id)),
-            teacher_ids=teacher_ids,
-            device=device,
-        )
+    shares = _compared(teacher, student, copied, data, tokenizer, length, teacher_ids, device)
+    sentences = len(encoded) - len(data.table)
     return CalibrationReport(
-        data.counts(), len(sentences), tokens, result.errors, result.basis, result.heads, shares
+        data.counts(), sentences, tokens, result.errors, result.basis, result.heads, shares
+    )
+
+
+def _compared(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    source: Source,
+    data: CalibrationData,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    teacher_ids: Tensor | None,
+    device: torch.device,
+) -> dict[str, float]:
+    """The student's agreement with its teacher on the held-out texts; empty for a bare encoder."""
+    if source.task is None or not len(data.held_out):
+        return {}
+    words = source.task == "token" and data.task == "sequence"
+    table = as_words(data.held_out) if words else data.held_out
+    task: Task = "token" if words else data.task
+    encoded = encode(table, tokenizer, task=task, max_length=max_length, label_ids=None)
+    rows = _known(encoded, tokenizer)
+    if not rows:
+        return {}
+    return agreement(
+        teacher,
+        student,
+        table.select(rows),
+        encoded.select(rows),
+        task=source.task,
+        collate=Collator(int(tokenizer.pad_token_id)),
+        teacher_ids=teacher_ids,
+        device=device,
     )
 
 

@@ -137,6 +137,24 @@ def test_of_words_only_those_count_that_either_takes_for_an_entity() -> None:
     assert shares == pytest.approx({"de": sum(a == b for a, b in pairs) / len(pairs)})
 
 
+@pytest.mark.parametrize(("samples", "compared"), [(20, 4), (400, 0)])
+def test_without_sentences_its_own_languages_are_compared_if_texts_are_left(
+    tmp_path: Path, samples: int, compared: int
+) -> None:
+    config = ShrinkConfig(
+        model="sample",
+        layers=2,
+        init="calibrated",
+        data="sample",
+        calibration_samples=samples,
+        calibration_multilingual=0,
+        output_dir=tmp_path / "start",
+    )
+    calibration = shrink(config).to_dict()["calibration"]
+    assert calibration["multilingual_sentences"] == 0
+    assert len(calibration["agreement"]) == compared
+
+
 def test_a_calibrated_student_reports_every_language(tmp_path: Path) -> None:
     config = ShrinkConfig(
         model="sample",
