@@ -44,7 +44,9 @@ def agreement(
 
     def predicted(who: str, model: PreTrainedModel, ids: Collator) -> Predictions:
         try:
-            return predict(model, encoded, task=task, collate=ids, batch_size=None, device=device)
+            return predict(
+                model, encoded, task=task, collate=ids, batch_size=None, device=device, shared=False
+            )
         except NotFiniteError as error:
             raise not_finite(who, table, error.row) from error
 

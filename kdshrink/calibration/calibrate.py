@@ -105,14 +105,7 @@ def calibrate_student(
     copied = find_model(str(folder), source.access)
     tokenizer = load_tokenizer(copied, data.task)
     length = fitting_length(data.max_length, tokenizer, source.config)
-
-    def encoded_of(table: Dataset) -> Dataset:
-        return encode(table, tokenizer, task=data.task, max_length=length, label_ids=None)
-
-    encoded = encoded_of(data.table)
-    if len(data.sentences):
-        sentences = encoded_of(data.sentences)
-        encoded = concatenate_datasets([encoded, sentences.select(_known(sentences, tokenizer))])
+    encoded = _encoded(data, tokenizer, length)
     teacher_ids = None if kept is None else torch.tensor(kept, device=device)
     texts = Texts(encoded, tokenizer, teacher_ids, device, data.copies)
     teacher = to_device(load_weights(source, copied.task), device).eval()
@@ -143,6 +136,19 @@ def calibrate_student(
     return CalibrationReport(
         data.counts(), sentences, tokens, result.errors, result.basis, result.heads, shares
     )
+
+
+def _encoded(data: CalibrationData, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """The texts, then the sentences that have no token unknown to the vocabulary, tokenised."""
+
+    def encoded_of(table: Dataset) -> Dataset:
+        return encode(table, tokenizer, task=data.task, max_length=max_length, label_ids=None)
+
+    texts = encoded_of(data.table)
+    if not len(data.sentences):
+        return texts
+    sentences = encoded_of(data.sentences)
+    return concatenate_datasets([texts, sentences.select(_known(sentences, tokenizer))])
 
 
 def _compared(

@@ -47,6 +47,29 @@ def _deliver(
         raise OutputError(f"stdout cannot be written: {error.strerror}.{where}") from error
 
 
+def _file_parameter(command: str, config_class: type) -> inspect.Parameter:
+    """The parameter for --config, whose file gives the defaults of the others."""
+
+    def read(context: typer.Context, path: str | None) -> None:
+        if path is not None and not context.resilient_parsing:
+            context.default_map = read_options(Path(path), command, config_class)
+
+    option = typer.Option(
+        "--config",
+        help="Read options from this YAML file, or from the kdshrink.json of a result; what is typed comes first.",
+        rich_help_panel="More options",
+        metavar="PATH",
+        callback=read,
+        is_eager=True,
+    )
+    return inspect.Parameter(
+        "config_file",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, option],
+    )
+
+
 def _command(
     name: str,
     config_class: type,
@@ -78,28 +101,8 @@ def _command(
             )
         )
 
-        def read_file(context: typer.Context, path: str | None) -> None:
-            if path is not None and not context.resilient_parsing:
-                context.default_map = read_options(Path(path), name, config_class)
-
-        file_option = typer.Option(
-            "--config",
-            help="Read options from this YAML file, or from the kdshrink.json of a result; what is typed "
-            "comes first.",
-            rich_help_panel="More options",
-            metavar="PATH",
-            callback=read_file,
-            is_eager=True,
-        )
         if "data" in hints:
-            parameters.append(
-                inspect.Parameter(
-                    "config_file",
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=None,
-                    annotation=Annotated[str | None, file_option],
-                )
-            )
+            parameters.append(_file_parameter(name, config_class))
 
         def run(**typed: Any) -> None:
             json_output = typed.pop("json_output")

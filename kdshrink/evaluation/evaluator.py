@@ -73,16 +73,16 @@ def predict(
     collate: Collator,
     batch_size: int | None,
     device: torch.device,
+    shared: bool = True,
     progress: Progress = silent,
     what: str = "evaluate",
 ) -> Predictions:
     """Run a model over encoded examples, in batches of similar length, the longest first.
 
-    The processes of a distributed run share the batches, and each gets all predictions: all of them must
-    call this.
-
     Args:
         encoded: As `encoding.encode` makes it, for this model's tokenizer.
+        shared: Whether the processes of a distributed run share the batches, and each gets all
+            predictions: then all of them must call this.
         batch_size: The largest number of examples in a batch, fewer where they are long; None for as
             many as suit the device.
 
@@ -92,13 +92,12 @@ def predict(
     total = len(encoded)
     bounds = _word_bounds(encoded) if task == "token" else None
     size = total if bounds is None else int(bounds[-1])
-    classes = np.full(size, -1, dtype=np.int32)
-    probabilities = np.zeros(size, dtype=np.float32)
+    classes, probabilities = np.full(size, -1, np.int32), np.zeros(size, np.float32)
     columns = ["input_ids", *(["positions"] if task == "token" else [])]
     examples = encoded.select_columns(columns)
     positions = forward_positions(device.type)
     batches = batches_by_length(token_counts(encoded), tokens=positions, size=batch_size)[::-1]
-    together = distributed.is_available() and distributed.is_initialized()
+    together = shared and distributed.is_available() and distributed.is_initialized()
     if together:
         batches = batches[distributed.get_rank() :: distributed.get_world_size()]
     done, share, first_bad = 0, sum(map(len, batches)), total
