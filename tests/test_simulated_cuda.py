@@ -23,6 +23,10 @@ from kdshrink import (
     evaluate,
     shrink,
 )
+from kdshrink.commands.training import TrainingCommand
+from kdshrink.errors import ModelError, UsageError
+from kdshrink.models.devices import pick_device
+from kdshrink.progress import silent
 
 from .helpers.models import make_model, make_tokenizer
 from .helpers.simcuda import LOG, DeviceMismatch, simulated_cuda
@@ -182,3 +186,39 @@ def syncs_a_step(tmp_path: Path, **options: Any) -> dict[str, float]:
         found.append(Counter(f"{sync.kind}, {sync.place}" for sync in LOG.syncs))
     more = {place: (found[1][place] - found[0][place]) / 8 for place in found[1]}
     return {place: number for place, number in more.items() if number}
+
+
+def command_on(device: str, folder: Path) -> TrainingCommand[DistillConfig]:
+    config = DistillConfig(teacher="t", data="d")
+    return TrainingCommand("distill", config, folder, pick_device(device), None, silent)
+
+
+def test_another_gpu_than_the_first(tmp_path: Path) -> None:
+    with simulated_cuda(devices=2):
+        arguments = command_on("cuda:1", tmp_path).arguments()
+        assert arguments.device == torch.device("cuda", 1)
+        assert (arguments.n_gpu, torch.cuda.current_device()) == (1, 1)
+
+
+def test_processes_take_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with simulated_cuda(devices=2):
+        assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 1)
+        with pytest.raises(UsageError, match="2 processes of this machine would share one GPU"):
+            pick_device("cuda:0")
+    with simulated_cuda(), pytest.raises(ModelError, match="process 1 of its machine"):
+        pick_device("auto")
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_bfloat16_is_the_default_where_it_is_not_emulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulated: bool
+) -> None:
+    with simulated_cuda():
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True: including_emulation or not emulated,
+        )
+        assert command_on("cuda", tmp_path).arguments().bf16 is not emulated

@@ -21,7 +21,7 @@ from ..config.recipes import RECIPES
 from ..data.batching import Batches, steps_per_epoch
 from ..data.encoding import Collator, token_counts
 from ..errors import UsageError
-from ..models.devices import pick_device
+from ..models.devices import computes_bfloat16, pick_device
 from ..models.source import Source
 from ..output import CHECKPOINTS, open_output
 from ..progress import Progress, silent
@@ -149,7 +149,7 @@ class TrainingCommand(Generic[Config]):
         except ValueError as error:  # for example bfloat16 on a GPU without it
             said = str(error).partition("\n")[0]
             raise UsageError(f"transformers refuses these training options: {said}") from error
-        _use_one_gpu(arguments)
+        _use_device(arguments, self.device)
         return arguments
 
     def start(self, identity: Identity) -> Start:
@@ -208,9 +208,16 @@ def _run_options(config: TrainingOptions) -> list[RunOption]:
     return found
 
 
-def _use_one_gpu(arguments: TrainingArguments) -> None:
-    """Keep transformers from using nn.DataParallel, which cannot return the named terms of the loss."""
+def _use_device(arguments: TrainingArguments, device: torch.device) -> None:
+    """Train on this GPU alone.
+
+    Without several processes transformers takes the first GPU, whichever was chosen, and trains on all of
+    them by nn.DataParallel, which cannot return named terms.
+    """
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if device.type == "cuda":
+        arguments._setup_devices = device
+        torch.cuda.set_device(device)
 
 
 def _transformers_arguments(
@@ -220,7 +227,7 @@ def _transformers_arguments(
         output_dir=str(output_dir / CHECKPOINTS),
         use_cpu=device.type == "cpu",
         seed=config.seed,
-        bf16=(device.type == "cuda") if config.bf16 is None else config.bf16,
+        bf16=computes_bfloat16(device) if config.bf16 is None else config.bf16,
         num_train_epochs=_PLAIN.epochs
         if config.num_train_epochs is None
         else config.num_train_epochs,

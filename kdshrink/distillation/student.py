@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration.calibrate import calibrate_student, read_basis
+from ..calibration.calibrate import CalibrationReport, calibrate_student, read_basis
 from ..calibration.texts import CalibrationData
 from ..data.registry import Task
+from ..distributed import from_first, is_first, world_size
 from ..errors import ModelError, ShapeError
 from ..models.architectures import Head
 from ..models.loading import load_tokenizer, load_weights, load_with_head, require_task
@@ -21,7 +22,7 @@ from ..models.source import Source, find_model, require_classes
 from ..models.whole import check_whole
 from ..progress import Progress
 from ..shrinking.layer_map import choose_layers
-from ..shrinking.plan import Shape
+from ..shrinking.plan import Shape, StudentPlan
 from ..shrinking.weights import shrink_source
 from .matching import same_tokenizer
 
@@ -151,7 +152,7 @@ def make_student(
     plan, _ = shrink_source(origin, shape, folder, init=how, seed=seed)
     report = None
     if calibration is not None:
-        report = calibrate_student(teacher, folder, plan, calibration, device, progress=progress)
+        report = _calibrate(teacher, folder, plan, calibration, device, progress)
     return Student(
         find_model(str(folder), teacher.access),
         tokenizer,
@@ -165,6 +166,30 @@ def make_student(
         # distill writes no file of the basis; only shrink does.
         None if report is None else {**report.to_dict(), "basis": None},
     )
+
+
+def _calibrate(
+    teacher: Source,
+    folder: Path,
+    plan: StudentPlan,
+    texts: CalibrationData,
+    device: torch.device,
+    progress: Progress,
+) -> CalibrationReport:
+    """Calibrate the student in a directory, once for all processes of a run.
+
+    Heads that fit nearly alike could fall out otherwise in each, and DDP would not notice.
+    """
+    weights = folder / "model.safetensors"
+
+    def calibrate() -> tuple[CalibrationReport, bytes]:
+        report = calibrate_student(teacher, folder, plan, texts, device, progress=progress)
+        return report, weights.read_bytes() if world_size() > 1 else b""
+
+    report, content = from_first(calibrate)
+    if not is_first():
+        weights.write_bytes(content)
+    return report
 
 
 def _fitting_basis(student: Source, teacher: Source) -> Tensor | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from ..distributed import local_rank
-from ..errors import ModelError
+from ..distributed import local_rank, local_world_size
+from ..errors import ModelError, UsageError
 
 _CPU_POSITIONS, _GPU_POSITIONS = 1024, 32768
 """The activations of a layer for so many positions fit into a CPU's cache, and use a GPU fully."""
@@ -28,11 +28,17 @@ def pick_device(device: str) -> torch.device:
 
     Raises:
         ModelError: There is no such device.
+        UsageError: Several processes would share it.
     """
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cpu" or (device == "auto" and not here):
         return torch.device("cpu")
     _, _, number = device.partition(":")
+    if number and (processes := local_world_size()) > 1:
+        raise UsageError(
+            f"--device {device}: {processes} processes of this machine would share one GPU.\n"
+            "Leave --device out: each process takes a GPU of its own."
+        )
     index = int(number) if number else local_rank()
     if index < here:
         return torch.device("cuda", index)
@@ -49,6 +55,11 @@ def pick_device(device: str) -> torch.device:
     raise ModelError(
         f"--device {device}: PyTorch sees {here} CUDA devices here.\n{advice}, or give --device cpu."
     )
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device is a GPU that computes in bfloat16, which those before Ampere only emulate."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def describe_device(device: torch.device) -> str:
