@@ -21,6 +21,7 @@ from ..config.recipes import RECIPES
 from ..data.batching import Batches, steps_per_epoch
 from ..data.encoding import Collator, token_counts
 from ..errors import UsageError
+from ..models.compilation import bucket_widths
 from ..models.devices import computes_bfloat16, pick_device
 from ..models.source import Source
 from ..output import CHECKPOINTS, open_output
@@ -49,7 +50,7 @@ _PLAIN = RECIPES["paper"]
 _FREE = {
     *(item.name for item in fields(HubOptions)),
     *("output_dir", "overwrite", "resume", "device", "report_to", "logging_steps", "save_steps"),
-    *("save_total_limit", "cache_teacher", "shard_teacher", "torch_compile", "compare"),
+    *("save_total_limit", "cache_teacher", "shard_teacher", "compare"),
     *(
         "trust_remote_code",
         "revision",
@@ -159,10 +160,12 @@ class TrainingCommand(Generic[Config]):
     def batches(self, arguments: TrainingArguments, encoded: Dataset) -> Batches:
         """The run's batches; also sets `arguments` to evaluate and save each epoch, unless options differ."""
         config = self.config
+        lengths = token_counts(encoded)
         batches = Batches(
-            token_counts(encoded),
+            lengths,
             size=config.batch_size,
             tokens=config.tokens_per_batch,
+            widths=bucket_widths(lengths) if config.torch_compile else None,
             by_length=config.batches == "by-length",
             seed=config.seed,
             rank=arguments.process_index,
