@@ -18,13 +18,17 @@ import torch
 from kdshrink import (
     DistillConfig,
     EvalConfig,
+    FinetuneConfig,
     ShrinkConfig,
     distill,
     evaluate,
+    finetune,
     shrink,
 )
 from kdshrink.commands.training import TrainingCommand
 from kdshrink.errors import ModelError, UsageError
+from kdshrink.evaluation.evaluator import Evaluator
+from kdshrink.evaluation.results import EvalResult
 from kdshrink.models.devices import pick_device
 from kdshrink.progress import silent
 
@@ -173,19 +177,79 @@ def syncs_a_step(tmp_path: Path, **options: Any) -> dict[str, float]:
     for steps in (8, 16):  # what is done once in a run is the same in both
         with simulated_cuda():
             LOG.clear()
-            distill(
-                DistillConfig(
-                    max_steps=steps,
-                    batch_size=4,
-                    layers=2,
-                    output_dir=tmp_path / str(steps),
-                    **QUIET,
-                    **options,
-                )
-            )
+            shared: dict[str, Any] = {"max_steps": steps, "batch_size": 4}
+            shared["output_dir"] = tmp_path / str(steps)
+            if "teacher" in options:
+                distill(DistillConfig(layers=2, **shared, **QUIET, **options))
+            else:
+                finetune(FinetuneConfig(**shared, **QUIET, **options))
         found.append(Counter(f"{sync.kind}, {sync.place}" for sync in LOG.syncs))
     more = {place: (found[1][place] - found[0][place]) / 8 for place in found[1]}
     return {place: number for place, number in more.items() if number}
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("family", ["xlm-roberta", "bert", "deberta-v2"])
+def test_a_step_of_distillation_waits_for_nothing(
+    tmp_path: Path, text_data: Path, family: str, accumulated: int
+) -> None:
+    """Accumulated batches share what they agree on, as several processes do."""
+    teacher = saved(tmp_path / "t", family, "sequence")
+    assert not syncs_a_step(
+        tmp_path,
+        teacher=teacher,
+        data=str(text_data),
+        gradient_accumulation_steps=accumulated,
+    )
+
+
+@pytest.mark.parametrize("weights", [{}, {"embedding": 0.0, "hidden": 0.0, "attention": 0.0}])
+def test_keeping_targets_waits_for_nothing(
+    tmp_path: Path, text_data: Path, weights: dict[str, float]
+) -> None:
+    assert not syncs_a_step(
+        tmp_path,
+        teacher=saved(tmp_path / "t", "xlm-roberta", "sequence"),
+        data=str(text_data),
+        cache_teacher="all",
+        weights=weights,
+    )
+
+
+def test_a_step_of_fine_tuning_waits_for_nothing(
+    tmp_path: Path, encoder_dir: Path, text_data: Path
+) -> None:
+    assert not syncs_a_step(tmp_path, model=str(encoder_dir), data=str(text_data))
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_run_scores_as_evaluate_does(
+    tmp_path: Path, text_data: Path, encoder_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = Evaluator.score
+
+    def score_in_phase(self: Evaluator, *args: Any, **options: Any) -> EvalResult:
+        monkeypatch.setattr(LOG, "phase", "evaluate")
+        try:
+            return score(self, *args, **options)
+        finally:
+            monkeypatch.setattr(LOG, "phase", "")
+
+    monkeypatch.setattr(Evaluator, "score", score_in_phase)
+    finetune(
+        FinetuneConfig(
+            model=str(encoder_dir),
+            data=str(text_data),
+            max_steps=2,
+            output_dir=tmp_path / "f",
+            batch_size=8,
+        )
+    )
+    types = {
+        phase: {kind for at, name, kind in LOG.kernels if name == "addmm" and at == phase}
+        for phase in ("", "evaluate")
+    }
+    assert types == {"": {"torch.bfloat16"}, "evaluate": {"torch.float32"}}
 
 
 def command_on(device: str, folder: Path) -> TrainingCommand[DistillConfig]:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,10 +19,10 @@ from ..config.fields import flag_of
 from ..config.groups import HubOptions, TrainingOptions
 from ..config.recipes import RECIPES
 from ..data.batching import Batches, steps_per_epoch
-from ..data.encoding import Collator, token_counts
+from ..data.encoding import Collator, EncodedArrays, token_counts
 from ..errors import UsageError
-from ..models.compilation import bucket_widths
-from ..models.devices import computes_bfloat16, pick_device
+from ..models.compilation import bucket_widths, compile_in_place, length_buckets
+from ..models.devices import computes_bfloat16, execution_on, pick_device
 from ..models.source import Source
 from ..output import CHECKPOINTS, open_output
 from ..progress import Progress, silent
@@ -39,7 +39,6 @@ from ..training.checkpoints import (
 )
 from ..training.result import TrainResult, finished_result, save_result
 from ..training.run import Run
-from ..training.setup import compiled_collator
 from ..training.trackers import require_trackers, tracker_names
 from .options import ready_destination
 
@@ -131,8 +130,12 @@ class TrainingCommand(Generic[Config]):
         done = finished_result(self.output_dir)
         return None if done is None else pushed(done, self.destination)
 
-    def arguments(self) -> TrainingArguments:
+    def arguments(self, *, trains_all: bool = True) -> TrainingArguments:
         """transformers' TrainingArguments for the run: AdamW and a linear schedule by default.
+
+        Args:
+            trains_all: Whether every parameter gets a gradient at every step, so that DDP need not look
+                which ones do.
 
         Raises:
             UsageError: accelerate is set to shard the trained model, or this machine does not support an
@@ -151,6 +154,7 @@ class TrainingCommand(Generic[Config]):
             said = str(error).partition("\n")[0]
             raise UsageError(f"transformers refuses these training options: {said}") from error
         _use_device(arguments, self.device)
+        arguments.ddp_find_unused_parameters = not trains_all
         return arguments
 
     def start(self, identity: Identity) -> Start:
@@ -183,11 +187,16 @@ class TrainingCommand(Generic[Config]):
         arguments.save_steps = config.save_steps or epoch
         return batches
 
-    def collator(self, model: PreTrainedModel, collate: Collator, batches: Batches) -> Collator:
-        """The collator of the training batches; with --torch-compile the model is compiled here."""
-        if not self.config.torch_compile:
-            return collate
-        return compiled_collator(model, collate, batches, self.device)
+    def examples(
+        self, model: PreTrainedModel, encoded: Dataset, collate: Collator
+    ) -> EncodedArrays:
+        """What gives the batches to train on; with --torch-compile the model is compiled."""
+        lengths = token_counts(encoded)
+        widths = execution_on(self.device).widths(int(lengths.max()))
+        if self.config.torch_compile:
+            compile_in_place(model, self.device)
+            widths = length_buckets(lengths)
+        return EncodedArrays(encoded, replace(collate, buckets=widths))
 
     def save(
         self,
@@ -251,5 +260,6 @@ def _transformers_arguments(
         report_to=tracker_names(config.report_to),
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
+        ddp_broadcast_buffers=False,  # each process counts the same into its own
         disable_tqdm=True,
     )
