@@ -101,7 +101,7 @@ def test_the_simulation_trains_in_sixteen_bits() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"hidden_size": 12},
+        {"hidden_size": 12, "init": "from-teacher", "attention_target": "scores"},
         {"hidden_size": 12, "init": "calibrated"},
         {
             "attention_target": "probabilities",
@@ -180,7 +180,7 @@ def syncs_a_step(tmp_path: Path, **options: Any) -> dict[str, float]:
             shared: dict[str, Any] = {"max_steps": steps, "batch_size": 4}
             shared["output_dir"] = tmp_path / str(steps)
             if "teacher" in options:
-                distill(DistillConfig(layers=2, **shared, **QUIET, **options))
+                distill(DistillConfig(layers=2, init="from-teacher", **shared, **QUIET, **options))
             else:
                 finetune(FinetuneConfig(**shared, **QUIET, **options))
         found.append(Counter(f"{sync.kind}, {sync.place}" for sync in LOG.syncs))
@@ -189,9 +189,10 @@ def syncs_a_step(tmp_path: Path, **options: Any) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("attention", ["scores", "probabilities"])
 @pytest.mark.parametrize("family", ["xlm-roberta", "bert", "deberta-v2"])
 def test_a_step_of_distillation_waits_for_nothing(
-    tmp_path: Path, text_data: Path, family: str, accumulated: int
+    tmp_path: Path, text_data: Path, family: str, attention: str, accumulated: int
 ) -> None:
     """Accumulated batches share what they agree on, as several processes do."""
     teacher = saved(tmp_path / "t", family, "sequence")
@@ -199,6 +200,7 @@ def test_a_step_of_distillation_waits_for_nothing(
         tmp_path,
         teacher=teacher,
         data=str(text_data),
+        attention_target=attention,
         gradient_accumulation_steps=accumulated,
     )
 

@@ -113,6 +113,9 @@ def measure(folder: Path) -> tuple[float, float]:
             ends.append((time.process_time(), models.seconds))
 
     never = 10**6
+    recipe: dict[str, Any] = {"init": "from-teacher", "attention_target": "scores"}
+    if "recipe" in DistillConfig.__dataclass_fields__:
+        recipe["recipe"] = "paper"
     with tempfile.TemporaryDirectory() as out:
         distill(
             DistillConfig(
@@ -128,6 +131,7 @@ def measure(folder: Path) -> tuple[float, float]:
                 eval_steps=never,
                 save_steps=never,
                 output_dir=Path(out) / "out",
+                **recipe,
             ),
             progress,
         )
