@@ -370,10 +370,20 @@ class _Event:
             LOG.sync("wait for an event recorded just before")
 
 
+class _Backend(backend_registration._DummyBackendModule):
+    """What PyTorch asks of the module of a device; its random numbers are the CPU's."""
+
+    def get_rng_state(self, device: Any = None) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+        torch.set_rng_state(state)
+
+
 @cache
 def _take_device() -> tuple[object, ...]:
     """Make PyTorch take the simulated device, with autocast; gives what must be kept alive."""
-    backend_registration._setup_privateuseone_for_python_backend(_NAME)
+    backend_registration._setup_privateuseone_for_python_backend(_NAME, backend_module=_Backend())
     ours, others = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
     others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     for name in _IN_16_BITS:
