@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import UsageError
 
 if TYPE_CHECKING:  # the command line asks for its rank before it loads torch
     import numpy as np
     import torch
+
+
+Made = TypeVar("Made")
 
 
 def rank() -> int:
@@ -25,6 +29,16 @@ def world_size() -> int:
 def local_rank() -> int:
     """This process's rank on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """How many of the run's processes are on this machine; all, where nothing says otherwise."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def is_on_several_machines() -> bool:
+    """Whether the run has processes on other machines too."""
+    return world_size() > local_world_size()
 
 
 def is_first() -> bool:
@@ -51,6 +65,17 @@ def largest(number: int, device: torch.device) -> int:
     numbers = torch.tensor(int(number), device=device)
     distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
     return int(numbers)
+
+
+def from_first(make: Callable[[], Made]) -> Made:
+    """What the first process of the run makes, in all of them: the others wait for it."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return make()
+    made: list[Any] = [make() if is_first() else None]
+    distributed.broadcast_object_list(made)
+    return made[0]
 
 
 def joined(part: np.ndarray, device: torch.device) -> np.ndarray:

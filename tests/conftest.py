@@ -31,6 +31,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a process without other tests, unless it is all that is selected."""
+    apart = [item for item in items if item.get_closest_marker("simcuda")]
+    if len(apart) < len(items):
+        for item in apart:
+            item.add_marker(pytest.mark.skip("needs a process of its own: pytest -m simcuda"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Arrow files of the tests go to their own place; torch keeps to one thread, for equal sums."""

@@ -67,6 +67,12 @@ def _one_gpu() -> bool:
     return arguments.n_gpu == 3
 
 
+def _chosen_device() -> bool:
+    arguments = TrainingArguments(use_cpu=True)
+    arguments._setup_devices = torch.device("meta")
+    return arguments.device == torch.device("meta")
+
+
 def _recorded_attention() -> bool:
     model = make_model("bert", "sequence")
     model.set_attn_implementation("eager")
@@ -126,6 +132,11 @@ APIS = (
         "transformers.TrainingArguments._n_gpu",
         _one_gpu,
         "Find what keeps Trainer from nn.DataParallel where there are several GPUs.",
+    ),
+    Private(
+        "transformers.TrainingArguments._setup_devices",
+        _chosen_device,
+        "Find what makes Trainer use another GPU than the first in a single process.",
     ),
     Private(
         "transformers.Trainer._save_checkpoint",

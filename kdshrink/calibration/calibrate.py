@@ -21,7 +21,7 @@ from ..data.encoding import Collator, as_words, encode
 from ..data.registry import Task
 from ..errors import ModelError
 from ..models.architectures import Head
-from ..models.devices import forward_positions, to_device
+from ..models.devices import execution_on, to_device
 from ..models.loading import fitting_length, load_tokenizer, load_weights
 from ..models.source import Source, find_model
 from ..models.tensors import TensorReader, TensorSpec, to_array, write_tensors
@@ -110,7 +110,7 @@ def calibrate_student(
     texts = Texts(encoded, tokenizer, teacher_ids, device, data.copies)
     teacher = to_device(load_weights(source, copied.task), device).eval()
     student = to_device(load_weights(copied, copied.task), device).eval()
-    batches = make_batches(texts.lengths, min(forward_positions(device.type), _MOST_TOKENS))
+    batches = make_batches(texts.lengths, min(execution_on(device).positions, _MOST_TOKENS))
     tokens = sum(batch.tokens for batch in batches)
     with (
         _solving(source, tokens),

@@ -37,7 +37,7 @@ from ..distillation.student import (
     kept_calibrated,
     make_student,
 )
-from ..distillation.targets import TargetLoader, open_cache
+from ..distillation.targets import check_cache_mode, open_cache, target_loader
 from ..distillation.timing import seconds_per_step
 from ..distillation.trainer import DistillationTrainer
 from ..distributed import is_first, require_processes
@@ -149,7 +149,10 @@ def _distill(command: Command) -> TrainResult:
     )
     if done := command.finished(identity):
         return done
-    arguments = command.arguments()
+    # Without a term its projection, the head or a pooler may have no part in the loss.
+    trains_all = teacher.task is not None and all(config.weight(term) > 0 for term in LOSS_TERMS)
+    arguments = command.arguments(trains_all=trains_all)
+    check_cache_mode(config.cache_teacher)
     if config.shard_teacher:
         require_processes()
     prepared = _prepare(command, models, data, unlabelled, identity, arguments)
@@ -423,8 +426,9 @@ def _make_trainer(
             token_logits=teacher.task == "token",
             epochs=arguments.max_steps / per_epoch,
         )
+    examples = command.examples(pair.learner.student, encoded["train"], pair.collate)
     return DistillationTrainer(
-        targets=TargetLoader(pair.teacher, encoded["train"], batches, pair.collate, cache),
+        targets=target_loader(pair.teacher, batches, examples, cache),
         texts=prepared.texts,
         weights=pair.learner.objective.weights,
         batches=batches,
@@ -436,9 +440,8 @@ def _make_trainer(
         patience=config.early_stopping_patience,
         model=pair.learner,
         args=arguments,
-        train_dataset=encoded["train"],
+        train_dataset=examples,
         eval_dataset=encoded["validation"],
-        data_collator=command.collator(pair.learner.student, pair.collate, batches),
     )
 
 

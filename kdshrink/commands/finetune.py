@@ -93,9 +93,8 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
         patience=config.early_stopping_patience,
         model=model,
         args=arguments,
-        train_dataset=encoded["train"],
+        train_dataset=command.examples(model, encoded["train"], collate),
         eval_dataset=encoded["validation"],
-        data_collator=command.collator(model, collate, batches),
     )
     run = run_training(trainer, start.checkpoint)
     record = record_of(

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,9 +19,10 @@ from ..config.fields import flag_of
 from ..config.groups import HubOptions, TrainingOptions
 from ..config.recipes import RECIPES
 from ..data.batching import Batches, steps_per_epoch
-from ..data.encoding import Collator, token_counts
+from ..data.encoding import Collator, EncodedArrays, token_counts
 from ..errors import UsageError
-from ..models.devices import pick_device
+from ..models.compilation import bucket_widths, compile_in_place, length_buckets
+from ..models.devices import computes_bfloat16, execution_on, pick_device
 from ..models.source import Source
 from ..output import CHECKPOINTS, open_output
 from ..progress import Progress, silent
@@ -38,7 +39,6 @@ from ..training.checkpoints import (
 )
 from ..training.result import TrainResult, finished_result, save_result
 from ..training.run import Run
-from ..training.setup import compiled_collator
 from ..training.trackers import require_trackers, tracker_names
 from .options import ready_destination
 
@@ -49,7 +49,7 @@ _PLAIN = RECIPES["paper"]
 _FREE = {
     *(item.name for item in fields(HubOptions)),
     *("output_dir", "overwrite", "resume", "device", "report_to", "logging_steps", "save_steps"),
-    *("save_total_limit", "cache_teacher", "shard_teacher", "torch_compile", "compare"),
+    *("save_total_limit", "cache_teacher", "shard_teacher", "compare"),
     *(
         "trust_remote_code",
         "revision",
@@ -130,8 +130,12 @@ class TrainingCommand(Generic[Config]):
         done = finished_result(self.output_dir)
         return None if done is None else pushed(done, self.destination)
 
-    def arguments(self) -> TrainingArguments:
+    def arguments(self, *, trains_all: bool = True) -> TrainingArguments:
         """transformers' TrainingArguments for the run: AdamW and a linear schedule by default.
+
+        Args:
+            trains_all: Whether every parameter gets a gradient at every step, so that DDP need not look
+                which ones do.
 
         Raises:
             UsageError: accelerate is set to shard the trained model, or this machine does not support an
@@ -149,7 +153,8 @@ class TrainingCommand(Generic[Config]):
         except ValueError as error:  # for example bfloat16 on a GPU without it
             said = str(error).partition("\n")[0]
             raise UsageError(f"transformers refuses these training options: {said}") from error
-        _use_one_gpu(arguments)
+        _use_device(arguments, self.device)
+        arguments.ddp_find_unused_parameters = not trains_all
         return arguments
 
     def start(self, identity: Identity) -> Start:
@@ -159,10 +164,12 @@ class TrainingCommand(Generic[Config]):
     def batches(self, arguments: TrainingArguments, encoded: Dataset) -> Batches:
         """The run's batches; also sets `arguments` to evaluate and save each epoch, unless options differ."""
         config = self.config
+        lengths = token_counts(encoded)
         batches = Batches(
-            token_counts(encoded),
+            lengths,
             size=config.batch_size,
             tokens=config.tokens_per_batch,
+            widths=bucket_widths(lengths) if config.torch_compile else None,
             by_length=config.batches == "by-length",
             seed=config.seed,
             rank=arguments.process_index,
@@ -180,11 +187,16 @@ class TrainingCommand(Generic[Config]):
         arguments.save_steps = config.save_steps or epoch
         return batches
 
-    def collator(self, model: PreTrainedModel, collate: Collator, batches: Batches) -> Collator:
-        """The collator of the training batches; with --torch-compile the model is compiled here."""
-        if not self.config.torch_compile:
-            return collate
-        return compiled_collator(model, collate, batches, self.device)
+    def examples(
+        self, model: PreTrainedModel, encoded: Dataset, collate: Collator
+    ) -> EncodedArrays:
+        """What gives the batches to train on; with --torch-compile the model is compiled."""
+        lengths = token_counts(encoded)
+        widths = execution_on(self.device).widths(int(lengths.max()))
+        if self.config.torch_compile:
+            compile_in_place(model, self.device)
+            widths = length_buckets(lengths)
+        return EncodedArrays(encoded, replace(collate, buckets=widths))
 
     def save(
         self,
@@ -208,9 +220,16 @@ def _run_options(config: TrainingOptions) -> list[RunOption]:
     return found
 
 
-def _use_one_gpu(arguments: TrainingArguments) -> None:
-    """Keep transformers from using nn.DataParallel, which cannot return the named terms of the loss."""
+def _use_device(arguments: TrainingArguments, device: torch.device) -> None:
+    """Train on this GPU alone.
+
+    Without several processes transformers takes the first GPU, whichever was chosen, and trains on all of
+    them by nn.DataParallel, which cannot return named terms.
+    """
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if device.type == "cuda":
+        arguments._setup_devices = device
+        torch.cuda.set_device(device)
 
 
 def _transformers_arguments(
@@ -220,7 +239,7 @@ def _transformers_arguments(
         output_dir=str(output_dir / CHECKPOINTS),
         use_cpu=device.type == "cpu",
         seed=config.seed,
-        bf16=(device.type == "cuda") if config.bf16 is None else config.bf16,
+        bf16=computes_bfloat16(device) if config.bf16 is None else config.bf16,
         num_train_epochs=_PLAIN.epochs
         if config.num_train_epochs is None
         else config.num_train_epochs,
@@ -241,5 +260,6 @@ def _transformers_arguments(
         report_to=tracker_names(config.report_to),
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
+        ddp_broadcast_buffers=False,  # each process counts the same into its own
         disable_tqdm=True,
     )

@@ -36,6 +36,8 @@ class Batches(Sampler[list[int]]):
         size: The per-device batch size, unless `tokens` is given.
         tokens: The largest number of positions in a per-device batch, padding included; a longer example
             is a batch by itself.
+        widths: (n,) the positions that each example is padded to at least, which grow with the lengths;
+            None for its length. With `tokens`, batches of one width are of one size then.
         by_length: Whether a batch has examples of similar length; `tokens` implies it.
         rank, world: The rank of this process and the number of processes.
     """
@@ -46,12 +48,14 @@ class Batches(Sampler[list[int]]):
         *,
         size: int,
         tokens: int | None = None,
+        widths: np.ndarray | None = None,
         by_length: bool = True,
         seed: int = 42,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.lengths = np.asarray(lengths)
+        self.widths = self.lengths if widths is None else np.asarray(widths)
         self.by_length = by_length or tokens is not None
         self.seed = seed
         self.rank = rank
@@ -60,7 +64,7 @@ class Batches(Sampler[list[int]]):
         if tokens is None:
             cuts = list(range(0, len(self.lengths), size * world))
         else:
-            cuts = cut_by_tokens(np.sort(self.lengths), tokens * world)
+            cuts = cut_by_tokens(np.sort(self.widths), tokens * world)
         if len(cuts) > 1 and len(self.lengths) - cuts[-1] < world:
             cuts.pop()  # else some processes would get no example of the last batch
         self.cuts = [*cuts, len(self.lengths)]
@@ -90,7 +94,7 @@ class Batches(Sampler[list[int]]):
 
     def padding(self) -> Padding:
         """The padding of the first epoch, over all processes."""
-        positions = sum(len(rows) * int(self.lengths[rows].max()) for rows in self._global(0))
+        positions = sum(len(rows) * int(self.widths[rows].max()) for rows in self._global(0))
         return Padding(positions, positions - int(self.lengths.sum()))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.data
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
@@ -200,11 +202,13 @@ class Collator:
     compact_ids: torch.Tensor | None = None
     buckets: tuple[int, ...] = ()
 
+    def width(self, longest: int) -> int:
+        """Tokens that a batch is padded to, whose longest example has so many."""
+        return next((bucket for bucket in self.buckets if bucket >= longest), longest)
+
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         lengths = [len(example["input_ids"]) for example in examples]
-        longest = max(lengths)
-        width = next((bucket for bucket in self.buckets if bucket >= longest), longest)
-        shape = (len(examples), width)
+        shape = (len(examples), self.width(max(lengths)))
         ids = torch.full(shape, self.pad_token_id)
         mask = torch.zeros(shape, dtype=torch.int64)
         for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
@@ -223,3 +227,86 @@ class Collator:
                 labels[row, :length] = torch.as_tensor(example["labels"])
             batch["labels"] = labels
         return batch
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """Lists of numbers, one after another.
+
+    Attributes:
+        values: All numbers.
+        begins: Where each list begins, and the last one ends.
+    """
+
+    values: np.ndarray
+    begins: np.ndarray
+
+    @classmethod
+    def of(cls, encoded: Dataset, name: str) -> _Ragged:
+        batches = encoded.select_columns([name]).with_format("arrow").iter(10_000)
+        columns = [batch[name].combine_chunks() for batch in batches]
+        lengths = [column.value_lengths().to_numpy() for column in columns]
+        return cls(
+            np.concatenate([column.flatten().to_numpy() for column in columns]),
+            np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)]),
+        )
+
+    def padded(self, rows: np.ndarray, width: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
+        """(B, width) the lists in these rows, int64, with `fill` after them; and what is no fill, bool."""
+        begins, columns = self.begins[rows][:, None], np.arange(width)
+        places = begins + columns
+        there = places < self.begins[rows + 1][:, None]
+        values = self.values[np.minimum(places, len(self.values) - 1)]
+        return np.where(there, values, fill).astype(np.int64, copy=False), there
+
+
+class EncodedArrays(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """An encoded table that gives batches as `Collator` does, without Python objects for each example.
+
+    The ids are held as one array, 4 bytes a token.
+
+    Args:
+        encoded: As `encode` makes it.
+        collate: How batches are padded, and which ids the model knows.
+    """
+
+    def __init__(self, encoded: Dataset, collate: Collator) -> None:
+        self.collate = collate
+        ids = _Ragged.of(encoded, "input_ids")
+        if collate.compact_ids is not None:
+            compact = collate.compact_ids.numpy().astype(np.int32)
+            ids = _Ragged(compact[ids.values], ids.begins)
+        self._ids = ids
+        self._labels: np.ndarray | _Ragged | None = None
+        if "labels" in encoded.column_names:
+            by_token = isinstance(encoded.features["labels"], List)
+            self._labels = (_Ragged.of if by_token else _column)(encoded, "labels")
+
+    def padded_to(self, widths: tuple[int, ...]) -> EncodedArrays:
+        """The same examples, with batches padded to these lengths, ascending; to their longest without."""
+        other = copy.copy(self)
+        other.collate = replace(self.collate, buckets=widths)
+        return other
+
+    def __len__(self) -> int:
+        return len(self._ids.begins) - 1
+
+    def __getitems__(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The batch of these rows, with labels if there are any, as PyTorch's DataLoader asks for it."""
+        rows = np.asarray(numbers)
+        batch = self.inputs(rows)
+        if isinstance(self._labels, _Ragged):
+            width = batch["input_ids"].shape[1]
+            batch["labels"] = torch.from_numpy(self._labels.padded(rows, width, IGNORED)[0])
+        elif self._labels is not None:
+            batch["labels"] = torch.from_numpy(self._labels[rows].astype(np.int64))
+        return batch
+
+    def inputs(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask` of these rows, (B, T) int64."""
+        longest = int((self._ids.begins[rows + 1] - self._ids.begins[rows]).max())
+        ids, mask = self._ids.padded(rows, self.collate.width(longest), self.collate.pad_token_id)
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+        }

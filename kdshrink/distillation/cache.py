@@ -58,23 +58,29 @@ class TargetShape:
         }
         return {name: shape for name, shape in shapes.items() if 0 not in shape}
 
-    def offsets(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
-        """Offsets of the examples in the flat array of each target, (n + 1,)."""
+    def _sizes(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
         long = lengths.astype(np.int64)
-        sizes = {
+        return {
             "states": self.states * self.width * long,
             "attention": self.attention * self.heads * long**2,
             "logits": self.classes * (long if self.token_logits else np.ones_like(long)),
         }
+
+    def offsets(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        """Offsets of the examples in the flat array of each target, (n + 1,)."""
         return {
             name: np.concatenate([[0], np.cumsum(size)])
-            for name, size in sizes.items()
+            for name, size in self._sizes(lengths).items()
             if size.sum()
         }
 
+    def bytes_of(self, lengths: np.ndarray) -> np.ndarray:
+        """(n,) bytes that the targets of each example take."""
+        return np.sum(list(self._sizes(lengths).values()), axis=0) * self.dtype.itemsize
+
     def bytes(self, lengths: np.ndarray) -> int:
         """Bytes that the targets of all examples take."""
-        return sum(int(ends[-1]) for ends in self.offsets(lengths).values()) * self.dtype.itemsize
+        return int(self.bytes_of(lengths).sum())
 
 
 class TargetCache:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..data.encoding import Collator
 from ..models.activations import Recorder
 from ..models.architectures import Head
+from ..models.devices import execution_on
 from ..models.embeddings import TABLE, WholeTable, compact_ids, reachable_ids
 from ..models.loading import load_weights
 from ..models.source import Source
@@ -30,6 +31,7 @@ def _recorder(
     model: PreTrainedModel,
     layers: Sequence[int],
     objective: Objective,
+    device: torch.device,
     heads: Sequence[Sequence[Head]] | None = None,
 ) -> Recorder:
     return Recorder(
@@ -39,6 +41,7 @@ def _recorder(
         attention=objective.attention_target if objective.weight("attention") else None,
         embedding=objective.weight("embedding") > 0,
         heads=heads,
+        execution=execution_on(device),
     )
 
 
@@ -93,7 +96,7 @@ def load_pair(
         classes = match_classes(student.labels, source.labels).to(device)
     learner = DistillationModel(
         model,
-        _recorder(model, range(1, len(student.layers) + 1), objective),
+        _recorder(model, range(1, len(student.layers) + 1), objective, device),
         objective,
         teacher_model.config.hidden_size,
         source.task,
@@ -101,7 +104,9 @@ def load_pair(
     ).to(device)
     return Pair(
         learner,
-        Teacher(_recorder(teacher_model, student.layers, objective, student.heads), classes),
+        Teacher(
+            _recorder(teacher_model, student.layers, objective, device, student.heads), classes
+        ),
         Collator(int(student.tokenizer.pad_token_id), compact_ids(kept, vocabulary)),
         table,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.batching import batches_by_length
 from ..data.encoding import examples_at, token_counts
-from ..models.devices import forward_positions
+from ..models.devices import execution_on
 from .teacher import Teacher
 
 _EXAMPLES = 512
@@ -60,7 +60,7 @@ def target_variances(
     chosen = encoded.select(places.tolist()).select_columns(["input_ids", "length"])
     device = teacher.recorder.model.device
     moments: dict[tuple[str, int], _Moments] = {}
-    limit = forward_positions(device.type)
+    limit = execution_on(device).positions
     for rows in batches_by_length(token_counts(chosen), tokens=limit):
         batch = collate(examples_at(chosen, rows))
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration.calibrate import BASIS, calibrate_student, read_basis
+from ..calibration.calibrate import BASIS, CalibrationReport, calibrate_student, read_basis
 from ..calibration.texts import CalibrationData
 from ..data.registry import Task
+from ..distributed import from_first, is_first, world_size
 from ..errors import ModelError, ShapeError
 from ..files import atomic_directory, write_json
 from ..models.architectures import Head
@@ -24,7 +25,7 @@ from ..models.whole import check_whole
 from ..progress import Progress
 from ..record import RECORD, Calibration, Record
 from ..shrinking.layer_map import choose_layers
-from ..shrinking.plan import Shape
+from ..shrinking.plan import Shape, StudentPlan
 from ..shrinking.weights import shrink_source
 from .matching import same_tokenizer
 
@@ -157,7 +158,7 @@ def make_student(
     plan, _ = shrink_source(origin, shape, folder, init=how, seed=seed)
     report = None
     if calibration is not None:
-        report = calibrate_student(teacher, folder, plan, calibration, device, progress=progress)
+        report = _calibrate(teacher, folder, plan, calibration, device, progress)
     return Student(
         find_model(str(folder), teacher.access),
         tokenizer,
@@ -231,6 +232,30 @@ def _recorded_heads(record: Record) -> tuple[tuple[Head, ...], ...] | None:
     if record.heads is None:
         return None
     return tuple(tuple(Head(*one) for one in layer) for layer in record.heads)
+
+
+def _calibrate(
+    teacher: Source,
+    folder: Path,
+    plan: StudentPlan,
+    texts: CalibrationData,
+    device: torch.device,
+    progress: Progress,
+) -> CalibrationReport:
+    """Calibrate the student in a directory, once for all processes of a run.
+
+    Heads that fit nearly alike could fall out otherwise in each, and DDP would not notice.
+    """
+    weights = folder / "model.safetensors"
+
+    def calibrate() -> tuple[CalibrationReport, bytes]:
+        report = calibrate_student(teacher, folder, plan, texts, device, progress=progress)
+        return report, weights.read_bytes() if world_size() > 1 else b""
+
+    report, content = from_first(calibrate)
+    if not is_first():
+        weights.write_bytes(content)
+    return report
 
 
 def _fitting_basis(student: Source, teacher: Source) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..models.activations import Activations, Recorder
+from ..models.devices import to_device_soon
 from .cache import ExampleTargets
 
 
@@ -47,6 +48,23 @@ class Teacher:
         output, activations = self.recorder(input_ids=input_ids, attention_mask=attention_mask)
         logits = None if self.classes is None else output.logits[..., self.classes]
         return Targets(activations, logits, self.recorder.centred)
+
+
+def tensors_of(targets: Targets) -> list[Tensor]:
+    """All tensors of a batch's targets."""
+    found = targets.activations
+    tensors = (found.embedding, *found.hidden, *found.attention, targets.logits)
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def with_tensors(targets: Targets, tensors: Sequence[Tensor]) -> Targets:
+    """The same with other tensors, in the order of `tensors_of`."""
+    left, found = iter(tensors), targets.activations
+    embedding = None if found.embedding is None else next(left)
+    hidden = tuple(next(left) for _ in found.hidden)
+    attention = tuple(next(left) for _ in found.attention)
+    logits = None if targets.logits is None else next(left)
+    return Targets(Activations(embedding, hidden, attention), logits, targets.centred)
 
 
 @torch.inference_mode()
@@ -98,11 +116,11 @@ def join_targets(
         for axis in lengths_at:
             shape[axis] = max(width, *(part.shape[axis] for part in parts))
         if all(list(part.shape) == shape for part in parts):
-            return torch.stack(parts, dim=1).to(device, non_blocking=True)
+            return to_device_soon(torch.stack(parts, dim=1), device)
         whole = parts[0].new_zeros((shape[0], len(parts), *shape[1:]))
         for i, part in enumerate(parts):
             whole[:, i][tuple(slice(size) for size in part.shape)] = part
-        return whole.to(device, non_blocking=True)
+        return to_device_soon(whole, device)
 
     states, attention = joined("states", [1]), joined("attention", [2, 3])
     each = () if states is None else states.unbind()
@@ -121,10 +139,10 @@ def _joined_logits(
     if not parts:
         return None
     if parts[0].dim() == 1:
-        return torch.stack(parts).to(device, non_blocking=True)
+        return to_device_soon(torch.stack(parts), device)
     whole = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
     whole = functional.pad(whole, (0, 0, 0, max(0, width - whole.shape[1])))
-    return whole.to(device, non_blocking=True)
+    return to_device_soon(whole, device)
 
 
 def finite(targets: Targets, attention_mask: Tensor) -> Tensor:

@@ -36,8 +36,11 @@ class DistillationTrainer(TermTrainer):
     def trained_model(self) -> PreTrainedModel:
         return self.accelerator.unwrap_model(self.model).student
 
-    def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return model(**inputs)
+    def loss_terms(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        epoch, index = inputs.pop("place")
+        # Made here and not with the batch, so that an accumulated step holds those of one batch at a time.
+        targets = self.targets.of_batch(epoch, index, inputs["input_ids"], inputs["attention_mask"])
+        return model(**inputs, targets=targets)
 
     def check_finite(self) -> None:
         if (row := self.targets.first_bad) is not None:
@@ -70,8 +73,7 @@ class DistillationTrainer(TermTrainer):
             self._next = epoch, step * accumulation
         epoch, index = self._next
         for batch in samples:
-            width = batch["input_ids"].shape[1]
-            batch["targets"] = self.targets.of_batch(epoch, index, width)
+            batch["place"] = epoch, index
             index += 1
         self._next = (epoch, index) if index < len(self.batches) else (epoch + 1, 0)
         return samples, items

@@ -24,7 +24,7 @@ from ..data.sampling import language_codes
 from ..data.tags import OUTSIDE, are_entities, entity_types, scheme_of_labels, to_iob2
 from ..distributed import joined
 from ..errors import DataError, ModelError
-from ..models.devices import forward_positions
+from ..models.devices import execution_on
 from ..models.loading import fitting_length
 from ..models.onednn import packed_linears
 from ..models.source import Source
@@ -95,7 +95,7 @@ def predict(
     classes, probabilities = np.full(size, -1, np.int32), np.zeros(size, np.float32)
     columns = ["input_ids", *(["positions"] if task == "token" else [])]
     examples = encoded.select_columns(columns)
-    positions = forward_positions(device.type)
+    positions = execution_on(device).positions
     batches = batches_by_length(token_counts(encoded), tokens=positions, size=batch_size)[::-1]
     together = shared and distributed.is_available() and distributed.is_initialized()
     if together:

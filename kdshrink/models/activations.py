@@ -4,7 +4,8 @@ Hidden states are captured by forward hooks. For attention there are two ways, a
 `architectures` names one of them:
 
 - Models with scaled dot-product attention go through transformers' AttentionInterface. The selected
-  layers compute attention eagerly, which gives scores and probabilities; all others run sdpa.
+  layers compute attention eagerly, which gives scores and probabilities; all others run sdpa. Where memory
+  is scarcer than arithmetic, scores are computed beside sdpa, which keeps nothing of their size.
 - DeBERTa-v2 has no such interface, and computes attention eagerly. A hook captures a layer's
   probabilities before dropout. Their logarithms minus the mean over non-padding keys equal the scores
   minus their mean: what is lost is a constant per query, which does not change the softmax.
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..errors import ModelError
 from .architectures import Attention, Head, family_of, find_module
+from .devices import ON_CPU, Execution
 
 _IMPLEMENTATION = "kdshrink_recorded"
 
@@ -39,8 +42,23 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
-_sinks: dict[nn.Module, Callable[[Tensor, Tensor], None]] = {}
-"""By attention module: the function that now receives its scores and probabilities."""
+@dataclass(frozen=True)
+class _Sink:
+    """What receives the attention of a layer.
+
+    Attributes:
+        keep: Gets scores or probabilities.
+        probabilities: Whether it gets probabilities.
+        fused: Whether the layer attends by sdpa; it computes scores for the sink alone.
+    """
+
+    keep: Callable[[Tensor], None]
+    probabilities: bool
+    fused: bool
+
+
+_sinks: dict[nn.Module, _Sink] = {}
+"""By attention module: what now receives its attention."""
 
 
 def _attention(
@@ -57,20 +75,23 @@ def _attention(
 
     Args:
         query, key, value: (B, heads, T, head size).
-        attention_mask: (B, 1, T, T), true where a query attends to a key, or None.
+        attention_mask: (B, 1, T or 1, T), true where a query attends to a key, or None.
     """
     sink = _sinks.get(module)
-    if sink is None:
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if sink is not None and sink.fused:
+        # The factor goes to the queries, which are smaller than the scores.
+        sink.keep((query * factor) @ key.transpose(-1, -2))
+    if sink is None or sink.fused:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = (query @ key.transpose(-1, -2)) * factor
     masked = scores
     if attention_mask is not None:
         masked = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     probabilities = masked.softmax(-1)
-    sink(scores, probabilities)
+    sink.keep(probabilities if sink.probabilities else scores)
     dropped = functional.dropout(probabilities, dropout, module.training)
     return (dropped @ value).transpose(1, 2).contiguous(), None
 
@@ -107,6 +128,7 @@ class Recorder:
         attention: Whether to capture attention scores or probabilities. Scores of DeBERTa-v2 come
             centred (`centred`).
         heads: For each of the layers the heads to capture instead of its own; they may be of any layers.
+        execution: How work is laid out on the model's device.
 
     Raises:
         ModelError: The model's family is not supported, or it has no such layer or head.
@@ -121,6 +143,7 @@ class Recorder:
         attention: Literal["scores", "probabilities"] | None,
         embedding: bool,
         heads: Sequence[Sequence[Head]] | None = None,
+        execution: Execution = ON_CPU,
     ) -> None:
         family = family_of(model.config.to_dict(), "distilled")
         count = model.config.num_hidden_layers
@@ -140,6 +163,7 @@ class Recorder:
         self.attention = attention
         self.embedding = embedding
         self.heads = heads
+        self.execution = execution
         self._modules = family.modules
         self._has_interface = family.attention is Attention.DOT_PRODUCT
 
@@ -171,7 +195,10 @@ class Recorder:
                     stack.enter_context(_input_kept(module.dropout, attention, number))
             if self.attention is not None and self._has_interface:
                 stack.enter_context(_recording_implementation(self.model))
-            output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+            mask = attention_mask
+            if self.execution.expands_masks:
+                mask = expanded_mask(self.model, attention_mask)
+            output = self.model(input_ids=input_ids, attention_mask=mask)
         maps = self._maps(attention) if self.attention is not None else []
         if self.centred:
             mask = attention_mask.bool()
@@ -197,16 +224,23 @@ class Recorder:
 
     @contextmanager
     def _sink(self, module: nn.Module, store: dict[int, Tensor], key: int) -> Iterator[None]:
-        wants_scores = self.attention == "scores"
-
-        def keep(scores: Tensor, probabilities: Tensor) -> None:
-            store[key] = scores if wants_scores else probabilities
-
-        _sinks[module] = keep
+        probabilities = self.attention == "probabilities"
+        fused = self.execution.fuses_attention and not probabilities
+        _sinks[module] = _Sink(partial(store.__setitem__, key), probabilities, fused)
         try:
             yield
         finally:
             del _sinks[module]
+
+
+def expanded_mask(model: PreTrainedModel, attention_mask: Tensor) -> Tensor:
+    """A (B, T) mask of padding as one of attention, (B, 1, 1, T) bool, where the model attends by sdpa.
+
+    transformers takes it as it is, and does not wait for the device to see whether there is padding.
+    """
+    if model.config._attn_implementation not in (_IMPLEMENTATION, "sdpa"):
+        return attention_mask
+    return attention_mask.bool()[:, None, None, :]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -29,20 +30,45 @@ def length_buckets(lengths: np.ndarray) -> tuple[int, ...]:
     return tuple(sorted(rounded))
 
 
+def bucket_widths(lengths: np.ndarray) -> np.ndarray:
+    """(n,) the bucket that each example is padded to."""
+    buckets = np.array(length_buckets(lengths))
+    return buckets[np.searchsorted(buckets, lengths)]
+
+
 def compile_in_place(model: nn.Module, device: torch.device) -> None:
     """Make a model compile, forward and backward, at the first batch of each shape.
 
     Raises:
-        UsageError: There is no C++ compiler, which torch.compile needs on a CPU.
+        UsageError: What torch.compile needs on the device is missing: a C++ compiler on a CPU, Triton and a
+            C compiler on a GPU.
     """
+    (_require_cpu_compiler if device.type == "cpu" else _require_triton)()
+    _allow_shapes(_SHAPES)
+    model.compile(dynamic=False)
+
+
+def _require_cpu_compiler() -> None:
     compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
+    if shutil.which(compiler) is None:
         raise UsageError(
             f"--torch-compile needs a C++ compiler on a CPU, and there is no {compiler}.\n"
             "Install one, name it in CXX, or leave --torch-compile out."
         )
-    _allow_shapes(_SHAPES)
-    model.compile(dynamic=False)
+
+
+def _require_triton() -> None:
+    if find_spec("triton") is None:
+        raise UsageError(
+            "--torch-compile needs Triton on a GPU, and it is not installed.\n"
+            "Install it with pip install triton, or leave --torch-compile out."
+        )
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        raise UsageError(
+            f"--torch-compile needs a C compiler on a GPU, and there is no {' or '.join(compilers)}.\n"
+            "Install one, name it in CC, or leave --torch-compile out."
+        )
 
 
 def _allow_shapes(count: int) -> None:

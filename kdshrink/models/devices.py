@@ -2,23 +2,101 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..distributed import local_rank
-from ..errors import ModelError
-
-_CPU_POSITIONS, _GPU_POSITIONS = 1024, 32768
-"""The activations of a layer for so many positions fit into a CPU's cache, and use a GPU fully."""
+from ..distributed import local_rank, local_world_size
+from ..errors import ModelError, UsageError
 
 
-def forward_positions(device: str) -> int:
-    """Positions of a batch, padding included, for inference.
+@dataclass(frozen=True)
+class Execution:
+    """How work is laid out on a kind of device.
 
-    Args:
-        device: A torch device's type.
+    A CPU computes as long as the arithmetic takes, so that work is saved: targets are made for several
+    batches, without padding, and kept. A GPU is faster than the host can ask for work, so that the host is
+    spared, and nothing makes it wait for the device.
+
+    Attributes:
+        positions: Positions of a batch, padding included, for inference.
+        multiple: Batches of training are padded to multiples of so many tokens.
+        groups_targets: Whether the teacher runs on the examples of several batches at once; else on the
+            batch that is on the device for the student.
+        keeps_activations: Whether reading a teacher's activations from a cache is cheaper than a forward.
+        fuses_attention: Whether layers whose scores are recorded attend by sdpa, beside the scores.
+        expands_masks: Whether a model gets masks of attention instead of padding: transformers looks into
+            the latter for padding, which waits for the device.
     """
-    return _GPU_POSITIONS if device == "cuda" else _CPU_POSITIONS
+
+    positions: int
+    multiple: int
+    groups_targets: bool
+    keeps_activations: bool
+    fuses_attention: bool
+    expands_masks: bool
+
+    def widths(self, longest: int) -> tuple[int, ...]:
+        """Lengths that batches are padded to, ascending, up to the longest example; none for their own."""
+        if self.multiple == 1:
+            return ()
+        return (*range(self.multiple, longest, self.multiple), longest)
+
+
+ON_CPU = Execution(
+    positions=1024,  # the activations of a layer fit into the cache
+    multiple=1,
+    groups_targets=True,
+    keeps_activations=True,
+    fuses_attention=False,
+    expands_masks=False,
+)
+ON_GPU = Execution(
+    positions=32768,
+    multiple=8,
+    groups_targets=False,
+    keeps_activations=False,
+    fuses_attention=True,
+    expands_masks=True,
+)
+
+
+def execution_on(device: torch.device) -> Execution:
+    """How work is laid out on a device."""
+    return ON_GPU if device.type == "cuda" else ON_CPU
+
+
+def to_device_soon(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, without waiting for it to come there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # from pageable memory the copy waits
+    return tensor.to(device, non_blocking=True)
+
+
+class HostCopies:
+    """Copies of tensors on the host, which are asked for now and read later.
+
+    Reading waits for the work that was queued before the copies, and not for what came after.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        on_gpu = any(tensor.device.type == "cuda" for tensor in tensors)
+        self._copies = [
+            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu) for tensor in tensors
+        ]
+        for copy, tensor in zip(self._copies, tensors, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+        self._copied = torch.cuda.Event() if on_gpu else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def read(self) -> list[Tensor]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._copies
 
 
 def pick_device(device: str) -> torch.device:
@@ -28,11 +106,17 @@ def pick_device(device: str) -> torch.device:
 
     Raises:
         ModelError: There is no such device.
+        UsageError: Several processes would share it.
     """
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cpu" or (device == "auto" and not here):
         return torch.device("cpu")
     _, _, number = device.partition(":")
+    if number and (processes := local_world_size()) > 1:
+        raise UsageError(
+            f"--device {device}: {processes} processes of this machine would share one GPU.\n"
+            "Leave --device out: each process takes a GPU of its own."
+        )
     index = int(number) if number else local_rank()
     if index < here:
         return torch.device("cuda", index)
@@ -49,6 +133,11 @@ def pick_device(device: str) -> torch.device:
     raise ModelError(
         f"--device {device}: PyTorch sees {here} CUDA devices here.\n{advice}, or give --device cpu."
     )
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device is a GPU that computes in bfloat16, which those before Ampere only emulate."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def describe_device(device: torch.device) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..models.devices import HostCopies, to_device_soon
 from ..models.embeddings import count_decay
 from ..progress import Progress
 from ..signals import caught_signals
@@ -29,19 +30,19 @@ class Signals(TrainerCallback):
         self.processes = processes
         self.received: int | None = None
         self._agreed: int | None = None
-        self._sums: Tensor | None = None
+        self._sums: HostCopies | None = None
 
     def message(self, device: torch.device) -> Tensor:
         """(2,) whether a signal was received, and its number; to be summed over the processes."""
         number = self.received or 0
-        return torch.tensor([float(number > 0), float(number)], device=device)
+        return to_device_soon(torch.tensor([float(number > 0), float(number)]), device)
 
     def read(self, sums: Tensor) -> None:
         """Read the sums of the step before, and keep this step's sums for the next."""
         if self._sums is not None:
-            senders, numbers = self._sums.tolist()
+            senders, numbers = self._sums.read()[0].tolist()
             self._agreed = int(numbers / senders) if senders else None
-        self._sums = sums
+        self._sums = HostCopies([sums])
 
     @property
     def ending(self) -> int | None:

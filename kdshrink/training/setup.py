@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ..data.batching import Batches
 from ..data.encoding import Collator, cut_off, encode, in_scheme_of, needs_own_scheme
 from ..data.labels import match_labels
 from ..data.load import TaskData
 from ..evaluation.evaluator import Evaluator
-from ..models.compilation import compile_in_place, length_buckets
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +32,6 @@ def set_dropout(model: nn.Module, rate: float | None, *, calibrated: bool) -> No
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = rate or 0.0
-
-
-def compiled_collator(
-    model: PreTrainedModel, collate: Collator, batches: Batches, device: torch.device
-) -> Collator:
-    """Compile a model in place; returns a collator that pads batches to a few lengths."""
-    compile_in_place(model, device)
-    return replace(collate, buckets=length_buckets(batches.lengths))
 
 
 def development_evaluator(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,30 @@ from ..errors import TrainingError
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.results import EvalResult
 from ..files import atomic_directory, disk_errors, to_json, write_json
+from ..models.activations import expanded_mask
+from ..models.devices import execution_on
 from ..models.embeddings import WholeTable
 from ..output import CHECKPOINTS, LOG
 from ..progress import Progress
 from .callbacks import Signals
 from .checkpoints import BEST, BEST_SCORE, last_checkpoint
 from .losses import task_cross_entropy
+
+
+def _whole(batch: Any) -> Any:
+    """What collates the batches of `EncodedArrays`, which come whole."""
+    return batch
+
+
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """Let a model compute as it will for its users: accelerate's forward, put over its own, is in bfloat16."""
+    patched = vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if patched is not None:
+            model.forward = patched
 
 
 class TermTrainer(Trainer):
@@ -84,6 +103,9 @@ class TermTrainer(Trainer):
     def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms of a batch's loss, scalars, one for each weight."""
         labels = inputs.pop("labels")
+        if execution_on(self.args.device).expands_masks:
+            mask = inputs["attention_mask"]
+            inputs["attention_mask"] = expanded_mask(self.trained_model, mask)
         return {"task": task_cross_entropy(model(**inputs).logits, labels).mean}
 
     def term_units(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -94,7 +116,7 @@ class TermTrainer(Trainer):
         loader = DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_sampler=self.batches,
-            collate_fn=self.data_collator,
+            collate_fn=_whole,
             pin_memory=self.args.dataloader_pin_memory,
         )
         # The sampler gives this process's batches only, so accelerate must not split them.
@@ -196,8 +218,10 @@ class TermTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Score the model on the development set, and save it if it is the best so far."""
         self.check_finite()
-        with torch.compiler.set_stance("force_eager"):  # evaluation batches have too many shapes
-            result = self.evaluator.score(self.trained_model)
+        model = self.trained_model
+        # Its batches have too many shapes to compile.
+        with torch.compiler.set_stance("force_eager"), _own_forward(model):
+            result = self.evaluator.score(model)
         if not math.isfinite(result.score):
             raise TrainingError(
                 f"The development score was not finite at step {self.state.global_step}.\n"

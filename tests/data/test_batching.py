@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset, Features, List, Value
 
 from kdshrink.data.batching import Batches, cut_by_tokens, steps_per_epoch
+from kdshrink.data.encoding import Collator, EncodedArrays
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 501)
 
@@ -81,3 +84,31 @@ def test_batches_of_so_many_positions_and_examples() -> None:
     lengths = np.array([1, 1, 1, 1, 1, 4, 5, 5, 30, 40])
     assert cut_by_tokens(lengths, 15, 3) == [0, 3, 6, 8, 9]
     assert cut_by_tokens(lengths, 15) == [0, 5, 8, 9]
+
+
+@pytest.mark.parametrize("labels", ["none", "text", "token"])
+@pytest.mark.parametrize("buckets", [(), (8, 16, 24, 60)])
+def test_arrays_give_the_collators_batches(labels: str, buckets: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    columns = {"input_ids": [rng.integers(2, 90, length).tolist() for length in LENGTHS]}
+    features = {"input_ids": List(Value("int32"))}
+    if labels == "text":
+        columns["labels"] = rng.integers(0, 3, len(LENGTHS)).tolist()
+        features["labels"] = Value("int32")
+    elif labels == "token":
+        columns["labels"] = [rng.integers(-1, 3, length).tolist() for length in LENGTHS]
+        features["labels"] = List(Value("int32"))
+    # A selection is stored as indices into a table of several chunks.
+    table = Dataset.from_dict(columns, Features(features)).select(range(400, 0, -1))
+    compact = torch.randperm(90)
+    compact[1] = 1
+    collate = Collator(1, compact, buckets)
+    arrays = EncodedArrays(table, collate)
+    assert len(arrays) == 400
+    for rows in (np.arange(7), np.array([399, 0, 200]), np.array([5])):
+        expected = collate([table[int(row)] for row in rows])
+        found = arrays.__getitems__(rows.tolist())
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor)
+            assert found[name].dtype == tensor.dtype

@@ -20,12 +20,19 @@ from transformers import PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
 from kdshrink.data.batching import Batches
-from kdshrink.data.encoding import Collator
+from kdshrink.data.encoding import Collator, EncodedArrays
 from kdshrink.distillation.cache import ExampleTargets, TargetCache, TargetShape
-from kdshrink.distillation.targets import TargetLoader, open_cache
+from kdshrink.distillation.targets import (
+    BatchTargets,
+    GroupedTargets,
+    TargetLoader,
+    check_cache_mode,
+    open_cache,
+)
 from kdshrink.distillation.teacher import Teacher, join_targets, split_targets
 from kdshrink.errors import OutputError, UsageError
 from kdshrink.models.activations import Recorder
+from kdshrink.models.devices import ON_GPU
 
 from ..helpers.models import make_model
 
@@ -57,8 +64,9 @@ def batch_of(encoded: Dataset, rows: list[int]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("task", ["sequence", "token"])
 @pytest.mark.parametrize("family", ["xlm-roberta", "deberta-v2"])
 @pytest.mark.parametrize("reads", [{}, {"hidden": False}, {"embedding": False, "attention": None}])
-def test_targets_made_ahead_are_those_of_the_batch(
-    encoded: Dataset, tmp_path: Path, family: str, task: str, reads: dict[str, Any]
+@pytest.mark.parametrize("grouped", [True, False])
+def test_targets_are_those_of_the_batch(
+    encoded: Dataset, tmp_path: Path, family: str, task: str, reads: dict[str, Any], grouped: bool
 ) -> None:
     pad = 1 if family == "xlm-roberta" else 0
     teacher = make_teacher(family, task, **reads)
@@ -72,13 +80,16 @@ def test_targets_made_ahead_are_those_of_the_batch(
         token_logits=task == "token",
         epochs=2,
     )
-    source = TargetLoader(teacher, encoded, batches, Collator(pad), cache, group=3)
+    source: TargetLoader = BatchTargets(teacher, batches, cache)
+    if grouped:
+        examples = EncodedArrays(encoded, Collator(pad))
+        source = GroupedTargets(teacher, batches, examples, cache, group=3)
     for epoch in range(2):  # made in the first, read in the second
         for index, rows in enumerate(batches.of_epoch(epoch)):
             batch = Collator(pad)([encoded[int(row)] for row in rows])
             mask = batch["attention_mask"].bool()
             expected = teacher.targets(batch["input_ids"], batch["attention_mask"])
-            got = source.of_batch(epoch, index)
+            got = source.of_batch(epoch, index, batch["input_ids"], batch["attention_mask"])
             assert got.centred == expected.centred
             assert (got.activations.embedding is None) == (expected.activations.embedding is None)
             pairs = [(got.logits, expected.logits)]
@@ -96,6 +107,7 @@ def test_targets_made_ahead_are_those_of_the_batch(
                 torch.testing.assert_close(found[wanted], target[wanted], rtol=1e-4, atol=1e-5)
     assert cache is not None
     assert cache.has(range(50))
+    assert source.first_bad is None
 
 
 def test_groups_are_made_whole_from_wherever_they_are_entered(encoded: Dataset) -> None:
@@ -103,11 +115,78 @@ def test_groups_are_made_whole_from_wherever_they_are_entered(encoded: Dataset) 
     batches = Batches(LENGTHS, size=4)
 
     def logits(indices: list[int]) -> list[torch.Tensor]:
-        source = TargetLoader(teacher, encoded, batches, Collator(1), group=4)
-        found = [source.of_batch(0, index).logits for index in indices]
+        examples = EncodedArrays(encoded, Collator(1))
+        source = GroupedTargets(teacher, batches, examples, group=4)
+        inputs = [examples.inputs(batches.of_epoch(0)[index]) for index in indices]
+        found = [
+            source.of_batch(0, i, **one).logits for i, one in zip(indices, inputs, strict=True)
+        ]
         return [one for one in found if one is not None]
 
     assert all(map(torch.equal, logits([0, 1, 2, 3, 4, 5, 6])[5:], logits([5, 6])))
+
+
+def test_groups_take_no_more_than_so_many_bytes(encoded: Dataset) -> None:
+    teacher = make_teacher("xlm-roberta", "sequence")
+    batches = Batches(LENGTHS, size=4)
+    examples = EncodedArrays(encoded, Collator(1))
+    seen: list[int] = []
+    teacher.recorder.model.register_forward_pre_hook(
+        lambda _, args, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    plan = batches.of_epoch(0)
+    for limit, group in ((10**9, plan[4:8]), (1, plan[5:6])):
+        seen.clear()
+        source = GroupedTargets(teacher, batches, examples, group=4, group_bytes=limit)
+        source.of_batch(0, 5, **examples.inputs(plan[5]))
+        assert sum(seen) == sum(map(len, group))
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_an_example_with_no_finite_answer_is_named(encoded: Dataset, grouped: bool) -> None:
+    teacher = make_teacher("xlm-roberta", "sequence")
+    bad, rare = 17, 499
+    table = encoded.map(
+        lambda one, row: {"input_ids": [*one["input_ids"][:-1], rare if row == bad else 3]},
+        with_indices=True,
+    )
+    with torch.no_grad():
+        teacher.recorder.model.get_input_embeddings().weight[rare] = torch.nan
+    batches = Batches(LENGTHS, size=8)
+    examples = EncodedArrays(table, Collator(1))
+    source: TargetLoader = BatchTargets(teacher, batches)
+    if grouped:
+        source = GroupedTargets(teacher, batches, examples)
+    for epoch in range(2):
+        for index, rows in enumerate(batches.of_epoch(epoch)):
+            source.of_batch(epoch, index, **examples.inputs(rows))
+    assert source.first_bad == bad
+
+
+def test_a_gpu_keeps_no_activations(encoded: Dataset, tmp_path: Path) -> None:
+    def opened(mode: Any, **reads: Any) -> TargetCache | None:
+        teacher = make_teacher("xlm-roberta", "sequence", execution=ON_GPU, **reads)
+        folder = tmp_path / f"{mode}-{len(reads)}"
+        folder.mkdir()
+        return open_cache(mode, teacher, tmp_path, encoded, folder, token_logits=False, epochs=3)
+
+    assert opened("auto") is None
+    assert opened("auto", hidden=False, embedding=False, attention=None) is not None
+    assert opened("all") is not None
+
+
+def test_machines_share_no_cache(
+    encoded: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_cache_mode("all")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="several machines"):
+        check_cache_mode("all")
+    check_cache_mode("auto")
+    teacher = make_teacher("xlm-roberta", "sequence")
+    options: Any = {"token_logits": False, "epochs": 3}
+    assert open_cache("auto", teacher, tmp_path, encoded, tmp_path, **options) is None
 
 
 def test_splitting_and_joining_are_inverse(encoded: Dataset) -> None:

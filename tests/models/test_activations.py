@@ -18,6 +18,7 @@ from kdshrink.distillation.losses import attention_mse, hidden_mse
 from kdshrink.errors import ModelError
 from kdshrink.models.activations import Activations, Recorder, centre
 from kdshrink.models.architectures import Head
+from kdshrink.models.devices import ON_CPU, ON_GPU
 
 LAYERS = 4
 CHOSEN = (1, 3, 4)
@@ -419,3 +420,24 @@ def test_raw_scores_and_deberta_scores_compare_once_centred() -> None:
     for raw, shares in zip(scores.attention, probabilities.attention, strict=True):
         logarithms = centre(shares.clamp_min(torch.finfo(torch.float32).tiny).log(), mask)
         assert_close_on_real(logarithms, centre(raw, mask), mask)
+
+
+@pytest.mark.parametrize("family", ["xlm-roberta", "bert", "deberta-v2"])
+@pytest.mark.parametrize("attention", ["scores", "probabilities", None])
+def test_the_accelerators_way_gives_the_same(family: str, attention: Any) -> None:
+    model = make_model(family, "sequence")
+    ids = torch.randint(5, 500, (3, 12))
+    mask = torch.ones_like(ids)
+    mask[1, 8:] = 0
+    reads: dict[str, Any] = {"hidden": True, "embedding": True, "attention": attention}
+    with torch.no_grad():
+        (usual, expected), (fused, found) = (
+            Recorder(model, (1, 3), execution=execution, **reads)(ids, mask)
+            for execution in (ON_CPU, ON_GPU)
+        )
+    torch.testing.assert_close(fused.logits, usual.logits)
+    real, pairs = mask.bool(), (mask[:, :, None] * mask[:, None, :]).bool()[:, None]
+    for one, other in zip(found.hidden, expected.hidden, strict=True):
+        torch.testing.assert_close(one[real], other[real])
+    for one, other in zip(found.attention, expected.attention, strict=True):
+        torch.testing.assert_close(one[pairs.expand_as(one)], other[pairs.expand_as(one)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedTokenizerFast
 
 from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
+from kdshrink.data.batching import Batches
 from kdshrink.data.encoding import Collator
 from kdshrink.errors import UsageError
-from kdshrink.models.compilation import length_buckets
+from kdshrink.models.compilation import bucket_widths, compile_in_place, length_buckets
 
 from ..helpers.models import make_model
 
@@ -127,3 +129,29 @@ def test_without_a_compiler(
         trained(
             "finetune", calm_teacher, text_data, tmp_path / "o", device="cpu", torch_compile=True
         )
+
+
+def test_batches_filled_by_tokens_have_few_shapes() -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, 2000)
+    buckets = np.array(length_buckets(lengths))
+
+    def shapes(batches: Batches) -> set[tuple[int, int]]:
+        rows = [rows for epoch in range(2) for rows in batches.of_epoch(epoch)]
+        padded = [buckets[np.searchsorted(buckets, lengths[r].max())] for r in rows]
+        return {(len(r), int(width)) for r, width in zip(rows, padded, strict=True)}
+
+    few = Batches(lengths, size=1, tokens=512, widths=bucket_widths(lengths))
+    assert all(size * width <= 512 for size, width in shapes(few))
+    assert len(shapes(few)) <= 2 * len(buckets) < len(shapes(Batches(lengths, size=1, tokens=512)))
+
+
+def test_what_a_gpu_needs_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device = torch.device("cuda")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(UsageError, match="Triton"):
+        compile_in_place(torch.nn.Linear(2, 2), device)
+    monkeypatch.setitem(sys.modules, "triton", shutil)  # any module that is installed
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="no gcc or clang"):
+        compile_in_place(torch.nn.Linear(2, 2), device)

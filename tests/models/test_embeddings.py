@@ -19,7 +19,7 @@ from kdshrink.data.encoding import Collator
 from kdshrink.data.load import load_data
 from kdshrink.data.request import DataRequest
 from kdshrink.distillation.model import DistillationModel
-from kdshrink.distillation.targets import TargetLoader
+from kdshrink.distillation.targets import GroupedTargets
 from kdshrink.distillation.teacher import Teacher
 from kdshrink.distillation.trainer import DistillationTrainer
 from kdshrink.errors import TrainingError
@@ -92,9 +92,10 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
     reads: dict[str, Any] = {"hidden": True, "embedding": True, "attention": "scores"}
     teacher = Teacher(Recorder(master.eval(), (1, 2), **reads), torch.arange(3))
     batches = command.batches(arguments, encoded["train"])
+    examples = command.examples(student, encoded["train"], collate)
     set_seed(config.seed)
     trainer = DistillationTrainer(
-        targets=TargetLoader(teacher, encoded["train"], batches, collate),
+        targets=GroupedTargets(teacher, batches, examples),
         texts=data.splits["train"],
         weights=dict.fromkeys(LOSS_TERMS, 1.0),
         batches=batches,
@@ -108,9 +109,8 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
             student, Recorder(student, (1, 2), **reads), config, 24, "sequence"
         ),
         args=arguments,
-        train_dataset=encoded["train"],
+        train_dataset=examples,
         eval_dataset=encoded["validation"],
-        data_collator=collate,
     )
     run = run_training(trainer, None)
     history = [row for row in trainer.state.log_history if "task" in row]

@@ -22,13 +22,13 @@ import torch
 from datasets import Dataset
 from kdshrink.data.batching import Batches
 from kdshrink import EvalConfig
-from kdshrink.data.encoding import Collator
+from kdshrink.data.encoding import Collator, EncodedArrays
 from kdshrink.models.loading import load_classifier
 from kdshrink.models.source import find_model
 from kdshrink.models.activations import Recorder
 from kdshrink.models.sharding import shard
 from kdshrink.distillation.cache import TargetCache, TargetShape
-from kdshrink.distillation.targets import TargetLoader
+from kdshrink.distillation.targets import GroupedTargets
 from kdshrink.distillation.teacher import Teacher
 
 torch.set_num_threads(1)
@@ -37,7 +37,9 @@ rank = torch.distributed.get_rank()
 generator = torch.Generator().manual_seed(0)
 lengths = torch.randint(3, 30, (37,), generator=generator).tolist()
 ids = [torch.randint(3, 300, (n,), generator=generator).tolist() for n in lengths]
-encoded = Dataset.from_dict({"input_ids": ids, "length": lengths})
+examples = EncodedArrays(
+    Dataset.from_dict({"input_ids": ids, "length": lengths}), Collator(1)
+)
 
 
 def source(sharded, cache=None):
@@ -47,7 +49,7 @@ def source(sharded, cache=None):
         shard(model, torch.device("cpu"))
     recorder = Recorder(model, [2, 4], hidden=True, attention="scores", embedding=True)
     batches = Batches(lengths, size=4, by_length=False, rank=rank, world=2)
-    made = TargetLoader(Teacher(recorder, torch.arange(3)), encoded, batches, Collator(1), cache)
+    made = GroupedTargets(Teacher(recorder, torch.arange(3)), batches, examples, cache)
     made.positions = 20  # so that the processes have other numbers of forwards
     return made, model, whole
 
@@ -62,7 +64,8 @@ for epoch in range(3):
     if CACHED and epoch == 2 and rank:
         cache.done[::5] = 0  # so that one process finds what the other has to make
     for index in range(3 if epoch == 1 else 0, len(sharded.batches)):
-        found, right = sharded.of_batch(epoch, index), usual.of_batch(epoch, index)
+        inputs = examples.inputs(sharded.planned(epoch)[index])
+        found, right = (made.of_batch(epoch, index, **inputs) for made in (sharded, usual))
         pairs = [(found.logits, right.logits), (found.activations.embedding, right.activations.embedding)]
         pairs += zip(found.activations.hidden, right.activations.hidden, strict=True)
         pairs += zip(found.activations.attention, right.activations.attention, strict=True)

@@ -1,0 +1,185 @@
+"""What a step of distillation on an accelerator asks of the host, before and after a change.
+
+    git worktree add BEFORE COMMIT
+    python tests/benchmarks/host_overhead.py --before BEFORE [--rounds 5]
+
+A GPU takes a few milliseconds for a step that the host asks for in more: then it waits. Measured is the
+path of an accelerator, run on one core of a CPU with models that cost little: one layer of width 12, batches
+of 256 texts of up to 32 tokens, all terms. Figures are milliseconds of CPU time of a step, the mean over 32
+steps behind the first eight: of the whole step, whose operations a CPU must compute where it would only ask a
+GPU for them, and of what is no operation of the models, that is outside of the teacher's forward, the
+student's forward with the losses, backward, and the optimizer. Sides take turns, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+FIRST, STEPS, BATCH, TOKENS = 8, 32, 256, 32
+
+
+def take_the_accelerators_path() -> None:
+    """Let the CPU be treated as a GPU, in this version of kdshrink and in those before `Execution`."""
+    from kdshrink.distillation import targets
+    from kdshrink.models import devices
+
+    if hasattr(devices, "ON_GPU"):
+        devices.ON_CPU = devices.ON_GPU
+    else:
+        vars(targets).update(
+            forward_positions=lambda _: 32768, packed_linears=lambda _: nullcontext()
+        )
+
+
+def write_inputs(folder: Path) -> None:
+    """A teacher of one layer, and texts that fill batches of 256 × 32."""
+    from tests.helpers.models import make_model, make_tokenizer, sample_texts
+
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 12}
+    make_model("xlm-roberta", "sequence", **sizes, intermediate_size=24).save_pretrained(
+        folder / "teacher"
+    )
+    make_tokenizer("xlm-roberta").save_pretrained(folder / "teacher")
+    words = " ".join(sample_texts()).split()
+    random.seed(0)
+    for split, count in (("train", 16 * BATCH), ("validation", 8)):
+        rows = [
+            {"text": " ".join(random.choices(words, k=random.randint(8, 20))), "label": label}
+            for label in random.choices(["cold", "mild", "warm"], k=count)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines)
+
+
+class Stopwatch:
+    """CPU seconds spent in functions that it was put around; calls within each other count once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+
+    def around(self, owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            began = time.process_time()
+            self._depth += 1
+            try:
+                return function(*args, **options)
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self.seconds += time.process_time() - began
+
+        setattr(owner, name, timed)
+
+
+def measure(folder: Path) -> tuple[float, float]:
+    """CPU milliseconds of a step, and of what is no operation of the models."""
+    import torch
+    from accelerate import Accelerator
+
+    from kdshrink import DistillConfig, distill
+    from kdshrink.distillation.model import DistillationModel
+    from kdshrink.distillation.teacher import Teacher
+
+    torch.set_num_threads(1)
+    take_the_accelerators_path()
+    models = Stopwatch()
+    for owner, name in (
+        (Teacher, "targets"),
+        (DistillationModel, "forward"),
+        (Accelerator, "backward"),
+        (Accelerator, "clip_grad_norm_"),
+        (torch.optim.AdamW, "step"),
+    ):
+        models.around(owner, name)
+    ends: list[tuple[float, float]] = []
+
+    def progress(what: str, done: int, total: int | None, figures: Any) -> None:
+        if what == "distill" and done == len(ends) + 1 and not figures:
+            ends.append((time.process_time(), models.seconds))
+
+    never = 10**6
+    recipe: dict[str, Any] = {"init": "from-teacher", "attention_target": "scores"}
+    if "recipe" in DistillConfig.__dataclass_fields__:
+        recipe["recipe"] = "paper"
+    with tempfile.TemporaryDirectory() as out:
+        distill(
+            DistillConfig(
+                teacher=str(folder / "teacher"),
+                data=str(folder),
+                layers=1,
+                batch_size=BATCH,
+                max_length=TOKENS,
+                max_steps=FIRST + STEPS,
+                cache_teacher="none",
+                device="cpu",
+                logging_steps=never,
+                eval_steps=never,
+                save_steps=never,
+                output_dir=Path(out) / "out",
+                **recipe,
+            ),
+            progress,
+        )
+    first, last = ends[FIRST - 1], ends[FIRST + STEPS - 1]
+    whole, within = (1000 * (end - begin) / STEPS for begin, end in zip(first, last, strict=True))
+    return whole, whole - within
+
+
+def run_side(code: Path, folder: Path) -> tuple[float, float]:
+    """Measure in a process that imports kdshrink from `code`."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--inputs", str(folder)],
+        env={**os.environ, "PYTHONPATH": f"{code}:{ROOT}", "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    whole, host = json.loads(done.stdout.splitlines()[-1])
+    return whole, host
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", type=Path, help="checkout of the version to compare with")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inputs is not None:
+        print(json.dumps(measure(options.inputs)))
+        return
+    sides = {"now": ROOT} if options.before is None else {"before": options.before, "now": ROOT}
+    rounds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder))
+        for _ in range(options.rounds):
+            for side, code in sides.items():
+                rounds[side].append(run_side(code, Path(folder)))
+            print({side: times[-1] for side, times in rounds.items()}, flush=True)
+    for part, what in enumerate(("whole step", "without the models' operations")):
+        medians = {s: statistics.median(time[part] for time in rounds[s]) for s in sides}
+        figures = ", ".join(f"{side} {median:.1f} ms" for side, median in medians.items())
+        if options.before is not None:
+            pairs = zip(rounds["now"], rounds["before"], strict=True)
+            ratio = statistics.median(now[part] / before[part] for now, before in pairs)
+            figures += f", median ratio {ratio:.2f}"
+        print(f"{what}: {figures}")
+
+
+if __name__ == "__main__":
+    main()
