@@ -426,13 +426,15 @@ def test_raw_scores_and_deberta_scores_compare_once_centred() -> None:
 @pytest.mark.parametrize("attention", ["scores", "probabilities", None])
 def test_the_accelerators_way_gives_the_same(family: str, attention: Any) -> None:
     model = make_model(family, "sequence")
-    ids = torch.randint(5, 500, (3, 12))
+    ids = torch.randint(5, model.config.vocab_size, (3, 12))
     mask = torch.ones_like(ids)
     mask[1, 8:] = 0
     reads: dict[str, Any] = {"hidden": True, "embedding": True, "attention": attention}
     with torch.no_grad():
         (usual, expected), (fused, found) = (
-            Recorder(model, (1, 3), execution=execution, **reads)(ids, mask)
+            Recorder(model, (1, 3), execution=execution, **reads)(
+                input_ids=ids, attention_mask=mask
+            )
             for execution in (ON_CPU, ON_GPU)
         )
     torch.testing.assert_close(fused.logits, usual.logits)
