@@ -38,7 +38,8 @@ class Scheme:
 
     def keeping(self, kept: Sequence[str]) -> Scheme:
         """The scheme with these parts left in float32."""
-        return replace(self, name=f"{self.name}, {len(kept)} parts in fp32", kept=tuple(kept))
+        parts = "1 part" if len(kept) == 1 else f"{len(kept)} parts"
+        return replace(self, name=f"{self.name}, {parts} in fp32", kept=tuple(kept))
 
 
 SCHEMES = (

@@ -19,6 +19,7 @@ from kdshrink.commands.export import ExportResult, export
 from kdshrink.config.commands import EvalConfig, ExportConfig
 from kdshrink.data.encoding import Collator
 from kdshrink.errors import RefusedError
+from kdshrink.exporting.quantization import SCHEMES
 from kdshrink.models.loading import load_classifier
 from kdshrink.models.source import find_model
 from kdshrink.publishing.push import model_files
@@ -112,9 +113,9 @@ def test_onnxruntime_alone_computes_what_the_model_does(
     assert np.isfinite(int8[kept]).all()
 
 
-def exported(change: Callable[[Any], object], folder: Path, layers: int = 2) -> ExportResult:
+def exported(change: Callable[[Any], object], folder: Path) -> ExportResult:
     """What export makes of a student that was changed; 5 points may be lost, each text being worth 1.7."""
-    model = make_student(layers)
+    model = make_student()
     change(model)
     directory, data = write_student(model, folder)
     return export(
@@ -170,13 +171,23 @@ def test_one_language_alone_is_hurt_and_mended(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_layer_with_an_outlier_channel_is_kept_in_fp32(tmp_path: Path) -> None:
+    result = exported(lambda model: add_outlier_channel(model.roberta.encoder.layer[1]), tmp_path)
+    *refused, chosen = result.verdicts
+    assert [verdict.passed for verdict in refused] == [False] * len(SCHEMES)
+    assert chosen.passed
+    assert chosen.scheme.kept == ("roberta.encoder.layer.1",)
+
+
+@pytest.mark.slow
 def test_what_no_scheme_mends_is_refused_and_fp32_is_kept(tmp_path: Path) -> None:
     def break_all(model: Any) -> None:
+        shrink_embeddings_of_b(model)
         for layer in model.roberta.encoder.layer:
             add_outlier_channel(layer)
 
     with pytest.raises(RefusedError, match=r"No int8 of .* stays within --max-drop 5") as refused:
-        exported(break_all, tmp_path, layers=4)
+        exported(break_all, tmp_path)
     shipped = tmp_path / "shipped"
     assert [path.name for path in (shipped / "onnx").iterdir()] == ["model.onnx"]
     record = read_record(shipped)
@@ -184,7 +195,7 @@ def test_what_no_scheme_mends_is_refused_and_fp32_is_kept(tmp_path: Path) -> Non
     assert record.export is not None
     assert (record.export.passed, record.export.scheme) == (False, None)
     tried = refused.value.result.verdicts
-    assert len(record.export.tried) == len(tried) > 4
+    assert len(record.export.tried) == len(tried) == len(SCHEMES) + 2
     assert not any(verdict.passed for verdict in tried)
 
 
@@ -201,7 +212,7 @@ def test_the_command_line_refuses_with_the_table_and_exit_code_1(tmp_path: Path)
     assert done.returncode == 1
     assert "stays within --max-drop 0" in done.stderr
     assert [*found["files"]] == ["onnx/model.onnx"]
-    assert len(found["tried"]) > 4
+    assert len(found["tried"]) > len(SCHEMES)
 
 
 def test_backends_answer_alike(tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ def test_nmt_spelt_out_does_the_same_to_every_character() -> None:
     itself = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()])
     spelt: Any = written.normalizer
     for first in range(1, 0x110000, 64):
-        codes = [code for code in range(first, first + 64) if not 0xD800 <= code < 0xE000]
+        codes = [
+            code for code in range(first, min(first + 64, 0x110000)) if not 0xD800 <= code < 0xE000
+        ]
         text = "x".join(map(chr, codes))
         assert spelt.normalize_str(text) == itself.normalize_str(text)
 
