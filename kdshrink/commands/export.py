@@ -239,7 +239,7 @@ def _record(config: ExportConfig, source: Source, data: TaskData, result: Export
         config,
         "cpu",
         [source],
-        data.source,
+        data.reference,
         source=source.describe(),
         base=former.base,
         task=source.task,

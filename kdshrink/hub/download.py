@@ -76,7 +76,7 @@ def fetch_more(hub_id: str, commit: str, token: str | None, pattern: str) -> Non
     from huggingface_hub import snapshot_download
 
     use_timeouts()
-    with hub_errors(_told(f"{hub_id}@{commit}", token)):
+    with hub_errors(_error_for(f"{hub_id}@{commit}", token)):
         snapshot_download(hub_id, revision=commit, token=token, allow_patterns=[pattern])
 
 
