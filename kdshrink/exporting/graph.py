@@ -77,7 +77,8 @@ def _traced(model: PreTrainedModel) -> onnx_ir.Model:
 
     sample: Any = model_inputs(model, torch.tensor([[9, 8, 7, 9, 8], [9, 8, 7, 0, 0]]))
     sample["attention_mask"][1, 3:] = 0
-    axes = {place: torch.export.Dim(name) for place, name in enumerate(_AXES)}
+    # Without names: BERT's length has an upper bound, its positions, that a named axis would have to declare.
+    axes = dict.fromkeys(range(len(_AXES)), torch.export.Dim.AUTO)
     shapes = dict.fromkeys(sample, axes)
     settings = OnnxConfig(dynamic=True, dynamic_shapes=shapes, ort_fusions="cpu")
     try:
