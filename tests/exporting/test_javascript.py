@@ -60,13 +60,16 @@ def labels_in_python(directory: Path, precision: Precision, texts: list[str]) ->
     classify = OnnxClassifier(directory / "onnx" / FILES[precision])
     labels: list[Any] = []
     for text in texts:
-        batch = tokenizer(text, return_tensors="pt", return_special_tokens_mask=True)
+        batch = tokenizer(text, return_tensors="pt")
         logits = classify(batch["input_ids"], torch.ones_like(batch["input_ids"])).logits[0]
         if logits.dim() == 1:
             labels.append(names[str(int(logits.argmax()))])
         else:
-            kept = batch["special_tokens_mask"][0] == 0
-            labels.append([names[str(int(i))] for i in logits.argmax(-1)[kept]])
+            # transformers.js leaves out the tokens that decode to nothing: special ones, and blanks.
+            ids = batch["input_ids"][0].tolist()
+            shown = [bool(tokenizer.decode([i], skip_special_tokens=True)) for i in ids]
+            best = logits.argmax(-1).tolist()
+            labels.append([names[str(i)] for i, kept in zip(best, shown, strict=True) if kept])
     return labels
 
 
