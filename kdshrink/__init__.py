@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # the names that `__getattr__` imports, for editors and mypy
     from .commands.distill import distill as distill
     from .commands.evaluate import evaluate as evaluate
     from .commands.evaluate import zero_shot as zero_shot
+    from .commands.export import export as export
     from .commands.finetune import finetune as finetune
     from .commands.info import info as info
     from .commands.push import push as push
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # the names that `__getattr__` imports, for editors and mypy
     from .config.commands import CurvesConfig as CurvesConfig
     from .config.commands import DistillConfig as DistillConfig
     from .config.commands import EvalConfig as EvalConfig
+    from .config.commands import ExportConfig as ExportConfig
     from .config.commands import FinetuneConfig as FinetuneConfig
     from .config.commands import InfoConfig as InfoConfig
     from .config.commands import PushConfig as PushConfig
@@ -34,6 +36,7 @@ _HOMES = {
     "distill": "commands.distill",
     "evaluate": "commands.evaluate",
     "zero_shot": "commands.evaluate",
+    "export": "commands.export",
     "push": "commands.push",
     "info": "commands.info",
     "reproduce": "commands.reproduce",
@@ -43,6 +46,7 @@ _HOMES = {
     "DistillConfig": "config.commands",
     "EvalConfig": "config.commands",
     "ZeroShotConfig": "config.commands",
+    "ExportConfig": "config.commands",
     "PushConfig": "config.commands",
     "InfoConfig": "config.commands",
     "ReproduceConfig": "config.commands",

@@ -9,6 +9,7 @@
     ├── ShapeError      a student that cannot be cut from its teacher
     ├── OutputError     a directory that must not or cannot be written
     ├── TrainingError   a run that cannot go on, such as a loss that is not finite
+    ├── RefusedError    a result that was written, and falls short of what was asked
     └── Interrupted     a run that a signal ended (exit code 130 or 143)
 
 A message has one to three lines: what was wrong, what was found, what to do.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 
 class KdshrinkError(Exception):
@@ -58,6 +60,18 @@ class OutputError(KdshrinkError):
 
 class TrainingError(KdshrinkError):
     """A training run cannot go on."""
+
+
+class RefusedError(KdshrinkError):
+    """A result was written, and falls short of what was asked.
+
+    Attributes:
+        result: The command's result, as it would have been returned.
+    """
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class Interrupted(KdshrinkError):

@@ -30,7 +30,7 @@ _LOCK = ".kdshrink.lock"
 _STAGING = ".kdshrink.part"
 _WHOLE = ".kdshrink.whole"
 _NO_CONTENT = {_LOCK, _STAGING, "lost+found"}
-_MODELS = ("finetune", "distill", "shrink")
+_MODELS = ("finetune", "distill", "shrink", "export")
 _RESULTS = ("eval", "zero-shot")
 _FORMER_FILES = (
     *(RECORD, LOG, _CONFIG, "README.md", "*.safetensors", "model.safetensors.index.json"),

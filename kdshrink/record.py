@@ -297,6 +297,70 @@ class Results(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LanguageDrop(Part):
+    """What a language lost by quantisation, in points of 100.
+
+    Attributes:
+        judged: Whether it had enough examples to tell.
+    """
+
+    score: float
+    drop: float
+    examples: int
+    judged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization(Part):
+    """A scheme of quantisation that was tried.
+
+    Attributes:
+        drop: Points lost over all languages pooled.
+        kept_in_fp32: The parts of the model that were not quantised.
+        bytes: The size of its file.
+    """
+
+    scheme: str
+    passed: bool
+    score: float
+    drop: float
+    bytes: int
+    per_language: Mapping[str, LanguageDrop]
+    kept_in_fp32: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Part):
+    """The graphs of a model in ONNX, and what they lose on the split that they were scored on.
+
+    Attributes:
+        score, per_language: Of fp32.
+        difference: The largest relative difference of its logits from the model's.
+        changed: How many predictions that made others.
+        max_drop: The points that int8 was allowed to lose.
+        too_few_examples: The languages that the gate could not judge.
+        passed: Whether int8 kept within that, if it was wanted.
+        scheme: The one of int8, among those tried.
+        files: Bytes of each.
+        unread: By runtime what it is known not to read.
+    """
+
+    metric: Metric
+    score: float
+    per_language: Mapping[str, LanguageScore]
+    difference: float
+    changed: int
+    max_drop: float
+    passed: bool
+    files: Mapping[str, int]
+    split: str | None = None
+    scheme: str | None = None
+    tried: tuple[Quantization, ...] = ()
+    too_few_examples: tuple[str, ...] = ()
+    unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record(Part):
     """The content of kdshrink.json. Each command writes the fields that it knows; the rest are absent.
 
@@ -316,6 +380,7 @@ class Record(Part):
         heads: For each layer and head, the layer and head of the source that it corresponds to.
         run: What determines the result, as in `training.checkpoints.Identity`.
         resumed_from: The step that the run was last resumed from.
+        export: What export wrote.
         files: The files that the command wrote.
     """
 
@@ -348,6 +413,7 @@ class Record(Part):
     run: Mapping[str, Any] | None = None
     resumed_from: int | None = None
     results: Results | None = None
+    export: Export | None = None
     files: tuple[str, ...] | None = None
 
     @classmethod

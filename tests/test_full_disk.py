@@ -63,6 +63,25 @@ def test_shrink_on_a_disk_that_fills(desk: Desk, model_dir: Path) -> None:
     assert codes == {0, 1}
 
 
+def test_export_on_a_disk_that_fills(desk: Desk, model_dir: Path, text_data: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    data = ("--data", str(text_data))
+    taught = desk("finetune", "model", *data, "--max-steps", "1", "-o", "teacher")
+    assert taught.returncode == 0, taught.stderr
+    codes = []
+    for kilobytes in (60, 340, 520, 4000):  # in the weights, in fp32, in int8, enough
+        kept = desk.folder / f"kept{kilobytes}"
+        typed = ("export", "teacher", *data, "--max-drop", "100", "-o", "disk/out")
+        code, said = run_on_disk(desk, kilobytes, kept, *typed)
+        codes.append(code)
+        assert (kept / "out/config.json").exists() is (code == 0), said
+        if code:
+            assert "the disk is full" in said
+            assert "Traceback" not in said
+            assert list(kept.iterdir()) == []
+    assert codes == [1, 1, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("command", "sizes"),
     [

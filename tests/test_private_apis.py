@@ -112,6 +112,13 @@ def _encoder_of_deberta() -> bool:
     return all(callable(getattr(encoder, name, None)) for name in names)
 
 
+def _exports() -> bool:
+    from transformers.exporters import OnnxConfig
+
+    settings = OnnxConfig(dynamic=True, dynamic_shapes={}, ort_fusions="cpu")
+    return settings.ort_fusions == "cpu"
+
+
 APIS = (
     Private(
         "torch.ops.mkldnn._reorder_linear_weight",
@@ -183,6 +190,11 @@ APIS = (
         _encoder_of_deberta,
         "Call DeBERTa's attention as its encoder calls it now; get_attention_mask and "
         "get_rel_embedding stand beside it.",
+    ),
+    Private(
+        "transformers.exporters.OnnxExporter",
+        _exports,
+        "It is marked experimental: write the graph by torch.onnx.export(dynamo=True) itself, without fusions.",
     ),
     Private(
         "datasets.Dataset._fingerprint",

@@ -53,6 +53,7 @@ def test_readmes_name_only_options_that_there_are() -> None:
         "distill",
         "eval",
         "zero-shot",
+        "export",
         "push",
         "info",
         "reproduce",

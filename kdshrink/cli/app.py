@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -13,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..config import commands as config
-from ..errors import Interrupted, OutputError
+from ..errors import Interrupted, OutputError, RefusedError
 from . import console, tables
 from .config_file import read_options
 from .options import help_order, parameter, value
@@ -108,15 +109,20 @@ def _command(
             json_output = typed.pop("json_output")
             console.hide(typed.get("token"))
             chosen = config_class(**{item.name: value(item, hints, typed) for item in fields})
+            shown = console.print_json if json_output else show
+            deliver = partial(_deliver, show=shown, chosen=chosen)
             module, function = target.split(":")
             try:
                 with display() as progress:
                     work = getattr(import_module(f"kdshrink.{module}"), function)
                     result = work(chosen, progress).to_dict()
+            except RefusedError as refused:
+                deliver(refused.result.to_dict())
+                raise
             except KeyboardInterrupt:
                 # Typer would end with 130 too, but without a message.
                 raise Interrupted("Stopped by Ctrl-C; no result was written.", 130) from None
-            _deliver(result, console.print_json if json_output else show, chosen)
+            deliver(result)
 
         run.__name__ = documented.__name__
         run.__doc__ = documented.__doc__
@@ -210,6 +216,21 @@ def evaluate() -> None:
 )
 def zero_shot() -> None:
     """Score a classifier on the languages that it was trained on, and on those that it was not."""
+
+
+@_command(
+    "export",
+    config.ExportConfig,
+    "commands.export:export",
+    tables.show_export,
+    _examples(
+        "kdshrink export student --data massive",
+        "kdshrink export student --data reviews.csv --precision fp32 -o shipped",
+        "kdshrink export student --data massive --max-drop 1 --json | jq .scheme",
+    ),
+)
+def export() -> None:
+    """Write a classifier in ONNX, as fp32 and as the smallest int8 that loses little in any language."""
 
 
 @_command(

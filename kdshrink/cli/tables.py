@@ -207,6 +207,38 @@ def _show_where(out: Console, result: Mapping[str, Any]) -> None:
         _show_pushed(out, result["hub"])
 
 
+def show_export(result: Mapping[str, Any]) -> None:
+    out = stdout()
+    columns = [verdict["scheme"] for verdict in result["tried"]]
+    title = f"{_metric_name(result['metric'])} in fp32, and the points that int8 loses"
+    table = _table("language", "examples", "fp32", *columns, title=title)
+    for language, row in result["per_language"].items():
+        drops = [verdict["per_language"][language]["drop"] for verdict in result["tried"]]
+        told = language in result["too_few_examples"]
+        name = f"{language} (too few to tell)" if told else language
+        table.add_row(name, f"{row['examples']:,}", _number(row["score"]), *map(_points, drops))
+    table.add_section()
+    pooled = [_points(verdict["drop"]) for verdict in result["tried"]]
+    examples = sum(row["examples"] for row in result["per_language"].values())
+    table.add_row("all languages pooled", f"{examples:,}", _number(result["score"]), *pooled)
+    passed = ["passed" if verdict["passed"] else "refused" for verdict in result["tried"]]
+    table.add_row(f"at most {result['max_drop']:g}", "", "", *passed)
+    table.add_row("MB", "", "", *(f"{verdict['bytes'] / 1e6:,.1f}" for verdict in result["tried"]))
+    out.print(table)
+    if kept := next((v["kept_in_fp32"] for v in result["tried"] if v["passed"]), None):
+        out.print(f"kept in fp32: {', '.join(kept)}")
+    for name, size in result["files"].items():
+        out.print(f"{name}: {size / 1e6:,.1f} MB")
+    for runtime, faults in result["unread"].items():
+        for fault in faults:
+            out.print(f"{runtime}: {fault}")
+    _show_where(out, result)
+
+
+def _points(drop: float) -> str:
+    return f"{drop:+.2f}"
+
+
 def show_push(result: Mapping[str, Any]) -> None:
     _show_pushed(stdout(), result)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ..config.commands import EvalConfig, ZeroShotConfig, input_paths
 from ..data.labels import read_label_map
@@ -24,9 +23,10 @@ from ..errors import DataError
 from ..evaluation.evaluator import Evaluator, Predictions, check_labels, make_evaluator
 from ..evaluation.metrics import majority_scores
 from ..evaluation.results import EvalResult
+from ..exporting.runtime import OnnxClassifier, onnx_file
 from ..files import atomic_file, to_json
 from ..models.devices import describe_device, pick_device, to_device
-from ..models.loading import load_classifier, require_task
+from ..models.loading import load_classifier, load_tokenizer, require_task
 from ..models.source import Source, find_classifier
 from ..output import check_file, final_files, open_output
 from ..progress import Progress, silent
@@ -43,7 +43,7 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
     Raises:
         KdshrinkError: As `errors` lists.
     """
-    device = pick_device(config.device)
+    device = _device(config)
     with _place("eval", config):
         if config.predictions is not None and is_first():
             check_file(
@@ -69,6 +69,11 @@ def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> E
     result = evaluator.score_predictions(predictions, seconds, per_class=config.per_class)
     _keep("eval", config, source, data, device, result.to_dict())
     return result
+
+
+def _device(config: EvalConfig | ZeroShotConfig) -> torch.device:
+    """Where the model runs; onnxruntime's runs on the CPU."""
+    return pick_device(config.device if config.backend == "torch" else "cpu")
 
 
 @contextmanager
@@ -111,7 +116,7 @@ def _keep(
 
 def _load(
     config: EvalConfig | ZeroShotConfig, source: Source, data: TaskData, device: torch.device
-) -> tuple[PreTrainedModel, Evaluator]:
+) -> tuple[torch.nn.Module, Evaluator]:
     """The model on its device, and its evaluator; what config.json rules out is reported first."""
     if data.whole_file and config.split is not None:
         raise DataError(
@@ -120,17 +125,23 @@ def _load(
         )
     require_task(source, data.task)
     check_labels(data, source)
-    loaded = load_classifier(source, data.task)
+    model: torch.nn.Module
+    if config.backend == "torch":
+        loaded = load_classifier(source, data.task)
+        model, tokenizer = to_device(loaded.model, device), loaded.tokenizer
+    else:
+        graph = onnx_file(source, "int8" if config.backend == "onnx:int8" else "fp32")
+        model, tokenizer = OnnxClassifier(graph), load_tokenizer(source, data.task)
     evaluator = make_evaluator(
         data,
         next(iter(data.splits)),
-        loaded.tokenizer,
+        tokenizer,
         source,
         max_length=config.max_length,
         batch_size=config.batch_size,
         device=device,
     )
-    return to_device(loaded.model, device), evaluator
+    return model, evaluator
 
 
 def _write_predictions(path: Path, evaluator: Evaluator, predictions: Predictions) -> None:
@@ -197,7 +208,7 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
     Raises:
         KdshrinkError: As `errors` lists.
     """
-    device = pick_device(config.device)
+    device = _device(config)
     with _place("zero-shot", config):
         return _zero_shot(config, device, progress or silent)
 

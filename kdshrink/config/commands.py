@@ -200,6 +200,32 @@ class ZeroShotConfig(SourceOptions, DataOptions, EvaluationOptions):
         _check_groups(self)
 
 
+PRECISIONS = ("fp32", "int8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(SourceOptions, DataOptions, OutputOptions, HubOptions):
+    model: str = option("A Hub id, a local directory, or sample.", argument=True)
+    precision: tuple[str, ...] | None = option(
+        "Of fp32 and int8, both by default; int8 is made from fp32, and kept if it passes the gate.",
+        None,
+        parse=comma_list,
+    )
+    max_drop: float = option(
+        "Points (of 100) of the task's F1 that int8 may lose on the development split, pooled and in each "
+        "language.",
+        0.5,
+        bounds=Bounds(least=0, most=100),
+    )
+
+    def __post_init__(self) -> None:
+        _check_groups(self)
+        for name in self.precision or ():
+            require(
+                name in PRECISIONS, "--precision", name, f"it is one of {', '.join(PRECISIONS)}"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PushConfig(HubTarget, TokenOptions):
     directory: Path = option("A model directory, of kdshrink or not.", argument=True)

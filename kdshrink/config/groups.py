@@ -351,6 +351,9 @@ class EvaluationOptions(DeviceOptions):
         None,
         bounds=Bounds(least=1),
     )
+    backend: Literal["torch", "onnx", "onnx:int8"] = option(
+        "What runs the model: torch, or onnxruntime on what export wrote, in fp32 or int8.", "torch"
+    )
     output_dir: Path | None = option(
         "Also write the result to this directory, as kdshrink.json.",
         None,
@@ -361,6 +364,12 @@ class EvaluationOptions(DeviceOptions):
     )
 
     def __post_init__(self) -> None:
+        require(
+            self.backend == "torch" or self.device in ("auto", "cpu"),
+            "--device",
+            self.device,
+            f"--backend {self.backend} runs on the CPU",
+        )
         require(
             self.split is None or re.fullmatch(r"\w[\w.-]*", self.split) is not None,
             "--split",

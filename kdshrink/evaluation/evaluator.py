@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, distributed
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..data.batching import batches_by_length
 from ..data.encoding import Collator, cut_off, encode, examples_at, token_counts
@@ -66,7 +66,7 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 @torch.inference_mode()
 def predict(
-    model: PreTrainedModel,
+    model: torch.nn.Module,
     encoded: Dataset,
     *,
     task: Task,
@@ -216,7 +216,7 @@ class Evaluator:
         """Whether the labels are entity tags, scored by entity F1."""
         return self.task == "token" and are_entities(self.labels)
 
-    def predict(self, model: PreTrainedModel, progress: Progress = silent) -> Predictions:
+    def predict(self, model: torch.nn.Module, progress: Progress = silent) -> Predictions:
         try:
             return predict(
                 model,
@@ -231,7 +231,7 @@ class Evaluator:
             raise not_finite("The model", self.table, error.row) from error
 
     def score(
-        self, model: PreTrainedModel, progress: Progress = silent, *, per_class: bool = False
+        self, model: torch.nn.Module, progress: Progress = silent, *, per_class: bool = False
     ) -> EvalResult:
         began = time.perf_counter()
         predictions = self.predict(model, progress)

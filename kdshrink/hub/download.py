@@ -67,6 +67,19 @@ def fetch_model(
         return Path(path), Path(path).name
 
 
+def fetch_more(hub_id: str, commit: str, token: str | None, pattern: str) -> None:
+    """Fetch further files of a model into the directory that `fetch_model` gave, if it has any such.
+
+    Raises:
+        HubError: The Hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import snapshot_download
+
+    use_timeouts()
+    with hub_errors(_error_for(f"{hub_id}@{commit}", token)):
+        snapshot_download(hub_id, revision=commit, token=token, allow_patterns=[pattern])
+
+
 def _weights(files: Sequence[str]) -> list[str]:
     """The weight files of a repository: its safetensors, else its pickles."""
     here = [Path(name) for name in files if "/" not in name]

@@ -94,6 +94,7 @@ def _tags(record: _Record) -> list[str]:
     return {
         "distill": ["knowledge-distillation"],
         "shrink": ["model-compression"],
+        "export": ["onnx"],
     }.get(record["command"], [])
 
 
@@ -188,6 +189,7 @@ def _facts(name: str, record: _Record) -> dict[str, Any]:
         "parts": {**results["parts"], "all": results} if results.get("parts") else None,
         "comparison_rows": list(_comparison_rows(record)),
         "sizes": record.get("sizes"),
+        "export": record.get("export"),
         "kdshrink_version": record["kdshrink_version"],
         "libraries": ", ".join(f"{library} {versions[library]}" for library in libraries),
         "device": record.get("device"),

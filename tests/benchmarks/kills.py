@@ -1,6 +1,6 @@
 """Kill commands at random moments, and look at what is left.
 
-    python tests/benchmarks/kills.py [--moments 20] [--commands finetune,shrink,distill,push] [--seed 0]
+    python tests/benchmarks/kills.py [--moments 20] [--commands finetune,shrink,distill,export,push] [--seed 0]
 
 Each command runs once undisturbed. Then, at random moments of that time, a fresh run gets SIGKILL and
 SIGTERM in turn. What it leaves must be whole (the undisturbed run's files) or absent, checkpoints apart;
@@ -40,6 +40,7 @@ COMMANDS = {
         *("distill", "--teacher", "teacher", "--init", "from-scratch", "--layers", "2"),
         *("--data", "texts", *_TRAINING, "-o", "out"),
     ),
+    "export": ("export", "teacher", "--data", "texts", "--max-drop", "100", "-o", "out"),
     "push": ("push", "teacher", "--hub-model-id", "org/out"),
 }
 _REPEATABLE = ("model.safetensors", "config.json", "tokenizer.json")

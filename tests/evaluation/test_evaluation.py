@@ -40,9 +40,11 @@ from ..helpers.models import AUTO, LABELS, TAGS, make_config, sample_texts
 CPU = torch.device("cpu")
 
 
-def classifier(task: Task, labels: Sequence[str], seed: int = 1) -> PreTrainedModel:
+def classifier(
+    task: Task, labels: Sequence[str], seed: int = 1, layers: int = 4
+) -> PreTrainedModel:
     """A random model whose answers differ from text to text, and from word to word."""
-    config = make_config("xlm-roberta", initializer_range=0.5)
+    config = make_config("xlm-roberta", initializer_range=0.5, num_hidden_layers=layers)
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: i for i, name in enumerate(labels)}
     torch.manual_seed(seed)

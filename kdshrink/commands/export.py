@@ -1,0 +1,254 @@
+"""`kdshrink export`: a classifier in ONNX, in int8 as far as every language bears it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..config.commands import PRECISIONS, ExportConfig, input_paths
+from ..data.labels import read_label_map
+from ..data.load import TaskData, load_data
+from ..errors import ModelError, RefusedError
+from ..evaluation.evaluator import Evaluator, check_labels, make_evaluator
+from ..evaluation.results import EvalResult
+from ..exporting.gate import Agreement, Gate, Verdict
+from ..exporting.graph import dry_run, write_graph
+from ..exporting.ladder import Ladder, SampleTexts
+from ..exporting.layout import check_tokenizer, write_model, write_tokenizer
+from ..exporting.libraries import PACKAGES, require_onnx
+from ..exporting.runtime import FILES, FOLDER, OnnxClassifier
+from ..exporting.runtimes import unread
+from ..files import write_text
+from ..models.loading import fitting_length, load_classifier, require_task
+from ..models.source import Source, find_classifier
+from ..output import final_files, name_of, open_output
+from ..progress import Progress, silent
+from ..publishing.card import model_card
+from ..publishing.push import PushResult, pushed
+from ..publishing.record import write_record
+from ..record import Record
+from .inputs import data_request
+from .options import access_of, ready_destination, record_of
+
+_CHECKED_TEXTS = 1000
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What export() wrote.
+
+    Attributes:
+        fp32: The scores of the graph in fp32 on the development split.
+        difference: The largest relative difference of its logits from the model's, on the same texts.
+        changed: How many predictions rounding alone made others, between classes that were equal.
+        max_drop: The points that int8 may lose.
+        too_small: The languages with too few examples for the gate to judge.
+        verdicts: What the gate said of each scheme that was tried; the last one passed if one did.
+        files: Bytes of each precision's graph.
+        unread: By runtime what it is known not to read.
+    """
+
+    output_dir: Path
+    fp32: EvalResult
+    difference: float
+    changed: int
+    max_drop: float
+    too_small: Sequence[str]
+    verdicts: Sequence[Verdict]
+    files: Mapping[str, int]
+    unread: Mapping[str, Sequence[str]]
+    pushed: PushResult | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is all that was asked for: int8 passed the gate, or was not wanted."""
+        return not self.verdicts or self.verdicts[-1].passed
+
+    def described(self) -> dict[str, Any]:
+        """What kdshrink.json says of it."""
+        chosen = self.verdicts[-1] if self.verdicts and self.passed else None
+        return {
+            "split": self.fp32.split,
+            "metric": self.fp32.metric,
+            "score": self.fp32.score,
+            "per_language": {
+                name: {"score": row.score, "examples": row.examples}
+                for name, row in self.fp32.per_language.items()
+            },
+            "difference": self.difference,
+            "changed": self.changed,
+            "max_drop": self.max_drop,
+            "too_few_examples": list(self.too_small),
+            "passed": self.passed,
+            "scheme": None if chosen is None else chosen.scheme.name,
+            "tried": [verdict.to_dict() for verdict in self.verdicts],
+            "files": {f"{FOLDER}/{name}": size for name, size in self.files.items()},
+            "unread": {name: list(faults) for name, faults in self.unread.items()},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of --json."""
+        hub = {} if self.pushed is None else {"hub": self.pushed.to_dict()}
+        return {"output_dir": str(self.output_dir), **self.described(), **hub}
+
+
+def export(config: ExportConfig, progress: Progress | None = None) -> ExportResult:
+    """Write a classifier in ONNX: fp32 that computes what it does, int8 that loses little in any language.
+
+    Raises:
+        RefusedError: No scheme of int8 passed the gate; the directory holds fp32, and the error the result.
+        KdshrinkError: As `errors` lists.
+    """
+    output_dir = config.output_dir or Path(f"{Path(config.model.partition('@')[0]).name}-onnx")
+    with open_output(output_dir, "export", overwrite=config.overwrite, inputs=input_paths(config)):
+        result = _export(config, output_dir, progress or silent)
+    if not result.passed:
+        least = min(result.verdicts, key=lambda verdict: verdict.loss)
+        language, drop = least.worst
+        raise RefusedError(
+            f"No int8 of {config.model} stays within --max-drop {config.max_drop:g}: the best, "
+            f"{least.scheme.name}, loses {least.drop:.2f} points pooled and {drop:.2f} in {language}.\n"
+            f"{output_dir} holds fp32 alone. Allow a larger --max-drop, or ship fp32.",
+            result,
+        )
+    return result
+
+
+def _export(config: ExportConfig, output_dir: Path, progress: Progress) -> ExportResult:
+    require_onnx()
+    destination = ready_destination(config, output_dir)
+    renamed = read_label_map(config.label_map)
+    source = find_classifier(config.model, access_of(config), renamed)
+    if source.task is None:
+        raise ModelError(
+            f"{source.name} has no head: only classifiers are exported, whose answers can be scored.\n"
+            "Make it one first, with kdshrink finetune."
+        )
+    data = _data(config)
+    require_task(source, data.task)
+    check_labels(data, source)
+    loaded = load_classifier(source, data.task)
+    with final_files(output_dir) as folder:
+        work = _Export(
+            config, source, data, loaded.model.eval(), loaded.tokenizer, folder, progress
+        )
+        result = work.run(output_dir)
+        record = _record(config, source, data, result)
+        write_text(folder / "README.md", model_card(name_of(output_dir), record.to_dict()))
+        write_record(folder, record)
+    return pushed(result, destination if result.passed else None)
+
+
+def _data(config: ExportConfig) -> TaskData:
+    """The development split, and training texts to calibrate on; a single file is scored whole."""
+    request = data_request(config)
+    if Path(str(config.data)).expanduser().is_file():
+        return load_data(request, ("validation",), purpose="evaluate", token=config.token)
+    return load_data(request, ("train", "validation"), purpose="train", token=config.token)
+
+
+@dataclass(frozen=True)
+class _Export:
+    """An export under way: all that its steps read."""
+
+    config: ExportConfig
+    source: Source
+    data: TaskData
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    progress: Progress
+
+    def run(self, output_dir: Path) -> ExportResult:
+        """Write the files; in the result is what was found on the way."""
+        write_model(self.source, self.model, self.folder)
+        write_tokenizer(self.tokenizer, self.folder)
+        longest = fitting_length(self.config.max_length, self.tokenizer, self.source.config)
+        texts = self.data.splits["validation"][:_CHECKED_TEXTS]["text"]
+        check_tokenizer(self.tokenizer, self.folder, texts, longest)
+        evaluator = make_evaluator(
+            self.data,
+            "validation",
+            self.tokenizer,
+            self.source,
+            max_length=longest,
+            batch_size=None,
+            device=torch.device("cpu"),
+        )
+        graphs = self.folder / FOLDER
+        graphs.mkdir()
+        agreement = self._fp32(graphs / FILES["fp32"], longest)
+        fp32 = evaluator.score(agreement, self.progress)
+        agreement.check()
+        gate = Gate(fp32, self.config.max_drop)
+        verdicts: Sequence[Verdict] = ()
+        wanted = self.config.precision or PRECISIONS
+        if "int8" in wanted:
+            verdicts = self._int8(graphs, gate, evaluator, longest)
+            if "fp32" not in wanted and verdicts[-1].passed:
+                for path in graphs.glob(f"{FILES['fp32']}*"):
+                    path.unlink()
+        return ExportResult(
+            output_dir=output_dir,
+            fp32=fp32,
+            difference=agreement.largest,
+            changed=agreement.changed,
+            max_drop=self.config.max_drop,
+            too_small=gate.too_small,
+            verdicts=verdicts,
+            files={path.name: path.stat().st_size for path in sorted(graphs.iterdir())},
+            unread=unread(self.folder, self.source.config, self.data.task),
+        )
+
+    def _fp32(self, path: Path, longest: int) -> Agreement:
+        """Write the graph in fp32 and try it on a few lengths."""
+        self.progress("export to ONNX", 0, None, {})
+        write_graph(self.model, path)
+        classifier = OnnxClassifier(path)
+        dry_run(self.model, classifier, sorted({1, min(7, longest), longest}))
+        return Agreement(self.model, classifier)
+
+    def _int8(
+        self, graphs: Path, gate: Gate, evaluator: Evaluator, longest: int
+    ) -> Sequence[Verdict]:
+        """Write the first graph in int8 that passes the gate; what was said of all that were tried."""
+        texts = SampleTexts.draw(self.data, self.tokenizer, longest)
+        with TemporaryDirectory(dir=self.folder) as tried:
+            ladder = Ladder(
+                graphs / FILES["fp32"], Path(tried), gate, evaluator, texts, self.progress
+            )
+            if found := ladder.climb():
+                for path in found.parent.glob(f"{found.name}*"):
+                    path.rename(graphs / path.name)
+        return ladder.verdicts
+
+
+def _record(config: ExportConfig, source: Source, data: TaskData, result: ExportResult) -> Record:
+    former = source.record
+    kept = ("data", "results")  # of the same weights, so they hold still
+    facts = {name: getattr(former, name) for name in kept if getattr(former, name) is not None}
+    record = record_of(
+        "export",
+        config,
+        "cpu",
+        [source],
+        data.reference,
+        source=source.describe(),
+        base=former.base,
+        task=source.task,
+        training_languages=source.training_languages,
+        layers=list(former.layers),
+        of_layers=former.of_layers,
+        max_length=former.max_length,
+        export=result.described(),
+        **{name: fact.to_dict() for name, fact in facts.items()},
+    )
+    versions = {name: version(name) for name in PACKAGES}
+    return replace(record, versions={**record.versions, **versions})

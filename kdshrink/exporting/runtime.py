@@ -1,0 +1,96 @@
+"""A classifier that onnxruntime runs, in the place of one of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..hub.download import fetch_more
+from ..models.source import Source
+from ..models.whole import first_line
+from .libraries import require_onnx
+
+Precision = Literal["fp32", "int8"]
+FOLDER = "onnx"
+WEIGHTS_SUFFIX = ".onnx_data"
+FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}
+"""Where other tools look for a graph of each precision, in `FOLDER`."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a classifier gives, as transformers' models do.
+
+    Attributes:
+        logits: (B, C), or (B, T, C) for token tasks, float32.
+    """
+
+    logits: Tensor
+
+
+class OnnxClassifier(nn.Module):
+    """A classifier of an ONNX file, called as one of transformers' is; it runs on as many threads as torch.
+
+    Raises:
+        ModelError: The packages are missing, or the file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        require_onnx()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors have no common class of their own
+            raise ModelError(
+                f"{path}: onnxruntime cannot load it.\n{first_line(error)[:300]}"
+            ) from error
+        self._inputs = {one.name for one in self.session.get_inputs()}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Output:
+        """The logits of a batch.
+
+        Args:
+            input_ids, attention_mask: (B, T), int64.
+        """
+        (logits,) = self.session.run(["logits"], self.inputs(input_ids, attention_mask))
+        return Output(torch.from_numpy(logits))
+
+    def inputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, np.ndarray]:
+        """What the graph is fed with for a batch: token types of single texts are 0."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if "token_type_ids" in self._inputs:
+            inputs["token_type_ids"] = torch.zeros_like(input_ids)
+        return {name: tensor.numpy() for name, tensor in inputs.items()}
+
+
+def onnx_file(source: Source, precision: Precision) -> Path:
+    """The file of a model's graph, fetched if the model is on the Hub.
+
+    Raises:
+        ModelError: The model has none.
+        HubError: The Hub cannot be reached, or refuses.
+    """
+    path = source.directory / FOLDER / FILES[precision]
+    if source.commit is not None and not path.is_file():
+        hub_id = source.name.partition("@")[0]
+        fetch_more(hub_id, source.commit, source.access.token, f"{FOLDER}/{path.name}*")
+    if not path.is_file():
+        raise ModelError(
+            f"{source.name}: there is no {FOLDER}/{FILES[precision]}.\n"
+            f"Make it with kdshrink export {source.name} --precision {precision}."
+        )
+    return path

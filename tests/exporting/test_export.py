@@ -1,0 +1,286 @@
+"""Export end to end on small real models: the graphs against torch, the gate against students that int8 breaks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from kdshrink.commands.evaluate import evaluate
+from kdshrink.commands.export import ExportResult, export
+from kdshrink.config.commands import EvalConfig, ExportConfig
+from kdshrink.data.encoding import Collator
+from kdshrink.exporting.quantization import SCHEMES
+from kdshrink.models.loading import load_classifier
+from kdshrink.models.source import find_model
+from kdshrink.publishing.push import model_files
+from kdshrink.record import read_record
+
+from ..helpers.models import make_model, make_tokenizer
+from ..helpers.runner import run
+from .students import (
+    add_dead_unit,
+    add_outlier_channel,
+    make_student,
+    shrink_embeddings_of_b,
+    write_student,
+)
+
+pytest.importorskip("onnxruntime")
+
+# In an interpreter that has numpy and onnxruntime, and neither this package nor torch.
+ALONE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "kdshrink", "transformers"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+import numpy, onnxruntime
+graph, inputs, out = sys.argv[1:]
+session = onnxruntime.InferenceSession(graph)
+given = numpy.load(inputs)
+taken = {one.name: given[one.name] for one in session.get_inputs()}
+numpy.save(out, session.run(["logits"], taken)[0])
+"""
+
+
+def run_alone(graph: Path, inputs: dict[str, np.ndarray], folder: Path) -> np.ndarray:
+    np.savez(folder / "inputs.npz", **inputs)  # type: ignore[arg-type]
+    words = [str(graph), str(folder / "inputs.npz"), str(folder / "logits.npy")]
+    subprocess.run([sys.executable, "-c", ALONE, *words], check=True, cwd=folder)
+    return np.load(folder / "logits.npy")
+
+
+def save(model: PreTrainedModel, kind: str, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    make_tokenizer(kind).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [
+        ("xlm-roberta", "token"),
+        pytest.param("xlm-roberta", "sequence", marks=pytest.mark.slow),
+        pytest.param("bert", "sequence", marks=pytest.mark.slow),
+        pytest.param("bert", "token", marks=pytest.mark.slow),
+        pytest.param("deberta-v2", "sequence", marks=pytest.mark.slow),
+        pytest.param("deberta-v2", "token", marks=pytest.mark.slow),
+    ],
+)
+def test_onnxruntime_alone_computes_what_the_model_does(
+    family: str, task: Any, tmp_path: Path, text_data: Path, word_data: Path
+) -> None:
+    model = make_model(family, task, num_hidden_layers=2)
+    directory = save(model, family, tmp_path / "model")
+    data = text_data if task == "sequence" else word_data
+    result = export(
+        ExportConfig(
+            model=str(directory), data=str(data), max_drop=100, output_dir=tmp_path / "out"
+        )
+    )
+    assert result.difference <= 1e-4
+    assert result.changed == 0
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "out/onnx").iterdir()}
+    assert sizes == dict(result.files)
+    assert sizes["model_quantized.onnx"] < sizes["model.onnx"]
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    texts = ["wetter heute in Lisboa", "música", "correo 7 es tag und mehr"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=True)
+    has_types = family == "bert"
+    expected = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        **({"token_type_ids": batch["token_type_ids"]} if has_types else {}),
+    ).logits
+    inputs = {name: tensor.numpy() for name, tensor in batch.items()}
+    found = run_alone(tmp_path / "out/onnx/model.onnx", inputs, tmp_path)
+    kept = batch["attention_mask"].bool().numpy() if task == "token" else slice(None)
+    np.testing.assert_allclose(found[kept], expected.detach().numpy()[kept], atol=1e-4, rtol=1e-4)
+    int8 = run_alone(tmp_path / "out/onnx/model_quantized.onnx", inputs, tmp_path)
+    assert int8.shape == found.shape
+    assert np.isfinite(int8[kept]).all()
+
+
+def exported(change: Callable[[Any], object], folder: Path) -> ExportResult:
+    """What export makes of a student that was changed; 5 points may be lost, each text being worth 1.7."""
+    model = make_student()
+    change(model)
+    directory, data = write_student(model, folder)
+    return export(
+        ExportConfig(
+            model=str(directory), data=str(data), max_drop=5, output_dir=folder / "shipped"
+        )
+    )
+
+
+def test_weights_that_one_scale_cannot_hold_get_a_scale_a_column(tmp_path: Path) -> None:
+    result = exported(lambda model: add_dead_unit(model.roberta.encoder.layer[1]), tmp_path)
+    blind, chosen = result.verdicts
+    assert not blind.passed
+    assert blind.drop > 20
+    assert (chosen.passed, chosen.scheme.name) == (True, "dynamic, per channel")
+    assert chosen.loss <= 5
+
+
+def test_one_language_alone_is_hurt_and_mended(tmp_path: Path) -> None:
+    result = exported(shrink_embeddings_of_b, tmp_path)
+    blind, chosen = result.verdicts[0], result.verdicts[-1]
+    assert not blind.passed
+    assert blind.per_language["aa"].drop <= 5
+    assert blind.per_language["bb"].drop > 20
+    assert blind.worst[0] == "bb"
+    assert chosen.passed
+    assert chosen.scheme.kept == ("roberta.embeddings",)
+
+    # What stands in the directory is what the gate let pass.
+    record = read_record(tmp_path / "shipped")
+    assert record is not None
+    assert record.export is not None
+    assert record.export.scheme == chosen.scheme.name
+    assert record.export.tried[-1].per_language["bb"].drop == round(
+        chosen.per_language["bb"].drop, 3
+    )
+    card = (tmp_path / "shipped/README.md").read_text()
+    assert chosen.scheme.name in card
+    again = evaluate(
+        EvalConfig(
+            model=str(tmp_path / "shipped"),
+            data=str(tmp_path / "data"),
+            split="validation",
+            backend="onnx:int8",
+        )
+    )
+    assert again.score == chosen.score
+    sent = {
+        path.relative_to(tmp_path / "shipped").as_posix()
+        for path in model_files(tmp_path / "shipped")
+    }
+    assert {"onnx/model.onnx", "onnx/model_quantized.onnx", "model.safetensors"} <= sent
+
+
+@pytest.mark.slow
+def test_a_layer_with_an_outlier_channel_is_kept_in_fp32(tmp_path: Path) -> None:
+    result = exported(lambda model: add_outlier_channel(model.roberta.encoder.layer[1]), tmp_path)
+    *refused, chosen = result.verdicts
+    assert [verdict.passed for verdict in refused] == [False] * len(SCHEMES)
+    assert chosen.passed
+    assert chosen.scheme.kept == ("roberta.encoder.layer.1",)
+
+
+@pytest.mark.slow
+def test_what_no_scheme_mends_is_refused_with_the_table_and_fp32_is_kept(tmp_path: Path) -> None:
+    model: Any = make_student()
+    shrink_embeddings_of_b(model)
+    for layer in model.roberta.encoder.layer:
+        add_outlier_channel(layer)
+    directory, data = write_student(model, tmp_path)
+    shipped = tmp_path / "shipped"
+    typed = ("export", str(directory), "--data", str(data), "--max-drop", "5", "--json")
+    done = run(*typed, "-o", str(shipped))
+    assert done.returncode == 1
+    assert "stays within --max-drop 5" in done.stderr
+    assert done.stdout.count("\n") == 1
+    found = json.loads(done.stdout)
+    assert (found["passed"], found["scheme"]) == (False, None)
+    # Three of the five parts are broken, and at most two are kept.
+    assert len(found["tried"]) == len(SCHEMES) + 2
+    assert not any(tried["passed"] for tried in found["tried"])
+    assert [path.name for path in (shipped / "onnx").iterdir()] == ["model.onnx"]
+    record = read_record(shipped)
+    assert record is not None
+    assert record.export is not None
+    assert record.export.to_dict()["tried"] == found["tried"]
+
+
+def test_backends_answer_alike(tmp_path: Path) -> None:
+    directory, data = write_student(make_student(), tmp_path, texts=20)
+    export(
+        ExportConfig(
+            model=str(directory), data=str(data), precision=("fp32",), output_dir=tmp_path / "out"
+        )
+    )
+    assert not (tmp_path / "out/onnx/model_quantized.onnx").exists()
+    common = ("--data", str(data), "--split", "validation", "--json")
+    scores = [
+        json.loads(run("eval", str(tmp_path / "out"), *common, "--backend", name).stdout)["score"]
+        for name in ("torch", "onnx")
+    ]
+    assert scores[0] == scores[1] == 1
+    zero = run(
+        *("zero-shot", str(tmp_path / "out"), *common, "--backend", "onnx"),
+        *("--seen-languages", "aa"),
+    )
+    assert json.loads(zero.stdout)["unseen"]["score"] == 1
+    missing = run("eval", str(tmp_path / "out"), *common, "--backend", "onnx:int8")
+    assert missing.returncode == 1
+    assert "there is no onnx/model_quantized.onnx" in missing.stderr
+    assert run("eval", "m", *common, "--backend", "onnx", "--device", "cuda").returncode == 2
+
+
+def test_labels_and_limits_stay(tmp_path: Path) -> None:
+    model = make_student()
+    model.config.problem_type = "single_label_classification"
+    directory, data = write_student(model, tmp_path, texts=20)
+    export(
+        ExportConfig(
+            model=str(directory), data=str(data), precision=("fp32",), output_dir=tmp_path / "out"
+        )
+    )
+    before, after = (
+        json.loads((folder / "config.json").read_text()) for folder in (directory, tmp_path / "out")
+    )
+    assert after == before
+    settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == 64
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    source = find_model(str(tmp_path / "out"))
+    loaded = load_classifier(source, "sequence")
+    ids = [{"input_ids": loaded.tokenizer("a1 b2 a3")["input_ids"]}]
+    batch = Collator(1)(ids)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "said"),
+    [
+        ("sample-base", "sample", "has no head"),
+        ("sample", "lines.txt", "no labels"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_before_any_work(
+    model: str, data: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "lines.txt").write_text("one\ntwo\n")
+    done = run("export", model, "--data", data, "-o", "out", cwd=tmp_path)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
+    script = (
+        "import importlib.util as util, sys\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name.startswith('onnx') else find(name, *rest)\n"
+        "sys.argv[1:] = ['export', 'sample', '--data', 'sample', '-o', 'out']\n"
+        "from kdshrink.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "pip install 'kdshrink[onnx]'" in done.stderr
+    assert not (tmp_path / "out").exists()
