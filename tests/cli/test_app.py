@@ -227,6 +227,7 @@ def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.Monke
         "separator": (["--separator", "tab"], "tab"),
         "attention_target": (["--attention-target", "scores"], "scores"),
         "recipe": (["--recipe", "paper"], "paper"),
+        "backend": (["--backend", "onnx:int8"], "onnx:int8"),
         "prediction_loss": (["--prediction-loss", "mse"], "mse"),
         "weights": (["--weight", "hidden=0", "--weight", "task=2"], {"hidden": 0, "task": 2}),
         "train_fraction": (["--train-fraction", "0.05"], 0.05),
