@@ -27,7 +27,6 @@ from ..distillation.loss_evaluator import LossEvaluator
 from ..distillation.matching import map_tokens
 from ..distillation.objective import Objective
 from ..distillation.pair import Pair, load_pair
-from ..distillation.scales import target_variances
 from ..distillation.student import (
     KEPT,
     Student,
@@ -328,8 +327,6 @@ def _prepare(
     if arguments.bf16 and device.type == "cuda":
         teacher_model.bfloat16()
     (shard if config.shard_teacher else to_device)(teacher_model, device)
-    if (config.term_scale or recipe.term_scale) == "variance":
-        pair.learner.scales = target_variances(pair.teacher, encoded["train"], pair.collate)
     return _Prepared(student, texts, encoded, length, comparison, start, pair)
 
 

@@ -113,8 +113,8 @@ class DistillConfig(
         None,
     )
     recipe: Literal["best", "paper"] = option(
-        "What decides the options that are not given. best: a calibrated start, terms in balance, no dropout. "
-        "paper: the teacher's layers copied, terms with weight 1, the model's own dropout, 30 epochs.",
+        "What decides the options that are not given. best: a calibrated start, no dropout, a warm-up, at most "
+        "20,000 steps. paper: the teacher's layers copied, the model's own dropout, 30 epochs.",
         "best",
     )
     base: str | None = option(

@@ -312,12 +312,6 @@ class ObjectiveOptions:
         "that both models have the greatest common divisor of the counts.",
         "probabilities",
     )
-    term_scale: Literal["raw", "variance"] | None = option(
-        "How the embedding, hidden and attention terms are scaled. raw (of the paper's recipe): mean squared "
-        "errors, summed over the layers. variance (of the best one): each divided by the variance of the "
-        "teacher's activations, and averaged over the layers.",
-        None,
-    )
     prediction_loss: Literal["soft-ce", "mse"] = option(
         "Loss of the prediction term: soft cross-entropy, or mean squared error of the logits.",
         "soft-ce",

@@ -16,7 +16,6 @@ class Recipe:
 
     Attributes:
         init: What it starts from.
-        term_scale: As --term-scale.
         dropout: As --dropout.
         learning_rate: For a student that is 768 wide.
         by_width: Whether a narrower student's learning rate is higher, in inverse proportion to its width.
@@ -26,7 +25,6 @@ class Recipe:
     """
 
     init: Init
-    term_scale: Literal["raw", "variance"]
     dropout: float | None
     learning_rate: float
     by_width: bool
@@ -48,7 +46,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "best": Recipe(
             init="calibrated",
-            term_scale="variance",
             dropout=0.0,
             learning_rate=5e-5,
             by_width=True,
@@ -58,7 +55,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "paper": Recipe(
             init="from-teacher",
-            term_scale="raw",
             dropout=None,
             learning_rate=5e-5,
             by_width=False,

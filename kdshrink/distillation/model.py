@@ -12,7 +12,6 @@ from ..models.activations import Recorder, centre
 from ..training.losses import task_cross_entropy
 from . import losses
 from .objective import Objective
-from .scales import TermScales
 from .teacher import Targets
 
 
@@ -51,7 +50,6 @@ class DistillationModel(nn.Module):
         self.recorder = recorder
         self.objective = objective
         self.task = task
-        self.scales = TermScales.raw(len(recorder.layers))
         width = student.config.hidden_size
         same = width == teacher_width
         self.embedding_projection: nn.Module = (
@@ -86,19 +84,18 @@ class DistillationModel(nn.Module):
         terms = dict.fromkeys(LOSS_TERMS, zero)
         if student.embedding is not None and teacher.embedding is not None:
             projected = self.embedding_projection(student.embedding)
-            error = losses.hidden_mse(projected, teacher.embedding, mask).mean
-            terms["embedding"] = error / self.scales.embedding
-        for i, (state, target) in enumerate(zip(student.hidden, teacher.hidden, strict=True)):
-            error = losses.hidden_mse(self.hidden_projection(state), target, mask).mean
-            terms["hidden"] = terms["hidden"] + error / self.scales.hidden[i]
-        attention = zip(student.attention, teacher.attention, strict=True)
-        for i, (scores, target) in enumerate(attention):
+            terms["embedding"] = losses.hidden_mse(projected, teacher.embedding, mask).mean
+        for state, target in zip(student.hidden, teacher.hidden, strict=True):
+            projected = self.hidden_projection(state)
+            terms["hidden"] = terms["hidden"] + losses.hidden_mse(projected, target, mask).mean
+        for scores, target in zip(student.attention, teacher.attention, strict=True):
             if targets.centred and not self.recorder.centred:
                 scores = centre(scores, mask)
             elif self.recorder.centred and not targets.centred:
                 target = centre(target, mask)
-            error = losses.attention_mse(scores, target, mask).mean
-            terms["attention"] = terms["attention"] + error / self.scales.attention[i]
+            terms["attention"] = (
+                terms["attention"] + losses.attention_mse(scores, target, mask).mean
+            )
         if targets.logits is not None and self.objective.weight("prediction"):
             examples = None if self.task == "sequence" else scored_tokens(mask, labels)
             if self.objective.prediction_loss == "mse":

@@ -235,7 +235,6 @@ def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.Monke
         "compare": (["--compare"], True),
         "batches": (["--batches", "random"], "random"),
         "cache_teacher": (["--cache-teacher", "all"], "all"),
-        "term_scale": (["--term-scale", "raw"], "raw"),
         "device": (["--device", "cuda:1"], "cuda:1"),
         "output_dir": (["-o", "out [1]"], Path("out [1]")),
     }
