@@ -38,10 +38,23 @@ def caught_signals(receive: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+_ended_by: list[Terminated] = []
+
+
 def raise_on_sigterm() -> None:
     """Make SIGTERM raise Terminated, as SIGINT raises KeyboardInterrupt."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        raise Terminated(128 + number)
+        _ended_by.append(Terminated(128 + number))
+        raise _ended_by[-1]
 
+    _ended_by.clear()
     signal.signal(signal.SIGTERM, handle)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The Terminated of a SIGTERM that came before an error, else the error itself.
+
+    A library may turn what is raised within it into an error of its own.
+    """
+    return _ended_by[-1] if _ended_by else error

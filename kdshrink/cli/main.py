@@ -9,7 +9,7 @@ import sys
 
 from .. import __version__
 from ..errors import KdshrinkError, Terminated
-from ..signals import raise_on_sigterm
+from ..signals import cause_of, raise_on_sigterm
 from . import console
 from .app import app
 from .faults import known_fault
@@ -42,7 +42,7 @@ def main() -> None:
             app()
             code = 0
         except BaseException as error:
-            code = _report_error(error)
+            code = _report_error(cause_of(error))
         try:
             flush_stdout()
         except BrokenPipeError:

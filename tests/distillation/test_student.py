@@ -36,7 +36,7 @@ data = load_data(DataRequest(data=text), ("train",), purpose="train", labels="un
 # Each process would calibrate on other texts, and come to other weights.
 part = range(distributed.get_rank(), 40, 2)
 data = replace(data, splits={"train": data.splits["train"].select(part)})
-texts = CalibrationData.sample(data, 20, max_length=64, copies=0)
+texts = CalibrationData.sample(data, 20, max_length=64, copies=0, multilingual=1.0)
 with tempfile.TemporaryDirectory() as folder:
     student = make_student(
         source, source, load_tokenizer(source), Shape(layers=2, hidden_size=12), "calibrated",

@@ -134,6 +134,7 @@ def test_losses_are_those_of_the_whole_teacher(
     def config(name: str, data: Path = text_data, **options: Any) -> DistillConfig:
         return DistillConfig(
             teacher=str(teacher_dir),
+            init="from-teacher",
             data=str(data),
             hidden_size=12,
             batch_size=4,
