@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from .errors import Terminated
+from .errors import Interrupted, Terminated
 
 
 @contextmanager
@@ -55,6 +55,6 @@ def raise_on_sigterm() -> None:
 def cause_of(error: BaseException) -> BaseException:
     """The Terminated of a SIGTERM that came before an error, else the error itself.
 
-    A library may turn what is raised within it into an error of its own.
+    A library may turn what is raised within it into an error of its own. Interrupted is ours, and says more.
     """
-    return _ended_by[-1] if _ended_by else error
+    return _ended_by[-1] if _ended_by and not isinstance(error, Interrupted) else error
