@@ -159,6 +159,7 @@ def test_losses_are_those_of_the_cpu(tmp_path: Path, text_data: Path) -> None:
     shared: dict[str, Any] = {
         "teacher": saved(tmp_path / "t", "xlm-roberta", "sequence", **off),
         "data": str(text_data),
+        "init": "from-teacher",  # a calibration's last digits depend on the order of its sums
         "layers": 2,
         "hidden_size": 12,
         "num_train_epochs": 2,
