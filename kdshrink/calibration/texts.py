@@ -67,13 +67,12 @@ class CalibrationData:
         table = everything.select(chosen)
         rest = everything.select(np.setdiff1d(np.arange(len(everything)), chosen))
         held_out = [_at_most(rest, _HELD_OUT)]
-        sentences = shipped_sentences("train", data.task, data.languages)
+        sentences = table.select(range(0))
         if multilingual:
+            sentences = shipped_sentences("train", data.task, data.languages)
             languages = max(1, len(set(sentences["language"])))
             sentences = _at_most(sentences, -(-round(multilingual * len(table)) // languages))
             held_out.append(shipped_sentences("validation", data.task, data.languages))
-        else:
-            sentences = sentences.select(range(0))
         return cls(table, sentences, concatenate_datasets(held_out), data.task, max_length, copies)
 
     def counts(self) -> dict[str, int]:

@@ -128,7 +128,7 @@ def _export(config: ExportConfig, output_dir: Path, progress: Progress) -> Expor
     source = find_classifier(config.model, access_of(config), renamed)
     if source.task is None:
         raise ModelError(
-            f"{source.name} has no head: only classifiers are exported, whose answers can be scored.\n"
+            f"{source.name} has no head: only classifiers are exported, whose predictions can be scored.\n"
             "Make it one first, with kdshrink finetune."
         )
     data = _data(config)

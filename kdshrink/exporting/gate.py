@@ -18,11 +18,11 @@ from .runtime import OnnxClassifier, Output
 
 
 class Agreement(nn.Module):
-    """A graph beside the model that it was made from: it answers as the graph, and notes where both differ.
+    """A graph beside the model that it was made from: it predicts as the graph, and notes where both differ.
 
     Attributes:
         largest: The largest relative difference of their logits so far.
-        changed: How many answers were others, of texts or of tokens.
+        changed: How many predictions were others, of texts or of tokens.
     """
 
     def __init__(self, model: PreTrainedModel, classifier: OnnxClassifier) -> None:
@@ -41,7 +41,7 @@ class Agreement(nn.Module):
     def check(self) -> None:
         """Raise ModelError where the two differ by more than rounding.
 
-        An answer may change by that alone where two classes are within the tolerance of each other.
+        A prediction may change by that alone where two classes are within the tolerance of each other.
         """
         if not self.largest <= TOLERANCE:
             raise ModelError(
@@ -123,7 +123,7 @@ class Gate:
     least: int = field(init=False)
 
     def __post_init__(self) -> None:
-        # With fewer examples than these one answer weighs more than the drop that is allowed.
+        # With fewer examples than these one prediction weighs more than the drop that is allowed.
         least = math.ceil(100 / self.max_drop) if self.max_drop else 1
         object.__setattr__(self, "least", least)
 

@@ -62,7 +62,7 @@ class SampleTexts:
         """The same as a graph's own inputs."""
         return [classifier.inputs(**batch) for each in self.batches.values() for batch in each]
 
-    def answers(self, classifier: OnnxClassifier) -> dict[str, Tensor]:
+    def logits(self, classifier: OnnxClassifier) -> dict[str, Tensor]:
         """A graph's log probabilities by language, (N, C): of each text, or of each of its tokens."""
         found = {}
         for name, batches in self.batches.items():
@@ -77,7 +77,7 @@ class SampleTexts:
 
 
 def divergence(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
-    """The mean Kullback-Leibler divergence from what fp32 answers, of the language where it is largest."""
+    """The mean Kullback-Leibler divergence from the fp32 predictions, of the language where it is largest."""
     return max(
         float((row.exp() * (row - found[name])).sum(-1).mean()) for name, row in expected.items()
     )
@@ -106,7 +106,7 @@ class Ladder:
         self.verdicts: list[Verdict] = []
         fp32 = OnnxClassifier(graph)
         self._feeds = texts.for_graph(fp32)
-        self._expected = texts.answers(fp32)
+        self._expected = texts.logits(fp32)
 
     def climb(self) -> Path | None:
         """Try each scheme, and then the best of them with ever more parts kept in fp32.
@@ -138,12 +138,12 @@ class Ladder:
         return OnnxClassifier(path)
 
     def _by_harm(self, scheme: Scheme) -> list[str]:
-        """The parts of the graph, first the one that hurts most: the answers without it are the nearest."""
+        """The parts of the graph, first the one that hurts most: the predictions without it are the nearest."""
         path, parts = self.folder / "left_out.onnx", units(self.graph)
         left: dict[str, float] = {}
         for number, part in enumerate(parts, 1):
             classifier = self._quantized(scheme.keeping([part]), path)
-            left[part] = divergence(self._expected, self.texts.answers(classifier))
+            left[part] = divergence(self._expected, self.texts.logits(classifier))
             self.progress("leave one part out", number, len(parts), {})
         path.unlink()
         return sorted(parts, key=lambda part: left[part])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import PreTrainedModel
 
 import kdshrink.calibration
 from kdshrink import ShrinkConfig, shrink
@@ -18,6 +20,7 @@ from kdshrink.calibration.texts import CalibrationData, shipped_sentences
 from kdshrink.commands.inputs import data_request
 from kdshrink.data.encoding import Collator, encode
 from kdshrink.data.load import TaskData, load_data
+from kdshrink.data.registry import Task
 
 from ..helpers.models import make_model, make_tokenizer, sample_texts
 
@@ -78,6 +81,22 @@ def test_sentences_are_a_share_of_the_texts(multilingual: float) -> None:
     assert not {*data.held_out["text"]} & {*data.table["text"], *data.sentences["text"]}
 
 
+def agreed(
+    models: Sequence[PreTrainedModel], table: Dataset, encoded: Dataset, task: Task
+) -> dict[str, float]:
+    teacher, student = models
+    return agreement(
+        teacher,
+        student,
+        table,
+        encoded,
+        task=task,
+        collate=Collator(1),
+        teacher_ids=None,
+        device=torch.device("cpu"),
+    )
+
+
 def test_a_student_agrees_with_itself_and_by_chance_with_another() -> None:
     tokenizer = make_tokenizer("xlm-roberta")
     texts = sample_texts()[:60]
@@ -90,20 +109,12 @@ def test_a_student_agrees_with_itself_and_by_chance_with_another() -> None:
             ids = [torch.tensor([row]) for row in encoded["input_ids"]]
             return np.array([int(models[number](one).logits.argmax()) for one in ids])
 
-    def found(*numbers: int) -> dict[str, float]:
-        return agreement(
-            *(models[number] for number in numbers),
-            table,
-            encoded,
-            task="sequence",
-            collate=Collator(1),
-            teacher_ids=None,
-            device=torch.device("cpu"),
-        )
-
-    assert found(0, 0) == {"de": 1.0, "nl": 1.0}
+    found = agreed([models[0], models[0]], table, encoded, "sequence")
+    assert found == {"de": 1.0, "nl": 1.0}
     same = classes(0) == classes(1)
-    assert found(0, 1) == pytest.approx({"de": same[:20].mean(), "nl": same[20:].mean()})
+    assert agreed(models, table, encoded, "sequence") == pytest.approx(
+        {"de": same[:20].mean(), "nl": same[20:].mean()}
+    )
 
 
 def test_of_words_only_those_count_that_either_takes_for_an_entity() -> None:
@@ -125,15 +136,7 @@ def test_of_words_only_those_count_that_either_takes_for_an_entity() -> None:
         )
     usual = Counter(given[0]).most_common(1)[0][0]
     pairs = [pair for pair in zip(*given, strict=True) if {*pair} != {usual}]
-    shares = agreement(
-        *models,
-        table,
-        encoded,
-        task="token",
-        collate=Collator(1),
-        teacher_ids=None,
-        device=torch.device("cpu"),
-    )
+    shares = agreed(models, table, encoded, "token")
     assert shares == pytest.approx({"de": sum(a == b for a, b in pairs) / len(pairs)})
 
 
