@@ -146,9 +146,9 @@ def _sizes(sizes: Mapping[str, int]) -> list[str]:
 
 def show_training(result: Mapping[str, Any]) -> None:
     out = stdout()
-    out.print(
-        _score_table(result, f"Development set, best checkpoint (step {result['best_step']})")
-    )
+    step = result["best_step"]
+    best = f"best checkpoint (step {step})" if step else "the model before training, which is best"
+    out.print(_score_table(result, f"Development set, {best}"))
     if comparison := result.get("comparison"):
         _show_comparison(out, comparison)
     out.print(

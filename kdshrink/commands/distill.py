@@ -435,6 +435,7 @@ def _make_trainer(
         progress=command.progress,
         what="distill",
         patience=config.early_stopping_patience,
+        scores_start=True,
         model=pair.learner,
         args=arguments,
         train_dataset=examples,

@@ -91,6 +91,7 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
         progress=command.progress,
         what="finetune",
         patience=config.early_stopping_patience,
+        scores_start=own_head,
         model=model,
         args=arguments,
         train_dataset=command.examples(model, encoded["train"], collate),

@@ -1,4 +1,4 @@
-"""Callbacks of a training run: signals, evaluation on resuming, weight decay, progress."""
+"""Callbacks of a training run: signals, evaluation before the first step, weight decay, progress."""
 
 from __future__ import annotations
 
@@ -61,21 +61,31 @@ class Signals(TrainerCallback):
     ) -> None:
         if self.ending is not None:
             control.should_save = True
-            control.should_evaluate = False  # Resumer does it when the run is resumed
+            control.should_evaluate = False  # FirstEvaluation does it when the run is resumed
             control.should_training_stop = True
 
 
-class Resumer(TrainerCallback):
-    """Does, on resuming, the evaluation that was due when a signal ended the run."""
+class FirstEvaluation(TrainerCallback):
+    """Does the evaluation that is due before the first step of a session.
 
-    def __init__(self, trainer: Trainer) -> None:
+    It is that of the model before training, or the one that was due when a signal ended the run that is
+    resumed.
+
+    Args:
+        of_start: Whether the model before training is scored.
+    """
+
+    def __init__(self, trainer: Trainer, *, of_start: bool) -> None:
         self.trainer = trainer
+        self.of_start = of_start
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         scored = {entry["step"] for entry in state.log_history if "score" in entry}
-        due = state.global_step > 0 and state.global_step % (args.eval_steps or 1) == 0
+        due = state.global_step % (args.eval_steps or 1) == 0
+        if state.global_step == 0:
+            due = self.of_start
         if due and state.global_step not in scored:
             self.trainer.evaluate()
 

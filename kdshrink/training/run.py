@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import signal
 import time
@@ -15,14 +16,20 @@ from ..errors import Interrupted
 from ..evaluation.results import EvalResult
 from ..files import disk_errors
 from ..output import CHECKPOINTS
-from .callbacks import DecayCounter, Resumer, Ticker
+from .callbacks import DecayCounter, FirstEvaluation, Ticker
 from .checkpoints import BEST, BEST_SCORE, last_checkpoint
 from .trainer import TermTrainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """The outcome of a training loop, before its result is saved."""
+    """The outcome of a training loop, before its result is saved.
+
+    Attributes:
+        best_step: The step of the best score on the development set; 0 for the model before training.
+    """
 
     steps: int
     seconds: float
@@ -42,7 +49,7 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
     """
     signals = trainer.signals
     trainer.add_callback(signals)
-    trainer.add_callback(Resumer(trainer))
+    trainer.add_callback(FirstEvaluation(trainer, of_start=trainer.scores_start))
     trainer.add_callback(DecayCounter())
     trainer.add_callback(Ticker(trainer.progress, trainer.what))
     if trainer.args.device.type == "cuda":
@@ -65,6 +72,10 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
     trainer.accelerator.wait_for_everyone()
     best_dir = trainer.result_dir / CHECKPOINTS / BEST
     scored = json.loads((best_dir / BEST_SCORE).read_text())
+    if scored["step"] == 0:
+        logger.warning(
+            "no step of training has a better development score than the model before it, which is kept"
+        )
     return Run(
         steps=trainer.state.global_step,
         seconds=seconds,

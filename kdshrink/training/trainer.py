@@ -61,6 +61,10 @@ class TermTrainer(Trainer):
 
     Args:
         table: The full embedding table; the trained model has only the rows in use.
+        patience: Evaluations in a row without a better score after which training ends, not counting that
+            of the model before training; None trains to the end.
+        scores_start: Whether the model before training is scored too, and kept if training does not
+            better it.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class TermTrainer(Trainer):
         progress: Progress,
         what: str,
         patience: int | None,
+        scores_start: bool,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -87,6 +92,7 @@ class TermTrainer(Trainer):
         self.progress = progress
         self.what = what
         self.patience = patience
+        self.scores_start = scores_start
         self.signals = Signals(self.args.world_size)
         terms = len(self.term_weights)
         self._sums = torch.zeros(terms, device=self.args.device)
@@ -227,7 +233,9 @@ class TermTrainer(Trainer):
                 f"The development score was not finite at step {self.state.global_step}.\n"
                 "Lower --learning-rate, or add --warmup-steps."
             )
-        former = [entry["score"] for entry in self.state.log_history if "score" in entry]
+        former = {
+            entry["step"]: entry["score"] for entry in self.state.log_history if "score" in entry
+        }
         self.log(
             {
                 "metric": result.metric,  # type: ignore[dict-item]
@@ -235,14 +243,14 @@ class TermTrainer(Trainer):
                 "mean_over_languages": result.mean_over_languages,
             }
         )
-        if result.score > max(former, default=-math.inf) and self.is_world_process_zero():
+        if result.score > max(former.values(), default=-math.inf) and self.is_world_process_zero():
             self._keep_best(result)
-        scores = [*former, result.score]
-        if (
-            self.patience is not None
-            and len(scores) - 1 - scores.index(max(scores)) >= self.patience
-        ):
-            self.control.should_training_stop = True
+        # A good start may lose at first what training brings later.
+        trained = [score for step, score in former.items() if step > 0]
+        if self.state.global_step > 0 and self.patience is not None:
+            trained.append(result.score)
+            if len(trained) - 1 - trained.index(max(trained)) >= self.patience:
+                self.control.should_training_stop = True
         metrics = {"eval_score": result.score}
         # Otherwise the flag stays set, and an epoch's end evaluates once more.
         self.control = self.callback_handler.on_evaluate(

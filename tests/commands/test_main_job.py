@@ -53,6 +53,10 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
 
 
+def losses_of(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in log_of(folder) if "loss" in line]
+
+
 def test_the_chain_for_texts(encoder_dir: Path, text_data: Path, tmp_path: Path) -> None:
     data: dict[str, Any] = {"data": str(text_data)}
     teacher = finetune(
@@ -95,14 +99,14 @@ def test_the_chain_for_texts(encoder_dir: Path, text_data: Path, tmp_path: Path)
     assert result["gap"] == pytest.approx(result["seen"]["score"] - result["unseen"]["score"])
     assert result["majority_accuracy"] == pytest.approx(1 / 3)
 
-    first = log_of(tmp_path / "s")[0]
+    first = losses_of(tmp_path / "s")[0]
     terms = ("embedding", "hidden", "attention", "prediction", "task")
     assert first["loss"] == pytest.approx(sum(first[term] for term in terms), rel=1e-4)
     # A copy's embeddings are its teacher's, and nothing is dropped.
     assert first["embedding"] == 0
     assert all(first[term] > 0 for term in terms[1:])
     scored = [row["step"] for row in log_of(tmp_path / "s") if "score" in row]
-    assert len(scored) == len(set(scored)) == 16  # once an epoch
+    assert len(scored) == len(set(scored)) == 17  # before the first epoch, and after each
     assert not (tmp_path / "s" / "checkpoints").exists()
     sizes = json.loads((tmp_path / "s" / "kdshrink.json").read_text())["sizes"]
     for name, folder in (("the teacher", "t"), ("this model", "s")):
@@ -182,7 +186,7 @@ def test_a_teacher_distilled_into_itself_has_nothing_to_learn(
             **{**FAST, "logging_steps": 1},
         )
     )
-    line = log_of(tmp_path / "s")[0]
+    line = losses_of(tmp_path / "s")[0]
     assert line["embedding"] + line["hidden"] + line["attention"] < 1e-9
 
 
@@ -209,7 +213,7 @@ def test_dropout_is_off_in_training_alone(
                 **{**FAST, "logging_steps": 1},
             )
         )
-        losses[name] = log_of(tmp_path / name)[0]["loss"]
+        losses[name] = losses_of(tmp_path / name)[0]["loss"]
     assert losses["off"] < 1e-9 < 1e-3 < losses["own"]
     assert losses["best"] < 1e-9
     made, was = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "off", teacher))
@@ -290,7 +294,7 @@ def test_labels_are_matched_by_name(
                 **FAST,
             )
         )
-        losses.append(log_of(out)[0]["prediction"])
+        losses.append(losses_of(out)[0]["prediction"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -446,11 +450,27 @@ def test_a_loss_that_is_not_finite_is_named(
     tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast, text_data: Path
 ) -> None:
     teacher = make_teacher(tmp_path / "t", xlmr_tokenizer)
+    options: dict[str, Any] = {
+        "teacher": str(teacher),
+        "data": str(text_data),
+        "output_dir": tmp_path / "out",
+        "max_steps": 4,
+        **FAST,
+    }
+    with pytest.raises(TrainingError, match=r"term .* step 2[\s\S]*no checkpoint"):
+        distill(DistillConfig(**{**options, "learning_rate": 1e38}))
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_student_that_predicts_nothing_finite_is_not_trained(
+    tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast, text_data: Path
+) -> None:
+    teacher = make_teacher(tmp_path / "t", xlmr_tokenizer)
     student = make_teacher(tmp_path / "s", xlmr_tokenizer)
     tensors = load_file(student / "model.safetensors")
     tensors["classifier.out_proj.bias"][0] = float("nan")
     save_file(tensors, student / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TrainingError, match=r"prediction term .* step 1[\s\S]*no checkpoint"):
+    with pytest.raises(ModelError, match="no finite prediction for text 1"):
         distill(
             DistillConfig(
                 teacher=str(teacher),
@@ -462,6 +482,41 @@ def test_a_loss_that_is_not_finite_is_named(
             )
         )
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_start_that_training_does_not_better_is_kept(
+    tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast, text_data: Path
+) -> None:
+    """A good start is ruined at once by such a learning rate; patience does not count the start."""
+    teacher = tmp_path / "t"
+    data: dict[str, Any] = {"data": str(text_data)}
+    finetune(
+        FinetuneConfig(
+            model=str(make_teacher(tmp_path / "base", xlmr_tokenizer)),
+            output_dir=teacher,
+            num_train_epochs=24,
+            **data,
+            **FAST,
+        )
+    )
+    options: dict[str, Any] = {**FAST, "learning_rate": 10.0, "eval_steps": 2, "max_steps": 8}
+    result = distill(
+        DistillConfig(
+            teacher=str(teacher),
+            student=str(teacher),
+            output_dir=tmp_path / "s",
+            early_stopping_patience=2,
+            **data,
+            **options,
+        )
+    )
+    assert result.best_step == 0
+    scores = {row["step"]: row["score"] for row in log_of(tmp_path / "s") if "score" in row}
+    assert result.development.score == scores[0] > max(scores[step] for step in scores if step)
+    assert result.steps > 2
+    was, kept = (load_file(folder / "model.safetensors") for folder in (teacher, tmp_path / "s"))
+    assert all(torch.equal(was[name], kept[name]) for name in was)
+    assert "the model before training" in (tmp_path / "s" / "README.md").read_text()
 
 
 def test_text_without_labels(
@@ -481,7 +536,7 @@ def test_text_without_labels(
         ).to_dict()
         assert result["metric"] == "negative_loss"
         scores = [row["score"] for row in log_of(tmp_path / name) if "score" in row]
-        assert scores[-1] > scores[0]
+        assert scores[2] > scores[1]
 
 
 def test_a_student_with_a_part_of_the_vocabulary(
@@ -504,7 +559,7 @@ def test_a_student_with_a_part_of_the_vocabulary(
         )
     sizes = [len(AutoTokenizer.from_pretrained(tmp_path / n)) for n in ("whole", "trimmed")]
     assert sizes[1] < sizes[0]
-    whole, trimmed = (log_of(tmp_path / f"{n}-out")[0] for n in ("whole", "trimmed"))
+    whole, trimmed = (losses_of(tmp_path / f"{n}-out")[0] for n in ("whole", "trimmed"))
     assert trimmed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 

@@ -105,6 +105,7 @@ def train(source_dir: Path, text_data: Path, out: Path, *, compact: bool, decay:
         progress=silent,
         what="distill",
         patience=None,
+        scores_start=False,
         model=DistillationModel(
             student, Recorder(student, (1, 2), **reads), config, 24, "sequence"
         ),
