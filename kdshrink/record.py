@@ -373,6 +373,7 @@ class Record(Part):
         student, start: The value of --student, and how the student was initialized.
         base: The pretrained model, before it was trained for any task.
         unlabelled: The data of --unlabelled.
+        multilingual_sentences: Number of shipped sentences, with repetitions, that were trained on.
         task: The task of its head; None without one.
         sizes: Model sizes, by the name of the model in the card.
         layers, of_layers: The layers of its source or teacher that its own correspond to, 1-based, and the
@@ -402,6 +403,7 @@ class Record(Part):
     base: str | None = None
     data: DataReference | None = None
     unlabelled: DataReference | None = None
+    multilingual_sentences: int | None = None
     task: Literal["sequence", "token"] | None = None
     layers: tuple[int, ...] = ()
     of_layers: int | None = None

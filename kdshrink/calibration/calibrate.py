@@ -31,7 +31,7 @@ from .agreement import agreement
 from .batch import make_batches
 from .encoder_view import view
 from .sweep import Settings, calibrate
-from .texts import CalibrationData, Texts
+from .texts import CalibrationData, Texts, known_rows
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _encoded(data: CalibrationData, tokenizer: PreTrainedTokenizerBase, max_leng
     if not len(data.sentences):
         return texts
     sentences = encoded_of(data.sentences)
-    return concatenate_datasets([texts, sentences.select(_known(sentences, tokenizer))])
+    return concatenate_datasets([texts, sentences.select(known_rows(sentences, tokenizer))])
 
 
 def _compared(
@@ -168,7 +168,7 @@ def _compared(
     table = as_words(data.held_out) if words else data.held_out
     task: Task = "token" if words else data.task
     encoded = encode(table, tokenizer, task=task, max_length=max_length, label_ids=None)
-    rows = _known(encoded, tokenizer)
+    rows = known_rows(encoded, tokenizer)
     if not rows:
         return {}
     return agreement(
@@ -181,12 +181,6 @@ def _compared(
         teacher_ids=teacher_ids,
         device=device,
     )
-
-
-def _known(encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The rows of the texts that have no unknown token."""
-    unknown = tokenizer.unk_token_id
-    return [row for row, ids in enumerate(encoded["input_ids"]) if unknown not in ids]
 
 
 def _check_finite(source: Source, errors: Sequence[float]) -> None:

@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import Collator, as_words, examples_at
+from ..data.encoding import Collator, as_words, encode, examples_at
 from ..data.languages import language_of
 from ..data.load import TaskData, load_data
 from ..data.registry import Task
@@ -70,8 +70,7 @@ class CalibrationData:
         sentences = table.select(range(0))
         if multilingual:
             sentences = shipped_sentences("train", data.task, data.languages)
-            languages = max(1, len(set(sentences["language"])))
-            sentences = _at_most(sentences, -(-round(multilingual * len(table)) // languages))
+            sentences = _evenly(sentences, round(multilingual * len(table)))
             held_out.append(shipped_sentences("validation", data.task, data.languages))
         return cls(table, sentences, concatenate_datasets(held_out), data.task, max_length, copies)
 
@@ -98,6 +97,39 @@ def shipped_sentences(
     kept = [language_of(name) not in codes for name in data.splits[split]["language"]]
     table = data.splits[split].select_columns(["text", "language"]).select(np.flatnonzero(kept))
     return as_words(table) if task == "token" else table
+
+
+def repeated_sentences(
+    count: int,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    task: Task,
+    without: Iterable[str],
+) -> Dataset:
+    """At least so many of the sentences to train on, as many of each language; each several times if need be.
+
+    None of them has a token that is unknown to the tokenizer; there are none where all have.
+
+    Args:
+        task, without: As in `shipped_sentences`.
+    """
+    table = shipped_sentences("train", task, without)
+    encoded = encode(table, tokenizer, task=task, max_length=max_length, label_ids=None)
+    table = _evenly(table.select(known_rows(encoded, tokenizer)), count)
+    rows = np.arange(len(table))
+    return table.select(np.resize(rows, count) if 0 < len(rows) < count else rows)
+
+
+def known_rows(encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The rows of the texts that have no unknown token."""
+    unknown = tokenizer.unk_token_id
+    return [row for row, ids in enumerate(encoded["input_ids"]) if unknown not in ids]
+
+
+def _evenly(table: Dataset, count: int) -> Dataset:
+    """At least `count` texts, as many of each language; fewer if there are no more."""
+    languages = max(1, len(set(table["language"])))
+    return _at_most(table, -(-count // languages))
 
 
 def _at_most(table: Dataset, per_language: int) -> Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from ..calibration.texts import CalibrationData
+from ..calibration.texts import CalibrationData, repeated_sentences
 from ..config.commands import DistillConfig
 from ..config.fields import LOSS_TERMS
 from ..config.recipes import RECIPES, Init
@@ -297,13 +298,12 @@ def _prepare(
         teacher_ids = map_tokens(student.tokenizer, tokenizer, data)
         length = fitting_length(config.max_length, student.tokenizer, student.source.config)
         encoded = encode_splits(labelled, _SPLITS, student.tokenizer, length, student.labels)
-        texts = data.splits["train"].select_columns(["text", "language"])
-        if unlabelled is not None:
-            more = encode_splits(unlabelled, ("train",), student.tokenizer, length, ())["train"]
+        texts = [data.splits["train"].select_columns(["text", "language"])]
+        for table in _without_labels(config, data, unlabelled, student.tokenizer, length):
+            bare = replace(data, labels=None, splits={"train": table})
+            more = encode_splits(bare, ("train",), student.tokenizer, length, ())["train"]
             encoded["train"] = with_unlabelled(encoded["train"], more)
-            texts = concatenate_datasets(
-                [texts, unlabelled.splits["train"].select_columns(["text", "language"])]
-            )
+            texts.append(table)
         comparison = None
         if _comparing(config) and labelled.labels is not None:
             comparison = _comparison(command, data, models, student)
@@ -327,7 +327,28 @@ def _prepare(
     if arguments.bf16 and device.type == "cuda":
         teacher_model.bfloat16()
     (shard if config.shard_teacher else to_device)(teacher_model, device)
-    return _Prepared(student, texts, encoded, length, comparison, start, pair)
+    return _Prepared(student, concatenate_datasets(texts), encoded, length, comparison, start, pair)
+
+
+def _without_labels(
+    config: DistillConfig,
+    data: TaskData,
+    unlabelled: TaskData | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> Iterator[Dataset]:
+    """Text and language of what is trained on without labels: --unlabelled, and shipped sentences."""
+    languages = [*data.languages]
+    if unlabelled is not None:
+        yield unlabelled.splits["train"].select_columns(["text", "language"])
+        languages += unlabelled.languages
+    share = RECIPES[config.recipe].multilingual
+    if config.multilingual is not None:
+        share = config.multilingual
+    if count := round(share * len(data.splits["train"])):
+        table = repeated_sentences(count, tokenizer, max_length, data.task, languages)
+        if len(table):
+            yield table
 
 
 def _student(
@@ -506,6 +527,7 @@ def _record(
     config, student, pair = command.config, prepared.student, prepared.pair
     # An encoder without a task was only pretrained on its languages: they are unseen for the task.
     languages = {*student.training_languages, *data.languages} if teacher.task else set()
+    given = [data, *([] if unlabelled is None else [unlabelled])]
     return record_of(
         "distill",
         config,
@@ -523,6 +545,7 @@ def _record(
         base=teacher.record.base,
         data=data.reference,
         **({} if unlabelled is None else {"unlabelled": unlabelled.reference}),
+        multilingual_sentences=len(prepared.texts) - sum(len(one.splits["train"]) for one in given),
         task=teacher.task,
         layers=list(student.layers),
         of_layers=teacher.depth,

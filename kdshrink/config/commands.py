@@ -132,6 +132,13 @@ class DistillConfig(
         None,
         parse=comma_list,
     )
+    multilingual: float | None = option(
+        "Sentences in 40 languages that ship with kdshrink and are trained on too, without labels, for languages "
+        "that the data lacks, as a share of the training examples; by default 0.2 with the best recipe. 0 for a "
+        "monolingual model.",
+        None,
+        bounds=Bounds(least=0, most=10),
+    )
     cache_teacher: Literal["auto", "none", "logits", "all"] = option(
         "Which of the teacher's targets to keep on disk, in OUTPUT_DIR/checkpoints, for later epochs: all, only "
         "logits (if no other term needs the teacher), none, or auto: all if they fit into a quarter of the "

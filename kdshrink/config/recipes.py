@@ -22,6 +22,7 @@ class Recipe:
         warmup: Warm-up steps, as a share of all.
         epochs: Passes over the training data.
         most_steps: Optimizer steps at most, however many those passes have; None for any number.
+        multilingual: As --multilingual.
     """
 
     init: Init
@@ -31,6 +32,7 @@ class Recipe:
     warmup: float
     epochs: float
     most_steps: int | None
+    multilingual: float
 
     def learning_rate_of(self, width: int) -> float:
         """The learning rate for a student of this hidden size."""
@@ -52,6 +54,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             warmup=0.1,
             epochs=30,
             most_steps=20_000,
+            multilingual=0.2,
         ),
         "paper": Recipe(
             init="from-teacher",
@@ -61,6 +64,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             warmup=0.0,
             epochs=30,
             most_steps=None,
+            multilingual=0.0,
         ),
     }
 )

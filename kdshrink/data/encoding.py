@@ -69,6 +69,8 @@ def encode(
         features["positions"] = List(Value("int32"))
     if label_ids is not None:
         features["labels"] = List(Value("int32")) if task == "token" else Value("int32")
+    if not len(table):  # map would give a table without columns
+        return Dataset.from_dict({name: [] for name in features}, Features(features))
     return table.map(
         _encode_batch,
         batched=True,

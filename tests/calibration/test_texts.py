@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import kdshrink.calibration
 from kdshrink import ShrinkConfig, shrink
 from kdshrink.calibration.agreement import agreement
-from kdshrink.calibration.texts import CalibrationData, shipped_sentences
+from kdshrink.calibration.texts import CalibrationData, repeated_sentences, shipped_sentences
 from kdshrink.commands.inputs import data_request
 from kdshrink.data.encoding import Collator, encode
 from kdshrink.data.load import TaskData, load_data
@@ -61,6 +62,36 @@ def test_for_token_tasks_sentences_are_words() -> None:
     texts = shipped_sentences("validation", "sequence", [])
     words = shipped_sentences("validation", "token", [])
     assert words["text"] == [text.split() for text in texts["text"]]
+
+
+@pytest.mark.parametrize("count", [0, 100, 1999, 5000])
+def test_sentences_are_repeated_evenly(count: int, xlmr_tokenizer: PreTrainedTokenizerFast) -> None:
+    everything = shipped_sentences("train", "sequence", ["de"])
+    trained = xlmr_tokenizer.train_new_from_iterator(everything["text"], 4000)
+    table = repeated_sentences(count, trained, 64, "sequence", ["de"])
+    languages = Counter(table["language"])
+    assert count <= len(table) <= count + 39
+    assert "de-DE" not in languages
+    if count:
+        assert len(languages) == 39
+        assert max(languages.values()) - min(languages.values()) <= max(1, count // 1950 * 50)
+
+
+def test_no_sentence_has_an_unknown_token(xlmr_tokenizer: PreTrainedTokenizerFast) -> None:
+    ascii_only = xlmr_tokenizer.train_new_from_iterator(["abcdefghijklmnopqrstuvwxyz' "], 100)
+    table = repeated_sentences(4000, ascii_only, 512, "sequence", [])
+    assert len(table) == 4000
+    assert not {"ru-RU", "zh-CN", "th-TH"} & {*table["language"]}
+    assert ascii_only.unk_token_id not in chain(*ascii_only(list(table["text"]))["input_ids"])
+    digits = xlmr_tokenizer.train_new_from_iterator(["0123456789"], 100)
+    assert len(repeated_sentences(10, digits, 64, "sequence", [])) == 0
+
+
+def test_of_data_in_all_their_languages_no_sentence_is_left(
+    xlmr_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    languages = shipped_sentences("train", "sequence", [])["language"]
+    assert len(repeated_sentences(10, xlmr_tokenizer, 64, "sequence", languages)) == 0
 
 
 @pytest.mark.parametrize("multilingual", [0.0, 0.5, 1.0, 10.0])

@@ -61,17 +61,17 @@ def test_logits_count_at_labels_and_without_any_everywhere() -> None:
 
 
 def run(output_dir: Path, **options: Any) -> dict[str, Any]:
-    config = DistillConfig(
-        teacher="sample",
-        data="sample",
-        compare=False,
-        init="from-teacher",
-        max_steps=4,
-        logging_steps=1,
-        output_dir=output_dir,
-        **options,
-    )
-    distill(config)
+    fixed: dict[str, Any] = {
+        "teacher": "sample",
+        "data": "sample",
+        "compare": False,
+        "init": "from-teacher",
+        "multilingual": 0,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "output_dir": output_dir,
+    }
+    distill(DistillConfig(**{**fixed, **options}))
     return json.loads((output_dir / "kdshrink.json").read_text())
 
 
@@ -97,6 +97,19 @@ def test_unlabelled_text_is_learned_from_and_recorded(tmp_path: Path, dutch: Pat
     assert epochs[1] == pytest.approx(epochs[0] * 5 / 12)  # 160 examples; 360 in batches of 32
     with pytest.raises(OutputError, match="--unlabelled"):
         run(tmp_path / "both", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [({"recipe": "paper"}, 0), ({}, 0.2), ({"recipe": "paper", "multilingual": 1.5}, 1.5)],
+)
+def test_shipped_sentences_are_mixed_in(
+    tmp_path: Path, options: dict[str, Any], share: float
+) -> None:
+    record = run(tmp_path / "out", batch_size=4, **{"multilingual": None, **options})
+    assert share * 160 <= record["multilingual_sentences"] <= (share + 0.1) * 160
+    last = json.loads((tmp_path / "out" / "train_log.jsonl").read_text().splitlines()[-1])
+    assert last["epoch"] == pytest.approx(4 / ((1 + share) * 160 / 4), rel=0.1)
 
 
 def test_of_a_batch_without_labels_the_task_has_no_loss(tmp_path: Path, dutch: Path) -> None:
