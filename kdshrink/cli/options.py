@@ -29,6 +29,7 @@ _PANELS = {
     "CalibrationOptions": "Shape of the student",
     "ObjectiveOptions": "Objective",
     "TrainingOptions": "Training",
+    "ScoringOptions": "Run",
     "EvaluationOptions": "Run",
     "DeviceOptions": "Run",
     "OutputOptions": "Output",
