@@ -30,7 +30,7 @@ from ..output import check_file, final_files, open_output
 from ..progress import Progress, silent
 from ..publishing.record import write_record
 from .groups import language_groups
-from .inputs import data_request
+from .inputs import check_split, data_request
 from .options import access_of, record_of
 
 logger = logging.getLogger(__name__)
@@ -117,11 +117,7 @@ def _load(
     config: EvalConfig | ZeroShotConfig, source: Source, data: TaskData, device: torch.device
 ) -> tuple[torch.nn.Module, Evaluator]:
     """The model on its device, and its evaluator; what config.json rules out is reported first."""
-    if data.whole_file and config.split is not None:
-        raise DataError(
-            f"--split {config.split}: {data.name} is a single file, which has no splits.\n"
-            "Leave --split out to score all of it, or give a directory of train, validation and test."
-        )
+    check_split(config.split, data)
     require_task(source, data.task)
     check_labels(data, source)
     graph = None
