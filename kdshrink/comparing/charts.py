@@ -142,7 +142,8 @@ def _with_titles(svg: ElementTree.Element, titles: Mapping[str, str]) -> str:
     for extra in svg.findall(f"{{{_SVG}}}metadata"):
         svg.remove(extra)
     for element in svg.iter(f"{{{_SVG}}}g"):
-        if (title := titles.get(element.get("id", ""))) is not None:
+        # A group's id is of no use to the chart, and matplotlib gives the same ones in every chart.
+        if (title := titles.get(element.attrib.pop("id", ""))) is not None:
             shown = ElementTree.Element(f"{{{_SVG}}}title")
             shown.text = title
             element.insert(0, shown)
