@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..comparing.sheets import cost_sheet, language_sheet, notes, score_sheet
+from ..comparing.sheets import language_sheet, notes, score_sheet, size_sheet, speed_sheet
 from .console import stdout
 
 
@@ -242,7 +242,8 @@ def _points(drop: float) -> str:
 
 def show_compared(result: Mapping[str, Any]) -> None:
     out = stdout()
-    for sheet in (language_sheet(result), score_sheet(result), cost_sheet(result)):
+    for make in (language_sheet, score_sheet, size_sheet, speed_sheet):
+        sheet = make(result)
         table = _table(*sheet.columns, title=sheet.title)
         for row in sheet.rows:
             table.add_row(*row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from .. import __version__
 from ..files import write_text
 from .charts import draw_charts
 from .results import CompareResult
-from .sheets import Sheet, cost_sheet, language_sheet, notes, score_sheet, short_names
+from .sheets import Sheet, language_sheet, notes, score_sheet, short_names, size_sheet, speed_sheet
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _CHARTS = ("size", "latency")
@@ -49,8 +50,7 @@ def as_html(content: Mapping[str, Any], charts: Sequence[str]) -> str:
     return template.render(
         title=_title(content),
         summary=_summary(content),
-        scores=_numbered(score_sheet(content)),
-        costs=_numbered(cost_sheet(content)),
+        sheets=_model_sheets(content),
         languages=language_sheet(content),
         charts=[Markup(svg) for svg in charts],
         notes=notes(content),
@@ -62,7 +62,7 @@ def as_html(content: Mapping[str, Any], charts: Sequence[str]) -> str:
 def as_markdown(content: Mapping[str, Any], charts: Sequence[str]) -> str:
     """The same as Markdown, with links to its charts."""
     lines = [f"# {_title(content)}", "", *(f"- {one}" for one in _summary(content)), ""]
-    for sheet in (_numbered(score_sheet(content)), _numbered(cost_sheet(content))):
+    for sheet in _model_sheets(content):
         lines += _markdown(sheet)
     for name, chart in zip(_CHARTS, charts, strict=True):
         lines += [f"![score against {name}]({chart.replace(' ', '%20')})", ""]
@@ -78,10 +78,15 @@ def _markdown(sheet: Sheet) -> list[str]:
     return [f"## {sheet.title}", "", *table, ""]
 
 
-def _numbered(sheet: Sheet) -> Sheet:
-    """With the models' numbers in the charts."""
-    rows = [(f"{number}  {row[0]}", *row[1:]) for number, row in enumerate(sheet.rows, 1)]
-    return Sheet(sheet.title, sheet.columns, rows)
+def _model_sheets(content: Mapping[str, Any]) -> list[Sheet]:
+    """The tables of models, with their numbers in the charts."""
+    return [
+        replace(
+            sheet,
+            rows=[(f"{number}  {row[0]}", *row[1:]) for number, row in enumerate(sheet.rows, 1)],
+        )
+        for sheet in (score_sheet(content), size_sheet(content), speed_sheet(content))
+    ]
 
 
 def _title(content: Mapping[str, Any]) -> str:

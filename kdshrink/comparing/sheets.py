@@ -41,8 +41,8 @@ def metric_name(result: Mapping[str, Any]) -> str:
 def score_sheet(result: Mapping[str, Any]) -> Sheet:
     """What the models score, and what of the difference may be chance."""
     columns = (
-        *("model", metric_name(result), "seen", "unseen", "worst language, share kept"),
-        f"difference [{result['confidence']:.0%} interval]",
+        *("model", metric_name(result), "seen", "unseen", "worst language kept"),
+        f"points [{result['confidence']:.0%} interval]",
         *("more than chance", "agreement"),
     )
     names = short_names(result["models"])
@@ -66,8 +66,21 @@ def score_sheet(result: Mapping[str, Any]) -> Sheet:
 _GROUPS = ("seen", "unseen")
 
 
-def cost_sheet(result: Mapping[str, Any]) -> Sheet:
-    """What the models take of disk, time and memory."""
+def size_sheet(result: Mapping[str, Any]) -> Sheet:
+    """What the models take of disk and memory."""
+    names = short_names(result["models"])
+    rows = []
+    for name, model in result["models"].items():
+        memory = model["model_memory_bytes"]
+        sizes = (model["bytes"], memory)
+        cells = (_NONE if size is None else f"{size / 1e6:,.1f}" for size in sizes)
+        parameters = f"{model['parameters'] / 1e6:,.1f} M"
+        rows.append((names[name], model["file"], parameters, *cells))
+    return Sheet("Size", ("model", "file", "parameters", "MB on disk", "MB of memory"), rows)
+
+
+def speed_sheet(result: Mapping[str, Any]) -> Sheet:
+    """How long the models take, and how many times as fast as the baseline they are."""
     names = short_names(result["models"])
     rows = []
     for name, model in result["models"].items():
@@ -79,24 +92,13 @@ def cost_sheet(result: Mapping[str, Any]) -> Sheet:
                 f"{one['times_as_fast']:.1f}×",
             )
         ]
-        memory = model["model_memory_bytes"]
-        rows.append(
-            (
-                names[name],
-                model["file"],
-                f"{model['parameters'] / 1e6:,.1f} M",
-                _megabytes(model["bytes"]),
-                *latency,
-                f"{model['texts_per_second']:,.0f}",
-                _NONE if memory is None else _megabytes(memory),
-            )
-        )
+        rows.append((names[name], *latency, f"{model['texts_per_second']:,.0f}"))
     columns = (
-        *("model", "file", "parameters", "MB on disk", "1 text, ms (95th)", "1 text, speed"),
-        *("32 texts, ms (95th)", "32 texts, speed", "texts/s", "MB of memory"),
+        *("model", "1 text, ms (95th)", "speed, 1 text", "32 texts, ms (95th)"),
+        *("speed, 32 texts", "texts/s"),
     )
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
-    return Sheet(f"Size and speed, on {result['device']}, {threads}", columns, rows)
+    return Sheet(f"Speed, on {result['device']}, {threads}", columns, rows)
 
 
 def language_sheet(result: Mapping[str, Any]) -> Sheet:
@@ -118,12 +120,13 @@ def language_sheet(result: Mapping[str, Any]) -> Sheet:
 def notes(result: Mapping[str, Any]) -> list[str]:
     """How the figures came about."""
     where = "" if result["split"] == "all" else f", the {result['split']} split"
+    interval = f"{result['confidence']:.0%}"
     lines = [
         f"Data: {result['data']}{where}; {result['examples']:,} texts.",
-        f"Interval: {result['confidence']:.0%}, from {result['resamples']:,} paired resamples of the texts within "
-        f"each language, seed {result['seed']}. More than chance: the interval leaves out 0. With many languages "
-        "some leave it out by chance.",
-        "Worst language: the one that keeps the least of the baseline's score. Agreement: the share of labels "
+        f"Points: of 100, above or below the baseline; the {interval} interval is from {result['resamples']:,} paired "
+        f"resamples of the texts within each language, seed {result['seed']}. More than chance: the interval "
+        "leaves out 0. Of many languages some leave it out by chance.",
+        "Worst language kept: the one that keeps the least of the baseline's score. Agreement: the share of labels "
         "that are the baseline's.",
         "Time: from texts to labels, tokenising (by one thread) included; the models take turns call by call. "
         "Median, and in brackets the 95th percentile; speed is how many times as fast as the baseline a model is, the "
@@ -145,17 +148,13 @@ def _score(score: float) -> str:
     return f"{score:.4f}"
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f}"
-
-
 def _interval(difference: Mapping[str, Any]) -> str:
     low, high = difference["interval"]
     return f"{_signed(difference['value'])} [{_signed(low)}, {_signed(high)}]"
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
+    return f"{100 * value:+.2f}".replace("-", "−")
 
 
 def _verdict(difference: Mapping[str, Any]) -> str:

@@ -192,7 +192,7 @@ def test_the_report_in_markdown_links_its_charts(compared: CompareResult, tmp_pa
     for file in report_files(path)[1:]:
         assert ElementTree.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"
     sections = [part.splitlines() for part in text.split("\n## ")]
-    for lines in sections[1:4]:
+    for lines in sections[1:5]:
         widths = {line.count("|") for line in lines if line.startswith("|")}
         assert len(widths) == 1
 
@@ -470,6 +470,12 @@ def test_a_report_needs_matplotlib_before_any_work(
     )
     with pytest.raises(UsageError, match=r"kdshrink\[plots\]"):
         compare(config)
+
+
+def test_it_runs_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="without torchrun"):
+        compare(CompareConfig(models=("a", "b"), data="sample"))
 
 
 def test_options_come_from_a_file_too(workplace: Path, tmp_path: Path) -> None:
