@@ -61,7 +61,7 @@ class Speed:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "latency": {"one_text": self.one.to_dict(), f"{BATCH}_texts": self.batch.to_dict()},
+            "latency": {"one_text": self.one.to_dict(), f"batch_of_{BATCH}": self.batch.to_dict()},
             "texts_per_second": self.texts_per_second,
         }
 

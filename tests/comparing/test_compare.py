@@ -125,7 +125,7 @@ def test_the_keys_of_json(compared: CompareResult, workplace: Path) -> None:
     assert row["difference"]["value"] == pytest.approx(
         row["score"] - result["models"][result["baseline"]]["score"]
     )
-    for times in (row["latency"]["one_text"], row["latency"]["32_texts"]):
+    for times in (row["latency"]["one_text"], row["latency"]["batch_of_32"]):
         assert 0 < times["tokenizing_ms"] < times["median_ms"] <= times["p95_ms"]
         assert times["times_as_fast"] > 0
     assert row["texts_per_second"] > 0
