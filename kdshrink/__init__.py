@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the names that `__getattr__` imports, for editors and mypy
+    from .commands.compare import compare as compare
     from .commands.curves import curves as curves
     from .commands.distill import distill as distill
     from .commands.evaluate import evaluate as evaluate
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # the names that `__getattr__` imports, for editors and mypy
     from .commands.push import push as push
     from .commands.reproduce import reproduce as reproduce
     from .commands.shrink import shrink as shrink
+    from .config.commands import CompareConfig as CompareConfig
     from .config.commands import CurvesConfig as CurvesConfig
     from .config.commands import DistillConfig as DistillConfig
     from .config.commands import EvalConfig as EvalConfig
@@ -37,6 +39,7 @@ _HOMES = {
     "evaluate": "commands.evaluate",
     "zero_shot": "commands.evaluate",
     "export": "commands.export",
+    "compare": "commands.compare",
     "push": "commands.push",
     "info": "commands.info",
     "reproduce": "commands.reproduce",
@@ -47,6 +50,7 @@ _HOMES = {
     "EvalConfig": "config.commands",
     "ZeroShotConfig": "config.commands",
     "ExportConfig": "config.commands",
+    "CompareConfig": "config.commands",
     "PushConfig": "config.commands",
     "InfoConfig": "config.commands",
     "ReproduceConfig": "config.commands",

@@ -89,6 +89,12 @@ def _fingerprint() -> bool:
     return isinstance(table._fingerprint, str) and table._fingerprint != ""
 
 
+def _entities() -> bool:
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    return get_entities(["B-A", "I-A", "I-B"]) == [("A", 0, 1), ("B", 2, 2)]
+
+
 def _client_with_hooks() -> bool:
     from huggingface_hub.utils._http import default_client_factory
 
@@ -205,6 +211,11 @@ APIS = (
         "datasets.Dataset.__getitems__",
         _rows_of_dataset,
         "Index the table with a list of rows, and put the examples together from its columns.",
+    ),
+    Private(
+        "seqeval.metrics.sequence_labeling.get_entities",
+        _entities,
+        "Count a sentence's entities as seqeval's scores do: tests/comparing has plain code for IOB2.",
     ),
     Private(
         "huggingface_hub.utils._http.default_client_factory",

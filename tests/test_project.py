@@ -54,6 +54,7 @@ def test_readmes_name_only_options_that_there_are() -> None:
         "eval",
         "zero-shot",
         "export",
+        "compare",
         "push",
         "info",
         "reproduce",

@@ -234,6 +234,21 @@ def export() -> None:
 
 
 @_command(
+    "compare",
+    config.CompareConfig,
+    "commands.compare:compare",
+    tables.show_compared,
+    _examples(
+        "kdshrink compare teacher student shipped#int8 --data massive -o report.html",
+        "kdshrink compare student other --baseline teacher --data massive --threads 1",
+        "kdshrink compare teacher student --data sample --json | jq .models.student.difference",
+    ),
+)
+def compare() -> None:
+    """Compare models on the same texts: scores by language, chance, size, latency and memory."""
+
+
+@_command(
     "push",
     config.PushConfig,
     "commands.push:push",

@@ -14,9 +14,9 @@ from ..config.fields import refuse_empty
 
 _FIRST = (
     *("teacher", "student", "recipe", "init", "layers", "hidden_size", "vocab_from"),
-    *("scale", "models", "data", "languages", "split"),
+    *("scale", "models", "baseline", "data", "languages", "split"),
     *("num_train_epochs", "max_steps", "batch_size", "learning_rate"),
-    *("precision", "max_drop", "backend"),
+    *("precision", "max_drop", "backend", "threads"),
     *("predictions", "per_class", "seeds", "plan", "term", "output_dir", "output_file"),
 )
 """The options that most runs need: --help shows these first, in this order, and the rest in panels."""
@@ -29,6 +29,7 @@ _PANELS = {
     "CalibrationOptions": "Shape of the student",
     "ObjectiveOptions": "Objective",
     "TrainingOptions": "Training",
+    "ScoringOptions": "Run",
     "EvaluationOptions": "Run",
     "DeviceOptions": "Run",
     "OutputOptions": "Output",
@@ -73,6 +74,7 @@ _COMPLETERS: dict[str, Callable[..., list[str]]] = {
     "teacher": _complete_model,
     "student": _complete_model,
     "base": _complete_model,
+    "baseline": _complete_model,
 }
 
 

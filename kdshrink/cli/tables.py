@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..comparing.sheets import language_sheet, notes, score_sheet, size_sheet, speed_sheet
 from .console import stdout
 
 
@@ -237,6 +238,20 @@ def show_export(result: Mapping[str, Any]) -> None:
 
 def _points(drop: float) -> str:
     return f"{drop:+.2f}"
+
+
+def show_compared(result: Mapping[str, Any]) -> None:
+    out = stdout()
+    for make in (language_sheet, score_sheet, size_sheet, speed_sheet):
+        sheet = make(result)
+        table = _table(*sheet.columns, title=sheet.title)
+        for row in sheet.rows:
+            table.add_row(*row)
+        out.print(table)
+    for note in notes(result):
+        out.print(note)
+    if result["report"]:
+        out.print(f"written to {result['report']}", soft_wrap=True)
 
 
 def show_push(result: Mapping[str, Any]) -> None:

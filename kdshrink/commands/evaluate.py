@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +14,23 @@ import torch
 
 from ..config.commands import EvalConfig, ZeroShotConfig, input_paths
 from ..data.labels import read_label_map
-from ..data.languages import UNDETERMINED, comparable
 from ..data.load import TaskData, load_data, split_named
-from ..data.registry import NAMED
 from ..data.sampling import language_codes
 from ..distributed import is_first
 from ..errors import DataError
 from ..evaluation.evaluator import Evaluator, Predictions, check_labels, make_evaluator
 from ..evaluation.metrics import majority_scores
 from ..evaluation.results import EvalResult
-from ..exporting.runtime import OnnxClassifier, onnx_file
+from ..exporting.runtime import load_runnable, onnx_file
 from ..files import atomic_file, to_json
-from ..models.devices import describe_device, pick_device, to_device
-from ..models.loading import load_classifier, load_tokenizer, require_task
+from ..models.devices import describe_device, pick_device
+from ..models.loading import require_task
 from ..models.source import Source, find_classifier
 from ..output import check_file, final_files, open_output
 from ..progress import Progress, silent
 from ..publishing.record import write_record
-from .inputs import data_request
+from .groups import language_groups
+from .inputs import check_split, data_request
 from .options import access_of, record_of
 
 logger = logging.getLogger(__name__)
@@ -118,30 +117,23 @@ def _load(
     config: EvalConfig | ZeroShotConfig, source: Source, data: TaskData, device: torch.device
 ) -> tuple[torch.nn.Module, Evaluator]:
     """The model on its device, and its evaluator; what config.json rules out is reported first."""
-    if data.whole_file and config.split is not None:
-        raise DataError(
-            f"--split {config.split}: {data.name} is a single file, which has no splits.\n"
-            "Leave --split out to score all of it, or give a directory of train, validation and test."
-        )
+    check_split(config.split, data)
     require_task(source, data.task)
     check_labels(data, source)
-    model: torch.nn.Module
-    if config.backend == "torch":
-        loaded = load_classifier(source, data.task)
-        model, tokenizer = to_device(loaded.model, device), loaded.tokenizer
-    else:
+    graph = None
+    if config.backend != "torch":
         graph = onnx_file(source, "int8" if config.backend == "onnx:int8" else "fp32")
-        model, tokenizer = OnnxClassifier(graph), load_tokenizer(source, data.task)
+    loaded = load_runnable(source, data.task, graph, device)
     evaluator = make_evaluator(
         data,
         next(iter(data.splits)),
-        tokenizer,
+        loaded.tokenizer,
         source,
         max_length=config.max_length,
         batch_size=config.batch_size,
         device=device,
     )
-    return model, evaluator
+    return loaded.model, evaluator
 
 
 def _write_predictions(path: Path, evaluator: Evaluator, predictions: Predictions) -> None:
@@ -202,9 +194,6 @@ class ZeroShotResult:
 def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroShotResult:
     """Score a model on the languages that it was trained on, and on those that it was not.
 
-    Which languages are seen is taken from --seen-languages, else from the model's kdshrink.json, else from
-    the data set's list.
-
     Raises:
         KdshrinkError: As `errors` lists.
     """
@@ -220,17 +209,18 @@ def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress)
     source = find_classifier(config.model, access_of(config), renamed)
     data = load_data(request, (split,), purpose="evaluate", token=config.token)
     present = language_codes(data.splits[split])[1]
-    seen, unseen, seen_from = _language_groups(config, source, data, present)
-    if not unseen:
+    groups, seen_from = language_groups(config, source, data, present)
+    if not groups.unseen:
         raise DataError(
             f"None of these languages is unseen according to {seen_from}: {', '.join(present)}.\n"
             "Name others with --languages, or say which count as unseen with --unseen-languages."
         )
     model, evaluator = _load(config, source, data, device)
-    unseen_part = evaluator.part(unseen)
-    on_seen = evaluator.part(seen).score(model, progress) if seen else None
-    on_unseen = unseen_part.score(model, progress)
-    random_score, majority_accuracy = majority_scores(unseen_part.gold(), data.task)
+    scores = groups.score(evaluator, model, progress)
+    on_seen, on_unseen = scores["seen"], scores["unseen"]
+    assert on_unseen is not None
+    gold = evaluator.part(groups.unseen).gold()
+    random_score, majority_accuracy = majority_scores(gold, data.task)
     result = ZeroShotResult(
         metric=on_unseen.metric,
         seen=on_seen,
@@ -242,74 +232,3 @@ def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress)
     )
     _keep("zero-shot", config, source, data, device, result.to_dict())
     return result
-
-
-def _language_groups(
-    config: ZeroShotConfig, source: Source, data: TaskData, present: Sequence[str]
-) -> tuple[list[str], list[str], str]:
-    """Which of the present languages are seen and unseen, and where that is known from.
-
-    Names given by the options are taken literally. The languages of a kdshrink.json are compared by
-    language code, so that a model trained on `en_ewt` has seen `en_pud`. With --unseen-languages only the
-    languages that it names are unseen, and none of them is seen.
-    """
-    trained = {comparable(name) for name in source.training_languages}
-    named_unseen = config.unseen_languages is not None
-    if config.seen_languages is not None:
-        seen, seen_from = [name for name in present if name in data.seen], "--seen-languages"
-    elif trained:
-        if not named_unseen:
-            present = _known(config, trained, present)
-        seen = [name for name in present if comparable(name) in trained]
-        seen_from = "kdshrink.json"
-        if named_unseen and (both := [name for name in seen if name in data.unseen]):
-            logger.warning(
-                "%s was trained on %s, which --unseen-languages names",
-                config.model,
-                ", ".join(both),
-            )
-            seen = [name for name in seen if name not in both]
-    else:
-        seen = [name for name in present if name in data.seen]
-        seen_from = "--unseen-languages" if named_unseen else "the data set's list"
-        if not named_unseen:
-            if data.name not in NAMED:
-                raise DataError(
-                    f"{config.model} does not say its training languages, and {data.name} has no lists.\n"
-                    f"{_SAY_SEEN}"
-                )
-            note = NAMED[data.name].lists_note
-            logger.info(
-                "%s does not say its training languages; seen and unseen: %s", config.model, note
-            )
-    unseen = [
-        name for name in present if name not in seen and (not named_unseen or name in data.unseen)
-    ]
-    return seen, unseen, seen_from
-
-
-_SAY_SEEN = "Say which languages it was trained on with --seen-languages."
-
-
-def _known(config: ZeroShotConfig, trained: set[str], present: Sequence[str]) -> list[str]:
-    """The present languages for which it is known whether the model was trained on them.
-
-    Raises:
-        DataError: There are none.
-    """
-    if trained == {UNDETERMINED}:
-        raise DataError(
-            f"{config.model} was trained on data without a language, so no language is known to be "
-            f"unseen.\n{_SAY_SEEN}"
-        )
-    if UNDETERMINED in trained:
-        logger.warning("%s was also trained on data without a language", config.model)
-    known = [name for name in present if name != UNDETERMINED]
-    if not known:
-        raise DataError(
-            f"{config.data} does not say the language of its texts.\n"
-            "Give it in a column (--language-column), or by one directory per language."
-        )
-    if len(known) < len(present):
-        logger.warning("%s: texts without a language are left out", config.data)
-    return known

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ..config.groups import DataOptions
+from ..data.load import TaskData
 from ..data.request import ColumnChoice, DataRequest, LanguageChoice, Reading, Sampling
+from ..errors import DataError
 
 
 def data_request(
@@ -39,3 +41,12 @@ def data_request(
         ),
         label_map=options.label_map,
     )
+
+
+def check_split(split: str | None, data: TaskData) -> None:
+    """Raise DataError where --split is given for a single file."""
+    if data.whole_file and split is not None:
+        raise DataError(
+            f"--split {split}: {data.name} is a single file, which has no splits.\n"
+            "Leave --split out to score all of it, or give a directory of train, validation and test."
+        )

@@ -20,7 +20,8 @@ _NOT_OF_THE_RESULT = {
 
 def command_line(command: str, config: Any) -> str:
     """The command line for a config, without the token and options that do not change the result."""
-    arguments, flags = [], []
+    arguments: list[str] = []
+    flags: list[str] = []
     own, data = set(vars(type(config))["__annotations__"]), {f.name for f in fields(DataOptions)}
 
     def rank(item: Field[Any]) -> int:
@@ -33,7 +34,7 @@ def command_line(command: str, config: Any) -> str:
         value = getattr(config, item.name)
         default = item.default if item.default_factory is MISSING else item.default_factory()
         if item.metadata["argument"]:
-            arguments.append(str(value))
+            arguments += map(str, value if isinstance(value, tuple) else [value])
             continue
         if item.name in _NOT_OF_THE_RESULT or value == default:
             continue

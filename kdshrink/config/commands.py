@@ -18,6 +18,7 @@ from .fields import (
     check_values,
     comma_list,
     directory_mapping,
+    name_list,
     number_list,
     option,
     path_list,
@@ -33,6 +34,7 @@ from .groups import (
     HubTarget,
     ObjectiveOptions,
     OutputOptions,
+    ScoringOptions,
     ShapeOptions,
     SourceOptions,
     TokenOptions,
@@ -205,6 +207,51 @@ class ZeroShotConfig(SourceOptions, DataOptions, EvaluationOptions):
 
     def __post_init__(self) -> None:
         _check_groups(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(SourceOptions, DataOptions, ScoringOptions):
+    models: tuple[str, ...] = option(
+        "Hub ids, local directories or sample; with #onnx or #int8 behind it, the graph that export wrote to "
+        "the directory, in fp32 or int8.",
+        argument=True,
+        parse=name_list,
+        repeatable=True,
+    )
+    baseline: str | None = option(
+        "The model that the others are compared with; by default the first.", None
+    )
+    threads: int | None = option(
+        "Number of CPU threads that a model runs on; by default PyTorch's, which OMP_NUM_THREADS sets.",
+        None,
+        bounds=Bounds(least=1, most=1024),
+    )
+    output_file: Path | None = option(
+        "Write a report to this file: .html (all in one file) or .md (its charts beside it); needs matplotlib.",
+        None,
+        flags=("-o", "--output-file"),
+    )
+    overwrite: bool = option("Replace OUTPUT_FILE, and the charts beside it.", False)
+
+    def __post_init__(self) -> None:
+        _check_groups(self)
+        names = self.all_models
+        require(len({*names}) == len(names), "MODELS", names, "each may be given only once")
+        require(len(names) > 1, "MODELS", names[0], "give two or more models to compare")
+        ending = None if self.output_file is None else self.output_file.suffix
+        require(
+            ending in (None, ".html", ".md"),
+            "--output-file",
+            self.output_file,
+            "its ending must be .html or .md",
+        )
+
+    @property
+    def all_models(self) -> tuple[str, ...]:
+        """The models, with a baseline that is not among them before them."""
+        if self.baseline is None or self.baseline in self.models:
+            return self.models
+        return (self.baseline, *self.models)
 
 
 PRECISIONS = ("fp32", "int8")

@@ -134,6 +134,11 @@ def directory_mapping(typed: list[str]) -> dict[str, Path]:
     return directories
 
 
+def name_list(typed: list[str]) -> tuple[str, ...]:
+    """`["a", "b"]` → `("a", "b")`."""
+    return tuple(typed)
+
+
 def path_list(typed: list[str]) -> tuple[Path, ...]:
     """`["a", "b"]` → `(Path("a"), Path("b"))`."""
     return tuple(map(Path, typed))

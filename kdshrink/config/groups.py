@@ -338,13 +338,25 @@ class ObjectiveOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationOptions(DeviceOptions):
+class ScoringOptions(DeviceOptions):
     split: str | None = option("Split to evaluate; by default test, or all of a single file.", None)
     batch_size: int | None = option(
         "Largest batch size; by default what suits the device. Scores do not depend on it.",
         None,
         bounds=Bounds(least=1),
     )
+
+    def __post_init__(self) -> None:
+        require(
+            self.split is None or re.fullmatch(r"\w[\w.-]*", self.split) is not None,
+            "--split",
+            self.split,
+            "the name of a split has only letters, digits, '_', '-' and '.'",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(ScoringOptions):
     backend: Literal["torch", "onnx", "onnx:int8"] = option(
         "What runs the model: torch, or onnxruntime on what export wrote, in fp32 or int8.", "torch"
     )
@@ -363,10 +375,4 @@ class EvaluationOptions(DeviceOptions):
             "--device",
             self.device,
             f"--backend {self.backend} runs on the CPU",
-        )
-        require(
-            self.split is None or re.fullmatch(r"\w[\w.-]*", self.split) is not None,
-            "--split",
-            self.split,
-            "the name of a split has only letters, digits, '_', '-' and '.'",
         )

@@ -149,3 +149,12 @@ def match_labels(
             "Labels are matched by name; --label-map FILE renames those of either."
         )
     return [ids[name] for name in names]
+
+
+def names_in_data(labels: Sequence[str], model_labels: Sequence[str]) -> list[str | None]:
+    """The names of a model's classes; those of the data, where numbers match by value: `4` for `4.0`."""
+    names: list[str | None] = list(model_labels)
+    if are_numbers(labels) and are_numbers(model_labels):
+        for name, index in zip(labels, match_labels(labels, model_labels), strict=True):
+            names[index] = name
+    return names

@@ -14,6 +14,7 @@ from ..data.load import TaskData
 from ..data.sampling import language_codes
 from ..errors import DataError
 from ..evaluation.evaluator import Evaluator, make_evaluator
+from ..evaluation.groups import LanguageGroups
 from ..models.devices import to_device
 from ..models.loading import load_weights
 from ..models.source import Source
@@ -58,10 +59,10 @@ class Comparison:
             )
         present = language_codes(test.splits["test"])[1]
         trained = {comparable(name) for name in trained_on}
-        self._groups = {
-            "seen": [name for name in present if comparable(name) in trained],
-            "unseen": [name for name in present if comparable(name) not in trained],
-        }
+        self._groups = LanguageGroups(
+            seen=[name for name in present if comparable(name) in trained],
+            unseen=[name for name in present if comparable(name) not in trained],
+        )
         self._models: dict[str, Any] = {}
         self._progress = progress
         options: Any = {"max_length": max_length, "batch_size": None, "device": device}
@@ -81,10 +82,8 @@ class Comparison:
     @torch.no_grad()
     def _add(self, name: str, model: PreTrainedModel, evaluator: Evaluator) -> None:
         scores = {
-            group: evaluator.part(languages).score(model, self._progress).to_dict()
-            if languages
-            else None
-            for group, languages in self._groups.items()
+            group: None if result is None else result.to_dict()
+            for group, result in self._groups.score(evaluator, model, self._progress).items()
         }
         self._models[name] = {"parameters": model.num_parameters(), **scores}
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.batching import batches_by_length
 from ..data.encoding import Collator, cut_off, encode, examples_at, token_counts
-from ..data.labels import match_labels
+from ..data.labels import match_labels, names_in_data
 from ..data.load import WHOLE_FILE, TaskData
 from ..data.registry import Task
 from ..data.sampling import language_codes
@@ -285,7 +285,8 @@ class Evaluator:
 
         A word without a token gets O, or None where the tags are not entity tags.
         """
-        names = [*self.model_labels, OUTSIDE if self.scores_entities else None]
+        names = [*names_in_data(self.labels, self.model_labels)]
+        names.append(OUTSIDE if self.scores_entities else None)
         if predictions.bounds is None:
             return [names[index] for index in predictions.classes]
         tag_lists = [

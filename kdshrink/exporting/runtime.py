@@ -9,9 +9,13 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from ..data.registry import Task
 from ..errors import ModelError
 from ..hub.download import fetch_more
+from ..models.devices import to_device
+from ..models.loading import load_classifier, load_tokenizer, require_task
 from ..models.source import Source
 from ..models.whole import first_line
 from .libraries import require_onnx
@@ -75,6 +79,27 @@ class OnnxClassifier(nn.Module):
         if "token_type_ids" in self._inputs:
             inputs["token_type_ids"] = torch.zeros_like(input_ids)
         return {name: tensor.numpy() for name, tensor in inputs.items()}
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A classifier that is ready to run, and its tokenizer."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_runnable(source: Source, task: Task, graph: Path | None, device: torch.device) -> Runnable:
+    """Load a classifier for inference: its graph for onnxruntime, or (None) its weights for torch.
+
+    Raises:
+        ModelError: The model is damaged, or has no head for the task; or the packages for graphs are missing.
+    """
+    if graph is not None:
+        require_task(source, task)
+        return Runnable(OnnxClassifier(graph), load_tokenizer(source, task))
+    loaded = load_classifier(source, task)
+    return Runnable(to_device(loaded.model, device).eval(), loaded.tokenizer)
 
 
 def onnx_file(source: Source, precision: Precision) -> Path:

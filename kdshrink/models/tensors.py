@@ -130,6 +130,7 @@ class TensorReader:
 
     Attributes:
         specs: Shape and type of every tensor, in the files' order.
+        files: The files that hold them.
 
     Raises:
         ModelError: The weights are missing, damaged or an adapter's, two tensors have the same name, or
@@ -139,6 +140,7 @@ class TensorReader:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.specs: dict[str, TensorSpec] = {}
+        self.files: list[Path] = []
         self._tensors: dict[str, _Place | Tensor] = {}
         single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
         if single.is_file():
@@ -246,6 +248,7 @@ class TensorReader:
             self._tensors[name] = tensors[old]
 
     def _add_safetensors(self, path: Path) -> None:
+        self.files.append(path)
         try:
             with safe_open(path, framework="np") as file:  # checks the header against the file
                 names = list(file.keys())
@@ -279,6 +282,7 @@ class TensorReader:
             "torch.load(weights_only=True)",
         )
         for name in files:
+            self.files.append(self.directory / name)
             for stored, tensor in _load_pickle(self.directory / name).items():
                 if _type_name(tensor) not in _CODES:
                     raise _unsupported(self.directory / name, stored, str(tensor.dtype))

@@ -47,6 +47,12 @@ COMMANDS = {
         "zero_shot",
         ["m", "--data", "massive"],
     ),
+    "compare": (
+        config.CompareConfig,
+        "commands.compare",
+        "compare",
+        ["m", "n", "--data", "massive"],
+    ),
 }
 COMPLETIONS = Path(__file__).parents[2] / "completions"
 PLAIN = {"_TYPER_FORCE_DISABLE_TERMINAL": "1", "TERMINAL_WIDTH": "160"}
@@ -207,7 +213,10 @@ def test_nothing_said_gives_the_config_s_defaults(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config_class = COMMANDS[command][0]
-    required = {"teacher": "t"} if command == "distill" else {"model": "m"}
+    required: dict[str, Any] = {
+        "distill": {"teacher": "t"},
+        "compare": {"models": ("m", "n")},
+    }.get(command, {"model": "m"})
     data = None if command == "shrink" else "massive"
     assert config_of(monkeypatch, command) == config_class(**required, data=data)
 
@@ -237,6 +246,7 @@ def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.Monke
         "cache_teacher": (["--cache-teacher", "all"], "all"),
         "device": (["--device", "cuda:1"], "cuda:1"),
         "output_dir": (["-o", "out [1]"], Path("out [1]")),
+        "output_file": (["-o", "out [1].html"], Path("out [1].html")),
     }
     hints = inspect.get_annotations(config_class)
     for group in config_class.__mro__[1:-1]:
@@ -508,6 +518,7 @@ def test_completion_of_commands_data_models_and_languages() -> None:
     assert complete("fi") == ["finetune"]
     assert complete("finetune", "m", "--data", "m") == ["massive"]
     assert complete("shrink", "sam") == ["sample", "sample-base"]
+    assert complete("compare", "m", "--baseline", "sam") == ["sample", "sample-base"]
     assert complete("distill", "--teacher", "sam") == ["sample", "sample-base"]
     languages = ("eval", "m", "--data", "massive", "--languages")
     assert complete(*languages, "se") == ["seen"]

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "push": (config.PushConfig, "commands.push:push"),
     "info": (config.InfoConfig, "commands.info:info"),
     "reproduce": (config.ReproduceConfig, "commands.reproduce:reproduce"),
+    "compare": (config.CompareConfig, "commands.compare:compare"),
     "export": (config.ExportConfig, "commands.export:export"),
     "curves": (config.CurvesConfig, "commands.curves:curves"),
 }

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdshrink.config.commands import (
+    CompareConfig,
     DistillConfig,
     EvalConfig,
     FinetuneConfig,
@@ -31,6 +32,7 @@ REQUIRED: dict[type, dict[str, Any]] = {
     DistillConfig: {"teacher": "t", "data": "massive"},
     EvalConfig: {"model": "m", "data": "massive"},
     ZeroShotConfig: {"model": "m", "data": "massive"},
+    CompareConfig: {"models": ("a", "b"), "data": "massive"},
 }
 NAN, INF = float("nan"), float("inf")
 BAD = {
@@ -70,6 +72,8 @@ BAD = {
     "vocab_size": [0],
     "vocab_min_count": [0],
     "calibration_samples": [0],
+    "threads": [0, 1025, 1.5],
+    "baseline": ["", "a\0b"],
     "calibration_copies": [-0.5, 11.0, NAN],
 }
 

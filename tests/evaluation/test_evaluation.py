@@ -90,6 +90,22 @@ def word_table(count: int = 40) -> Dataset:
     )
 
 
+def test_numbers_are_scored_by_value(
+    tmp_path: Path, xlmr_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = classifier("sequence", ["1.0", "2.0", "3.0"], layers=2)
+    model.save_pretrained(tmp_path / "model")
+    xlmr_tokenizer.save_pretrained(tmp_path / "model")
+    lines = []
+    for text in sample_texts()[:20]:
+        batch = xlmr_tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        answer = int(model(**batch).logits.argmax())
+        lines.append(json.dumps({"text": text, "label": answer + 1}))
+    (tmp_path / "ratings.jsonl").write_text("\n".join(lines))
+    config = EvalConfig(model=str(tmp_path / "model"), data=str(tmp_path / "ratings.jsonl"))
+    assert evaluate(config).score == 1
+
+
 @pytest.fixture
 def make_evaluator(xlmr_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Evaluator]:
     def make(

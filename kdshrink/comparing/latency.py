@@ -1,0 +1,184 @@
+"""How long models take for one text and for a batch, measured in turns."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.registry import Task
+from ..exporting.runtime import Runnable
+from ..progress import Progress, silent
+
+BATCH = 32
+_SINGLES, _BATCHES, _WARM_UP = 200, 30, 3
+_PARALLEL = "TOKENIZERS_PARALLELISM"
+
+Text = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time from texts to labels, in milliseconds.
+
+    Attributes:
+        tokenizing: The median of what tokenising took of it.
+        times_as_fast: The median over the calls of the baseline's time over this model's.
+    """
+
+    median: float
+    p95: float
+    tokenizing: float
+    times_as_fast: float
+
+    def to_dict(self) -> dict[str, float]:
+        return {
+            "median_ms": self.median,
+            "p95_ms": self.p95,
+            "tokenizing_ms": self.tokenizing,
+            "times_as_fast": self.times_as_fast,
+        }
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a model is.
+
+    Attributes:
+        one, batch: For one text, and for `BATCH` texts in one padded batch.
+        texts_per_second: In those batches.
+    """
+
+    one: Latency
+    batch: Latency
+    texts_per_second: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "latency": {"one_text": self.one.to_dict(), f"batch_of_{BATCH}": self.batch.to_dict()},
+            "texts_per_second": self.texts_per_second,
+        }
+
+
+@dataclass(frozen=True)
+class Classify:
+    """A model with its tokenizer, called as who ships it would: texts in, labels out.
+
+    Attributes:
+        longest: Tokens that a text is truncated to.
+    """
+
+    loaded: Runnable
+    task: Task
+    longest: int
+    device: torch.device
+
+    @torch.inference_mode()
+    def seconds(self, texts: Sequence[Text]) -> tuple[float, float]:
+        """The seconds of one call: of tokenising, and of all."""
+        began = time.perf_counter()
+        batch = self.loaded.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.longest,
+            is_split_into_words=self.task == "token",
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+        tokenised = time.perf_counter()
+        inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        self.loaded.model(**inputs).logits.argmax(-1).tolist()  # which waits for a GPU
+        return tokenised - began, time.perf_counter() - began
+
+
+def draw_texts(texts: Sequence[Text], seed: int) -> list[list[Text]]:
+    """The calls that are timed: single texts, then batches, drawn from all texts; few are used repeatedly."""
+    order = np.random.default_rng(seed).permutation(len(texts))
+    drawn = [texts[int(i)] for i in np.resize(order, _BATCHES * BATCH)]
+    batches = [drawn[begin : begin + BATCH] for begin in range(0, len(drawn), BATCH)]
+    return [*([text] for text in drawn[:_SINGLES]), *batches]
+
+
+def measure(
+    models: Mapping[str, Classify],
+    calls: Sequence[Sequence[Text]],
+    baseline: str,
+    progress: Progress = silent,
+) -> dict[str, Speed]:
+    """The speed of each model, by its name.
+
+    The models take turns call by call, each call beginning with another one, so that what else the machine does
+    meets all of them. A text is tokenised by one thread.
+    """
+    with _one_thread_for_tokenizers():
+        seconds = np.array([*_take_turns([*models.values()], calls, progress)])  # (calls, M, 2)
+    sizes = np.array([len(texts) for texts in calls])
+    place = [*models].index(baseline)
+    found = {}
+    for model, name in enumerate(models):
+        one, batch = (
+            _latency(seconds[chosen][:, model], seconds[chosen][:, place, 1])
+            for chosen in (sizes == 1, sizes > 1)
+        )
+        batched = seconds[sizes > 1][:, model, 1]
+        found[name] = Speed(one, batch, float(sizes[sizes > 1].sum() / batched.sum()))
+    return found
+
+
+def _take_turns(
+    models: Sequence[Classify], calls: Sequence[Sequence[Text]], progress: Progress
+) -> Iterator[list[tuple[float, float]]]:
+    for model in models:
+        for texts in (*calls[:_WARM_UP], calls[-1]):
+            model.seconds(texts)
+    for number, texts in enumerate(calls):
+        first = number % len(models)
+        order = [*range(first, len(models)), *range(first)]
+        taken = {i: models[i].seconds(texts) for i in order}
+        progress("measure latency", number + 1, len(calls), {})
+        yield [taken[i] for i in range(len(models))]
+
+
+def _latency(seconds: np.ndarray, baseline: np.ndarray) -> Latency:
+    """The figures of calls: (calls, 2) seconds of tokenising and of all, and (calls,) the baseline's of all."""
+    whole = seconds[:, 1]
+    return Latency(
+        median=1000 * float(np.median(whole)),
+        p95=1000 * float(np.percentile(whole, 95)),
+        tokenizing=1000 * float(np.median(seconds[:, 0])),
+        times_as_fast=float(np.median(baseline / whole)),
+    )
+
+
+@contextmanager
+def _one_thread_for_tokenizers() -> Iterator[None]:
+    before = os.environ.get(_PARALLEL)
+    os.environ[_PARALLEL] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_PARALLEL]
+        else:
+            os.environ[_PARALLEL] = before
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[int]:
+    """Have torch, and sessions of onnxruntime that are made meanwhile, use so many threads; None for torch's own.
+
+    Gives their number.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
