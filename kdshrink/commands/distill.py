@@ -253,9 +253,7 @@ def _load_unlabelled(config: DistillConfig, task: Task) -> TaskData | None:
         return None
     same = config.unlabelled == config.data
     request = replace(
-        data_request(
-            config, data=config.unlabelled, languages=config.unlabelled_languages or ("all",)
-        ),
+        data_request(config, name="unlabelled", languages=config.unlabelled_languages or ("all",)),
         data_dir=config.data_dir if same else None,
         columns=ColumnChoice(text=config.text_column if same else None),
         sampling=Sampling(),

@@ -186,7 +186,7 @@ def _trim(
     from .inputs import data_request
 
     tokenizer = load_tokenizer(source, source.task)
-    request = data_request(config, data=config.vocab_from)
+    request = data_request(config, name="vocab_from")
     data = load_data(request, None, purpose="evaluate", labels="unused", token=config.token)
     if data.task == "token":
         prefix_words(tokenizer)
@@ -215,7 +215,7 @@ def _calibration_texts(source: Source, config: ShrinkConfig) -> TaskData:
     from .inputs import data_request
 
     family_of(source.config, "calibrated")
-    request = data_request(config, data=config.data or config.vocab_from)
+    request = data_request(config, name="data" if config.data else "vocab_from")
     return load_data(request, ("train",), purpose="train", labels="unused", token=config.token)
 
 
