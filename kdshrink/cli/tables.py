@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ..progress import duration
 from .console import stdout
 
 
@@ -321,3 +323,61 @@ def show_curves(result: Mapping[str, Any]) -> None:
     out.print(table)
     if result["output"]:
         out.print(f"drawn to {result['output']}", soft_wrap=True)
+
+
+def show_plan(plan: Mapping[str, Any]) -> None:
+    out = stdout()
+    if plan["models"]:
+        table = _table("model", "", "layers", "width", "vocabulary", "parameters", "MB")
+        for model in plan["models"]:
+            sizes = (
+                f"{model[name]:,}" for name in ("layers", "hidden_size", "vocabulary", "parameters")
+            )
+            table.add_row(model["role"], model["name"], *sizes, f"{model['bytes'] / 1e6:,.1f}")
+        out.print(table)
+    for data in plan["data"]:
+        examples = ", ".join(f"{split} {count:,}" for split, count in data["examples"].items())
+        languages = ", ".join(data["languages"])
+        out.print(f"{data['option']} {data['name']}: {examples}; languages: {languages}")
+    if plan["training"]:
+        out.print(_training_line(plan["training"]))
+    for name, unit in (("memory", _bytes), ("disk", _bytes)):
+        if estimate := plan[f"{name}_bytes"]:
+            free = estimate.get("free")
+            of = f" of {_bytes(free)} free" if free is not None else ""
+            out.print(f"{name}: about {_bytes(estimate['total'])}{of}: {_parts(estimate, unit)}")
+            out.print(f"  estimate of {estimate['estimate_of']}")
+    if estimate := plan["seconds"]:
+        out.print(f"time: about {_parts(estimate, duration)}")
+        out.print(f"  estimate of {estimate['estimate_of']}")
+    for run in plan["runs"]:
+        state = "finished" if run["finished"] else "to do"
+        out.print(f"{run['name']}: {state}: kdshrink {shlex.join(run['command'])}", soft_wrap=True)
+    for note in plan["notes"]:
+        out.print(note)
+    where = f"; {plan['command']} would write to {plan['output_dir']}" if plan["output_dir"] else ""
+    out.print(f"dry run: nothing was written{where}", soft_wrap=True)
+
+
+def _training_line(training: Mapping[str, Any]) -> str:
+    batch = f"batches of {training['batch_size']} examples"
+    if training["tokens_per_batch"]:
+        batch = f"batches of up to {training['tokens_per_batch']:,} tokens"
+    if training["gradient_accumulation_steps"] > 1:
+        batch = f"{training['gradient_accumulation_steps']} {batch} a step"
+    if training["processes"] > 1:
+        batch += f" on each of {training['processes']} devices"
+    resumed = training["resumed_from"]
+    return (
+        f"{training['steps']:,} steps ({training['epochs']:.3g} epochs of {training['steps_per_epoch']:,}), {batch}, "
+        f"learning rate {training['learning_rate']:.3g} after {training['warmup_steps']:,} steps of warm-up"
+        + ("" if resumed is None else f"; resumed from step {resumed:,}")
+    )
+
+
+def _parts(estimate: Mapping[str, Any], unit: Callable[[float], str]) -> str:
+    return ", ".join(f"{name} {unit(part)}" for name, part in estimate["parts"].items())
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -5,23 +5,26 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from ..calibration.texts import CalibrationData
 from ..config.commands import DistillConfig
 from ..config.fields import LOSS_TERMS
 from ..config.recipes import RECIPES, Init
-from ..data.batching import steps_per_epoch
+from ..data.batching import Batches, steps_per_epoch
 from ..data.encoding import as_words, with_unlabelled
 from ..data.labels import read_label_map
 from ..data.load import TaskData, load_data
 from ..data.registry import Task
 from ..data.request import ColumnChoice, DataRequest, Sampling
+from ..distillation.cache import require_room
 from ..distillation.comparison import Comparison
 from ..distillation.loss_evaluator import LossEvaluator
 from ..distillation.matching import map_tokens
@@ -36,14 +39,21 @@ from ..distillation.student import (
     kept_calibrated,
     make_student,
 )
-from ..distillation.targets import check_cache_mode, open_cache, target_loader
-from ..distillation.timing import seconds_per_step
+from ..distillation.targets import (
+    cache_bytes,
+    check_cache_mode,
+    held_bytes,
+    open_cache,
+    target_loader,
+)
+from ..distillation.timing import trial_of
 from ..distillation.trainer import DistillationTrainer
 from ..distributed import is_first, require_processes
 from ..errors import DataError, UnlabelledError, UsageError
 from ..evaluation.evaluator import Evaluator, check_labels
 from ..models.architectures import can_be, family_of
 from ..models.devices import describe_device, to_device
+from ..models.embeddings import TABLE, WholeTable, table_bytes
 from ..models.loading import (
     fitting_length,
     load_tokenizer,
@@ -51,24 +61,28 @@ from ..models.loading import (
     prefix_words,
     require_task,
 )
+from ..models.onednn import packed_bytes
 from ..models.sharding import shard
 from ..models.source import Source, find_classifier, find_model
 from ..models.whole import check_whole
 from ..output import CHECKPOINTS
-from ..progress import Progress
+from ..progress import Progress, duration
 from ..record import Record
 from ..shrinking.plan import Shape
-from ..training.checkpoints import Identity, Start, last_checkpoint
+from ..training.checkpoints import Identity, last_checkpoint
 from ..training.result import TrainResult, effective, load_best
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits
+from ..training.trial import Trial, memory_in_use, tensor_bytes
 from .inputs import data_request
 from .options import access_of, record_of
+from .plan import Plan, PlannedData, PlannedModel, tokenizer_bytes
 from .training import TrainingCommand
 
 logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "validation")
+Command = TrainingCommand[DistillConfig]
 
 
 def distill(config: DistillConfig, progress: Progress | None = None) -> TrainResult:
@@ -77,9 +91,22 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     Raises:
         KdshrinkError: As `errors` lists.
     """
-    output_dir = config.output_dir or Path(_default_name(config))
-    with TrainingCommand.open("distill", config, output_dir, progress) as command:
-        return _distill(command)
+    with Command.open("distill", config, _output_dir(config), progress) as command:
+        inputs = _read(command)
+        return command.push(command.finished(inputs.identity) or _train(command, inputs))
+
+
+def plan_distill(config: DistillConfig, progress: Progress | None = None) -> Plan:
+    """What `distill` would do; its errors before calibrating and training are raised too."""
+    command = Command.rehearse("distill", config, _output_dir(config), progress)
+    inputs = _read(command)
+    if command.finished(inputs.identity):
+        return Plan.nothing(command.name, command.output_dir)
+    return _plan(command, inputs)
+
+
+def _output_dir(config: DistillConfig) -> Path:
+    return config.output_dir or Path(_default_name(config))
 
 
 def _default_name(config: DistillConfig) -> str:
@@ -111,59 +138,166 @@ class _Models:
 
 
 @dataclass(frozen=True)
+class _Inputs:
+    """What a run reads.
+
+    Attributes:
+        unlabelled: The texts of --unlabelled.
+        test: The test split in all its languages, for --compare.
+    """
+
+    models: _Models
+    data: TaskData
+    unlabelled: TaskData | None
+    test: TaskData | None
+    identity: Identity
+
+    @property
+    def teacher(self) -> Source:
+        return self.models.teacher
+
+
+@dataclass(frozen=True)
 class _Prepared:
-    """What is ready before the training loop starts.
+    """The student before training, and the data encoded for it.
 
     Attributes:
         texts: All texts to train on, with and without labels.
-        encoded: The splits, tokenised for the student; the unlabelled texts are in the training split.
+        encoded: The splits; the unlabelled texts are in the training split.
+        teacher_ids: For each of the student's tokens the teacher's; None if the vocabularies are the same.
         length: The maximum number of tokens of a text.
     """
 
     student: Student
     texts: Dataset
     encoded: dict[str, Any]
+    teacher_ids: Tensor | None
     length: int
-    comparison: Comparison | None
-    start: Start
-    pair: Pair
 
 
-Command = TrainingCommand[DistillConfig]
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of the training loop.
+
+    Attributes:
+        per_epoch: Their number in an epoch.
+        trial: One of them, to be tried before.
+    """
+
+    arguments: TrainingArguments
+    batches: Batches
+    per_epoch: int
+    trial: Trial
+
+    @property
+    def epochs(self) -> float:
+        return self.arguments.max_steps / self.per_epoch
 
 
-def _distill(command: Command) -> TrainResult:
+def _read(command: Command) -> _Inputs:
+    """Find the models and read the data."""
     config = command.config
     request = data_request(config)
     models = _find_models(config, is_over=command.is_over)
-    teacher = models.teacher
-    named = {"teacher": teacher, "student": models.student}
+    named = {"teacher": models.teacher, "student": models.student}
     if config.base is not None:
         named["base"] = models.base
     identity = command.identify({role: one for role, one in named.items() if one is not None})
-    data = _load_data(config, request, teacher)
+    data = _load_data(config, request, models.teacher)
     unlabelled = _load_unlabelled(config, data.task)
     identity = identity.with_data(
         data.reference, None if unlabelled is None else unlabelled.reference
     )
-    if done := command.finished(identity):
-        return done
-    # Without a term its projection, the head or a pooler may have no part in the loss.
-    trains_all = teacher.task is not None and all(config.weight(term) > 0 for term in LOSS_TERMS)
-    arguments = command.arguments(trains_all=trains_all)
-    check_cache_mode(config.cache_teacher)
-    if config.shard_teacher:
-        require_processes()
-    prepared = _prepare(command, models, data, unlabelled, identity, arguments)
-    trainer = _make_trainer(command, teacher, data, prepared, arguments)
-    run = run_training(trainer, prepared.start.checkpoint)
+    compares = _comparing(config) and models.teacher.task is not None and data.labels is not None
+    test = _test_data(config) if compares and not command.is_over else None
+    return _Inputs(models, data, unlabelled, test, identity)
+
+
+def _train(command: Command, inputs: _Inputs) -> TrainResult:
+    arguments = _arguments(command, inputs)
+    comparison = None
+    with tempfile.TemporaryDirectory() as folder:
+        calibration = _calibration_data(command.config, inputs)
+        student = _student(command, inputs, Path(folder), calibration)
+        prepared = _prepare(command, inputs, student)
+        if inputs.test is not None:
+            comparison = _comparison(command, inputs, inputs.test, student)
+        checkpoints = command.output_dir / CHECKPOINTS
+        with arguments.main_process_first(local=False):
+            start = command.start(inputs.identity)
+            if student.calibration is not None and is_first():
+                keep_calibrated(student, checkpoints / KEPT, inputs.teacher)
+            pair = _load_pair(command, inputs, prepared)
+            table = WholeTable.keep(
+                checkpoints / TABLE, student.source.directory, pair.learner.student, pair.kept
+            )
+    _place_teacher(command, pair, arguments)
+    trainer = _make_trainer(command, inputs, prepared, pair, table, arguments)
+    run = run_training(trainer, start.checkpoint)
     compared = None
-    if prepared.comparison is not None:
-        prepared.comparison.add_distilled(load_best(run, prepared.pair.learner.student))
+    if comparison is not None:
+        comparison.add_distilled(load_best(run, pair.learner.student))
         trainer.accelerator.wait_for_everyone()  # then rank 0 removes the checkpoints
-        compared = prepared.comparison.to_dict()
-    record = _record(command, teacher, data, unlabelled, prepared, arguments)
+        compared = comparison.to_dict()
+    facts = effective(start, arguments, prepared.length)
+    record = _record(command, inputs, prepared, pair, facts)
     return command.save(run, prepared.student.tokenizer, record, compared)
+
+
+def _plan(command: Command, inputs: _Inputs) -> Plan:
+    """What `_train` would do: the steps are those of a student with copied weights in place of calibrated ones."""
+    config, teacher = command.config, inputs.teacher
+    arguments = _arguments(command, inputs)
+    process = memory_in_use(command.device)
+    with tempfile.TemporaryDirectory() as folder:
+        calibration = _calibration_data(config, inputs)
+        student = _student(command, inputs, Path(folder), None)
+        prepared = _prepare(command, inputs, student)
+        pair = _load_pair(command, inputs, prepared)
+        tokenizer = tokenizer_bytes(student.source)
+    _place_teacher(command, pair, arguments)
+    steps = _plan_steps(command, prepared, pair, arguments)
+    pair.learner.train()
+    model, teacher_model = pair.learner.student, pair.teacher.recorder.model
+    sizes = model_sizes(model)
+    disk: dict[str, float] = {"embedding table": table_bytes(model), "tokenizer": tokenizer}
+    notes = []
+    if calibration is not None and student.calibration is None:
+        disk["calibrated start"] = sizes["bytes"]
+        notes.append(
+            f"It is calibrated first, on {sum(calibration.counts().values()):,} texts and "
+            f"{len(calibration.sentences):,} shipped sentences; how long that takes was not measured."
+        )
+    checkpoints = command.output_dir / CHECKPOINTS
+    cache: dict[str, Any] = {"token_logits": teacher.task == "token", "epochs": steps.epochs}
+    encoded = prepared.encoded["train"]
+    if cached := cache_bytes(config.cache_teacher, pair.teacher, encoded, checkpoints, **cache):
+        require_room(checkpoints, cached)
+        disk["teacher's targets"] = cached
+    if inputs.test is not None:
+        notes.append(
+            f"The models are compared on {len(inputs.test.splits['test']):,} test examples; "
+            "how long that takes was not measured."
+        )
+    data = [PlannedData.of("--data", inputs.data)]
+    if inputs.unlabelled is not None:
+        data.append(PlannedData.of("--unlabelled", inputs.unlabelled))
+    return command.plan(
+        [
+            PlannedModel.of("teacher", teacher.name, model_sizes(teacher_model)),
+            PlannedModel.of("student", student.start, sizes),
+        ],
+        data,
+        command.plan_training(arguments, steps.per_epoch),
+        steps.trial,
+        memory={
+            "the process before": process,
+            "teacher": tensor_bytes(teacher_model) + packed_bytes(teacher_model, command.device),
+            "teacher's targets": held_bytes(pair.teacher, steps.batches),
+        },
+        disk=disk,
+        notes=notes,
+    )
 
 
 def _find_models(config: DistillConfig, *, is_over: bool) -> _Models:
@@ -269,87 +403,62 @@ def _load_unlabelled(config: DistillConfig, task: Task) -> TaskData | None:
     return replace(data, task=task, splits={"train": as_words(data.splits["train"])})
 
 
-def _prepare(
-    command: Command,
-    models: _Models,
-    data: TaskData,
-    unlabelled: TaskData | None,
-    identity: Identity,
-    arguments: TrainingArguments,
-) -> _Prepared:
-    """Find or make the student, encode the data, and load both models."""
-    config, device = command.config, command.device
-    recipe = RECIPES[config.recipe]
-    teacher, tokenizer = models.teacher, models.tokenizer
-    if data.task == "token":
-        prefix_words(tokenizer)
-    labelled = data if teacher.task is not None else replace(data, labels=None)
-    objective = Objective(
-        {term: config.weight(term) for term in LOSS_TERMS},
-        config.attention_target,
-        config.prediction_loss,
-        config.temperature,
+def _test_data(config: DistillConfig) -> TaskData:
+    """The test split in all its languages.
+
+    Raises:
+        DataError: The data is a single file, which has none.
+    """
+    everything = data_request(config, languages=("all",))
+    test = load_data(everything, ("test",), purpose="evaluate", token=config.token)
+    if test.whole_file:
+        raise DataError(
+            f"--compare: {test.name} is a single file, all of which is trained on.\n"
+            "Give a directory with a test split, or compare after the run, with kdshrink zero-shot."
+        )
+    return test
+
+
+def _arguments(command: Command, inputs: _Inputs) -> TrainingArguments:
+    config = command.config
+    # Without a term its projection, the head or a pooler may have no part in the loss.
+    weighted = all(config.weight(term) > 0 for term in LOSS_TERMS)
+    arguments = command.arguments(trains_all=weighted and inputs.teacher.task is not None)
+    check_cache_mode(config.cache_teacher)
+    if config.shard_teacher:
+        require_processes()
+    return arguments
+
+
+def _calibration_data(config: DistillConfig, inputs: _Inputs) -> CalibrationData | None:
+    """The texts that the student is calibrated on; None if it is not."""
+    if inputs.models.student is not None or inputs.models.init != "calibrated":
+        return None
+    return CalibrationData.sample(
+        inputs.data,
+        config.calibration_samples,
+        max_length=config.max_length,
+        copies=config.calibration_copies,
+        multilingual=config.calibration_multilingual,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        student = _student(command, models, data, Path(folder))
-        teacher_ids = map_tokens(student.tokenizer, tokenizer, data)
-        length = fitting_length(config.max_length, student.tokenizer, student.source.config)
-        encoded = encode_splits(labelled, _SPLITS, student.tokenizer, length, student.labels)
-        texts = data.splits["train"].select_columns(["text", "language"])
-        if unlabelled is not None:
-            more = encode_splits(unlabelled, ("train",), student.tokenizer, length, ())["train"]
-            encoded["train"] = with_unlabelled(encoded["train"], more)
-            texts = concatenate_datasets(
-                [texts, unlabelled.splits["train"].select_columns(["text", "language"])]
-            )
-        comparison = None
-        if _comparing(config) and labelled.labels is not None:
-            comparison = _comparison(command, data, models, student)
-        with arguments.main_process_first(local=False):
-            start = command.start(identity)
-            if student.calibration is not None and is_first():
-                keep_calibrated(student, command.output_dir / CHECKPOINTS / KEPT, teacher)
-            set_seed(config.seed)
-            pair = load_pair(
-                teacher,
-                student,
-                encoded,
-                teacher_ids,
-                objective,
-                command.output_dir,
-                device,
-                dropout=recipe.dropout if config.dropout is None else config.dropout,
-                seed=config.seed,
-            )
-    teacher_model = pair.teacher.recorder.model
-    if arguments.bf16 and device.type == "cuda":
-        teacher_model.bfloat16()
-    (shard if config.shard_teacher else to_device)(teacher_model, device)
-    return _Prepared(student, texts, encoded, length, comparison, start, pair)
 
 
 def _student(
-    command: Command,
-    models: _Models,
-    data: TaskData,
-    folder: Path,
+    command: Command, inputs: _Inputs, folder: Path, calibration: CalibrationData | None
 ) -> Student:
-    config, teacher, tokenizer = command.config, models.teacher, models.tokenizer
+    """Find the student, or make it in an empty folder; without texts it is not calibrated, but copied."""
+    config, models = command.config, inputs.models
+    teacher, tokenizer = models.teacher, models.tokenizer
     if models.student is not None:
-        return given_student(models.student, teacher, tokenizer, data.task, config.layer_map)
-    calibration = None
-    if models.init == "calibrated":
-        if config.resume and last_checkpoint(command.output_dir) is not None:
-            kept = kept_calibrated(command.output_dir / CHECKPOINTS / KEPT, teacher, tokenizer)
-            if kept is not None:
-                return kept
-        calibration = CalibrationData.sample(
-            data,
-            config.calibration_samples,
-            max_length=config.max_length,
-            copies=config.calibration_copies,
-            multilingual=config.calibration_multilingual,
-        )
+        return given_student(models.student, teacher, tokenizer, inputs.data.task, config.layer_map)
+    if (
+        models.init == "calibrated"
+        and config.resume
+        and last_checkpoint(command.output_dir) is not None
+    ):
+        kept = kept_calibrated(command.output_dir / CHECKPOINTS / KEPT, teacher, tokenizer)
+        if kept is not None:
+            return kept
     return make_student(
         teacher,
         models.base or teacher,
@@ -364,53 +473,103 @@ def _student(
     )
 
 
+def _prepare(command: Command, inputs: _Inputs, student: Student) -> _Prepared:
+    """Encode the data for the student."""
+    teacher, tokenizer, data = inputs.teacher, inputs.models.tokenizer, inputs.data
+    if data.task == "token":
+        prefix_words(tokenizer)
+    labelled = data if teacher.task is not None else replace(data, labels=None)
+    teacher_ids = map_tokens(student.tokenizer, tokenizer, data)
+    length = fitting_length(command.config.max_length, student.tokenizer, student.source.config)
+    encoded = encode_splits(labelled, _SPLITS, student.tokenizer, length, student.labels)
+    texts = data.splits["train"].select_columns(["text", "language"])
+    if (unlabelled := inputs.unlabelled) is not None:
+        more = encode_splits(unlabelled, ("train",), student.tokenizer, length, ())["train"]
+        encoded["train"] = with_unlabelled(encoded["train"], more)
+        texts = concatenate_datasets(
+            [texts, unlabelled.splits["train"].select_columns(["text", "language"])]
+        )
+    return _Prepared(student, texts, encoded, teacher_ids, length)
+
+
+def _load_pair(command: Command, inputs: _Inputs, prepared: _Prepared) -> Pair:
+    """Load both models, the student to the device."""
+    config, device = command.config, command.device
+    recipe = RECIPES[config.recipe]
+    objective = Objective(
+        {term: config.weight(term) for term in LOSS_TERMS},
+        config.attention_target,
+        config.prediction_loss,
+        config.temperature,
+    )
+    set_seed(config.seed)
+    return load_pair(
+        inputs.teacher,
+        prepared.student,
+        prepared.encoded,
+        prepared.teacher_ids,
+        objective,
+        device,
+        dropout=recipe.dropout if config.dropout is None else config.dropout,
+        seed=config.seed,
+    )
+
+
+def _place_teacher(command: Command, pair: Pair, arguments: TrainingArguments) -> None:
+    """Move the teacher to the device, or its parts to those of all processes, which must call this together."""
+    model = pair.teacher.recorder.model
+    if arguments.bf16 and command.device.type == "cuda":
+        model.bfloat16()
+    (shard if command.config.shard_teacher else to_device)(model, command.device)
+
+
 def _comparing(config: DistillConfig) -> bool:
     if config.compare is None:
         return config.data == "sample" and not config.shard_teacher
     return config.compare
 
 
-def _comparison(
-    command: Command,
-    data: TaskData,
-    models: _Models,
-    student: Student,
-) -> Comparison:
-    config = command.config
-    everything = data_request(config, languages=("all",))
+def _comparison(command: Command, inputs: _Inputs, test: TaskData, student: Student) -> Comparison:
     return Comparison(
-        load_data(everything, ("test",), purpose="evaluate", token=config.token),
-        data.languages,
-        models.teacher,
-        models.tokenizer,
+        test,
+        inputs.data.languages,
+        inputs.teacher,
+        inputs.models.tokenizer,
         student,
         command.device,
         command.progress,
-        max_length=config.max_length,
-        seed=config.seed,
+        max_length=command.config.max_length,
+        seed=command.config.seed,
     )
+
+
+def _plan_steps(
+    command: Command,
+    prepared: _Prepared,
+    pair: Pair,
+    arguments: TrainingArguments,
+) -> _Steps:
+    config, encoded = command.config, prepared.encoded["train"]
+    batches = command.batches(arguments, encoded)
+    per_epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
+    _schedule(config, arguments, per_epoch, pair.learner.student.config.hidden_size)
+    bf16 = bool(arguments.bf16)
+    trial = trial_of(pair.learner, pair.teacher, encoded, batches, pair.collate, bf16=bf16)
+    return _Steps(arguments, batches, per_epoch, trial)
 
 
 def _make_trainer(
     command: Command,
-    teacher: Source,
-    data: TaskData,
+    inputs: _Inputs,
     prepared: _Prepared,
+    pair: Pair,
+    table: WholeTable,
     arguments: TrainingArguments,
 ) -> DistillationTrainer:
-    config, encoded, pair = command.config, prepared.encoded, prepared.pair
-    batches = command.batches(arguments, encoded["train"])
-    per_epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
-    _schedule(config, arguments, per_epoch, pair.learner.student.config.hidden_size)
-    seconds = seconds_per_step(
-        pair.learner,
-        pair.teacher,
-        encoded["train"],
-        batches,
-        pair.collate,
-        config.gradient_accumulation_steps,
-    )
-    logger.info("that takes about %s", _duration(seconds * arguments.max_steps))
+    config, encoded, teacher = command.config, prepared.encoded, inputs.teacher
+    steps = _plan_steps(command, prepared, pair, arguments)
+    seconds = steps.trial.seconds(config.gradient_accumulation_steps)
+    logger.info("that takes about %s", duration(seconds * arguments.max_steps))
     with arguments.main_process_first(local=False):
         cache = open_cache(
             config.cache_teacher,
@@ -419,16 +578,16 @@ def _make_trainer(
             encoded["train"],
             command.output_dir / CHECKPOINTS,
             token_logits=teacher.task == "token",
-            epochs=arguments.max_steps / per_epoch,
+            epochs=steps.epochs,
         )
     examples = command.examples(pair.learner.student, encoded["train"], pair.collate)
     return DistillationTrainer(
-        targets=target_loader(pair.teacher, batches, examples, cache),
+        targets=target_loader(pair.teacher, steps.batches, examples, cache),
         texts=prepared.texts,
         weights=pair.learner.objective.weights,
-        batches=batches,
-        table=pair.table,
-        evaluator=_evaluator(command, teacher, data, prepared),
+        batches=steps.batches,
+        table=table,
+        evaluator=_evaluator(command, inputs, prepared, pair),
         output_dir=command.output_dir,
         progress=command.progress,
         what="distill",
@@ -462,23 +621,12 @@ def _schedule(
     )
 
 
-def _duration(seconds: float) -> str:
-    """Two figures of it, in the largest unit of which there is one."""
-    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
 def _evaluator(
-    command: Command,
-    teacher: Source,
-    data: TaskData,
-    prepared: _Prepared,
+    command: Command, inputs: _Inputs, prepared: _Prepared, pair: Pair
 ) -> Evaluator | LossEvaluator:
     """The evaluator of the development set: by its labels if the student is a classifier, else by the loss."""
-    encoded, pair = prepared.encoded, prepared.pair
-    if teacher.task is not None and data.labels is not None:
+    encoded, data = prepared.encoded, inputs.data
+    if inputs.teacher.task is not None and data.labels is not None:
         labels = prepared.student.labels
         return development_evaluator(data, encoded, labels, pair.collate, command.device)
     return LossEvaluator(
@@ -494,13 +642,13 @@ def _evaluator(
 
 def _record(
     command: Command,
-    teacher: Source,
-    data: TaskData,
-    unlabelled: TaskData | None,
+    inputs: _Inputs,
     prepared: _Prepared,
-    arguments: TrainingArguments,
+    pair: Pair,
+    facts: Mapping[str, Any],
 ) -> Record:
-    config, student, pair = command.config, prepared.student, prepared.pair
+    config, student, teacher, data = command.config, prepared.student, inputs.teacher, inputs.data
+    unlabelled = inputs.unlabelled
     # An encoder without a task was only pretrained on its languages: they are unseen for the task.
     languages = {*student.training_languages, *data.languages} if teacher.task else set()
     return record_of(
@@ -525,5 +673,5 @@ def _record(
         of_layers=teacher.depth,
         heads=student.heads,
         training_languages=sorted(languages),
-        **effective(prepared.start, arguments, prepared.length),
+        **facts,
     )
