@@ -28,6 +28,7 @@ _PANELS = {
     "ShapeOptions": "Shape of the student",
     "CalibrationOptions": "Shape of the student",
     "ObjectiveOptions": "Objective",
+    "GateOptions": _OWN,
     "TrainingOptions": "Training",
     "EvaluationOptions": "Run",
     "DeviceOptions": "Run",

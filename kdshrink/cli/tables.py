@@ -158,6 +158,8 @@ def show_training(result: Mapping[str, Any]) -> None:
         f"{result['examples_per_second']:.1f} examples/s, "
         f"peak memory {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
     )
+    if exported := result.get("export"):
+        _show_graphs(out, exported)
     _show_where(out, result)
 
 
@@ -211,6 +213,11 @@ def _show_where(out: Console, result: Mapping[str, Any]) -> None:
 
 def show_export(result: Mapping[str, Any]) -> None:
     out = stdout()
+    _show_graphs(out, result)
+    _show_where(out, result)
+
+
+def _show_graphs(out: Console, result: Mapping[str, Any]) -> None:
     columns = [verdict["scheme"] for verdict in result["tried"]]
     title = f"{_metric_name(result['metric'])} in fp32, and the points that int8 loses"
     table = _table("language", "examples", "fp32", *columns, title=title)
@@ -234,7 +241,6 @@ def show_export(result: Mapping[str, Any]) -> None:
     for runtime, faults in result["unread"].items():
         for fault in faults:
             out.print(f"{runtime}: {fault}")
-    _show_where(out, result)
 
 
 def _points(drop: float) -> str:

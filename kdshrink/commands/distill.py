@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from ..calibration.texts import CalibrationData
-from ..config.commands import DistillConfig
+from ..config.command_line import command_line
+from ..config.commands import DistillConfig, ExportConfig
 from ..config.fields import LOSS_TERMS
 from ..config.recipes import RECIPES, Init
 from ..data.batching import Batches, steps_per_epoch
@@ -48,9 +51,17 @@ from ..distillation.targets import (
 )
 from ..distillation.timing import trial_of
 from ..distillation.trainer import DistillationTrainer
-from ..distributed import is_first, require_processes
-from ..errors import DataError, UnlabelledError, UsageError
+from ..distributed import is_first, part, require_processes
+from ..errors import (
+    DataError,
+    Interrupted,
+    KdshrinkError,
+    Terminated,
+    UnlabelledError,
+    UsageError,
+)
 from ..evaluation.evaluator import Evaluator, check_labels
+from ..exporting.libraries import require_onnx
 from ..models.architectures import can_be, family_of
 from ..models.devices import describe_device, to_device
 from ..models.embeddings import TABLE, WholeTable, table_bytes
@@ -65,15 +76,24 @@ from ..models.onednn import packed_bytes
 from ..models.sharding import shard
 from ..models.source import Source, find_classifier, find_model
 from ..models.whole import check_whole
-from ..output import CHECKPOINTS
+from ..output import CHECKPOINTS, LOG
 from ..progress import Progress, duration
-from ..record import Record
+from ..record import Record, read_record
 from ..shrinking.plan import Shape
 from ..training.checkpoints import Identity, last_checkpoint
 from ..training.result import TrainResult, effective, load_best
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits
 from ..training.trial import Trial, memory_in_use, tensor_bytes
+from .export import (
+    ExportResult,
+    check_exportable,
+    disk_of_graphs,
+    holds_export,
+    refusal,
+    with_export,
+    write_export,
+)
 from .inputs import data_request
 from .options import access_of, record_of
 from .plan import Plan, PlannedData, PlannedModel, tokenizer_bytes
@@ -89,11 +109,15 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     """Distil a teacher into a smaller student, which starts as `config.student` or `config.init` says.
 
     Raises:
+        RefusedError: No scheme of int8 passed the gate of --export; the directory holds the student and fp32.
         KdshrinkError: As `errors` lists.
     """
     with Command.open("distill", config, _output_dir(config), progress) as command:
         inputs = _read(command)
-        return command.push(command.finished(inputs.identity) or _train(command, inputs))
+        result = command.finished(inputs.identity) or _train(command, inputs)
+        if config.export is not None:
+            result = _with_graphs(command, inputs, result)
+        return command.push(result)
 
 
 def plan_distill(config: DistillConfig, progress: Progress | None = None) -> Plan:
@@ -101,7 +125,10 @@ def plan_distill(config: DistillConfig, progress: Progress | None = None) -> Pla
     command = Command.rehearse("distill", config, _output_dir(config), progress)
     inputs = _read(command)
     if command.finished(inputs.identity):
-        return Plan.nothing(command.name, command.output_dir)
+        record = read_record(command.output_dir) or Record()
+        exported = holds_export(record, config.export or (), config.max_drop)
+        notes = () if exported else _export_notes(config)
+        return Plan.nothing(command.name, command.output_dir, notes)
     return _plan(command, inputs)
 
 
@@ -197,6 +224,8 @@ class _Steps:
 def _read(command: Command) -> _Inputs:
     """Find the models and read the data."""
     config = command.config
+    if config.export is not None:
+        require_onnx()
     request = data_request(config)
     models = _find_models(config, is_over=command.is_over)
     named = {"teacher": models.teacher, "student": models.student}
@@ -204,6 +233,13 @@ def _read(command: Command) -> _Inputs:
         named["base"] = models.base
     identity = command.identify({role: one for role, one in named.items() if one is not None})
     data = _load_data(config, request, models.teacher)
+    if config.export is not None:
+        check_exportable(models.teacher)
+        if data.labels is None:
+            raise UnlabelledError(
+                f"--export: {data.name} has no labels, so the predictions of int8 cannot be scored.\n"
+                "Leave it out, and export the student with kdshrink export and labelled data."
+            )
     unlabelled = _load_unlabelled(config, data.task)
     identity = identity.with_data(
         data.reference, None if unlabelled is None else unlabelled.reference
@@ -279,6 +315,8 @@ def _plan(command: Command, inputs: _Inputs) -> Plan:
             f"The models are compared on {len(inputs.test.splits['test']):,} test examples; "
             "how long that takes was not measured."
         )
+    if config.export is not None:
+        disk |= {"the exported model": sizes["bytes"], **disk_of_graphs(sizes["bytes"])}
     data = [PlannedData.of("--data", inputs.data)]
     if inputs.unlabelled is not None:
         data.append(PlannedData.of("--unlabelled", inputs.unlabelled))
@@ -296,8 +334,84 @@ def _plan(command: Command, inputs: _Inputs) -> Plan:
             "teacher's targets": held_bytes(pair.teacher, steps.batches),
         },
         disk=disk,
-        notes=notes,
+        notes=(*notes, *_export_notes(config)),
     )
+
+
+def _export_notes(config: DistillConfig) -> tuple[str, ...]:
+    if config.export is None:
+        return ()
+    precisions = " and ".join(config.export)
+    gate = f", which may lose {config.max_drop:g} points" if "int8" in config.export else ""
+    return (
+        f"The student is exported to ONNX in {precisions}{gate}; how long that takes was not measured.",
+    )
+
+
+def _with_graphs(command: Command, inputs: _Inputs, result: TrainResult) -> TrainResult:
+    """Add the student in ONNX to a finished directory, unless it is there as it is wanted now.
+
+    The first process does so alone.
+
+    Raises:
+        RefusedError: int8 did not pass the gate.
+    """
+    part()
+    config, output_dir = command.config, command.output_dir
+    assert config.export is not None
+    if not is_first():
+        return result
+    source = find_classifier(str(output_dir), access_of(config), {})
+    if holds_export(source.record, config.export, config.max_drop):
+        assert source.record.export is not None
+        return replace(result, export=source.record.export.to_dict())
+    wanted = ExportConfig(
+        model=str(output_dir),
+        data=config.data,
+        precision=config.export,
+        max_drop=config.max_drop,
+        max_length=config.max_length,
+    )
+    log = output_dir / LOG
+    with _student_is_kept(output_dir):
+        exported = write_export(
+            wanted,
+            source,
+            replace(inputs.data, whole_file=False),
+            output_dir,
+            partial(_record_with_graphs, config, source.record),
+            command.progress,
+            [log] if log.is_file() else [],
+        )
+    result = replace(result, export=exported.described())
+    if not exported.passed:
+        raise refusal(exported, str(output_dir), result)
+    return result
+
+
+def _record_with_graphs(config: DistillConfig, record: Record, exported: ExportResult) -> Record:
+    """The student's record with its graphs, and with the options and the command that asked for them."""
+    options = {"export": config.export, "max_drop": config.max_drop}
+    *former, last = record.chain
+    last = replace(last, command=command_line("distill", config))
+    return with_export(
+        replace(record, config={**record.config, **options}, chain=(*former, last)), exported
+    )
+
+
+@contextmanager
+def _student_is_kept(output_dir: Path) -> Iterator[None]:
+    """Say, where the export fails or is stopped, that the student is there and how to go on."""
+    kept = f"{output_dir} holds the distilled student. The same command with --resume exports it"
+    try:
+        yield
+    except Terminated:
+        raise Interrupted(f"Stopped by SIGTERM during the export. {kept}.", 143) from None
+    except KeyboardInterrupt:
+        raise Interrupted(f"Stopped by Ctrl-C during the export. {kept}.", 130) from None
+    except KdshrinkError:
+        logger.warning("%s again.", kept)
+        raise
 
 
 def _find_models(config: DistillConfig, *, is_over: bool) -> _Models:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.commands import PRECISIONS, ExportConfig, input_paths
+from ..config.commands import ExportConfig, input_paths
+from ..config.groups import PRECISIONS
 from ..data.labels import read_label_map
 from ..data.load import TaskData, load_data
 from ..errors import ModelError, RefusedError
@@ -367,6 +368,15 @@ def _record(config: ExportConfig, source: Source, data: TaskData, result: Export
         **{name: fact.to_dict() for name, fact in facts.items()},
     )
     return with_export(record, result)
+
+
+def holds_export(record: Record, precisions: Sequence[str], max_drop: float) -> bool:
+    """Whether a directory with this record has graphs of these precisions that passed with this --max-drop."""
+    made = record.export
+    if made is None or not made.passed or made.max_drop != max_drop:
+        return False
+    wanted = {f"{FOLDER}/{file}" for name, file in FILES.items() if name in precisions}
+    return wanted <= {*made.files}
 
 
 def with_export(record: Record, result: ExportResult) -> Record:

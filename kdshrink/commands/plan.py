@@ -144,11 +144,10 @@ class Plan:
     notes: Sequence[str] = field(default=())
 
     @classmethod
-    def nothing(cls, command: str, output_dir: Path) -> Plan:
-        """The plan of a run that --resume finds finished."""
-        return cls(
-            command, output_dir, notes=("It is finished already: there is nothing to resume.",)
-        )
+    def nothing(cls, command: str, output_dir: Path, notes: Sequence[str] = ()) -> Plan:
+        """The plan of a run whose training --resume finds finished; `notes` tell what is left."""
+        done = "It is trained already: there is nothing to resume."
+        return cls(command, output_dir, notes=(done, *notes))
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of --json."""

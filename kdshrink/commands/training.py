@@ -56,6 +56,7 @@ _FREE = {
     *(item.name for item in fields(HubOptions)),
     *("output_dir", "overwrite", "resume", "device", "report_to", "logging_steps", "save_steps"),
     *("save_total_limit", "cache_teacher", "shard_teacher", "compare"),
+    *("export", "max_drop"),
     *(
         "trust_remote_code",
         "revision",
@@ -155,7 +156,7 @@ class TrainingCommand(Generic[Config]):
         self._check_resume(identity)
         done = finished_result(self.output_dir)
         if done is not None:
-            logger.info("%s is finished already: there is nothing to resume", self.output_dir)
+            logger.info("%s is trained already: there is nothing to resume", self.output_dir)
         return done
 
     def push(self, result: TrainResult) -> TrainResult:

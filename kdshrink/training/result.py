@@ -40,6 +40,7 @@ class TrainResult:
     best_step: int
     development: EvalResult
     comparison: Mapping[str, Any] | None = None
+    export: Mapping[str, Any] | None = None
     pushed: PushResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,6 +58,8 @@ class TrainResult:
         }
         if self.comparison is not None:
             result["comparison"] = self.comparison
+        if self.export is not None:
+            result["export"] = self.export
         if self.pushed is not None:
             result["hub"] = self.pushed.to_dict()
         return result

@@ -403,7 +403,7 @@ def test_a_run_that_was_killed_and_one_that_is_finished(
     kept.rename(tmp_path / "o")
 
     finetune(FinetuneConfig(resume=True, **given))
-    assert "finished already" in planned(FinetuneConfig(resume=True, **given))["notes"][0]
+    assert "trained already" in planned(FinetuneConfig(resume=True, **given))["notes"][0]
 
 
 def test_the_best_model_of_a_run_to_resume_is_checked(
