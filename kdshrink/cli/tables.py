@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -341,28 +341,31 @@ def show_plan(plan: Mapping[str, Any]) -> None:
             )
             table.add_row(model["role"], model["name"], *sizes, f"{model['bytes'] / 1e6:,.1f}")
         out.print(table)
+    for line in _plan_lines(plan):
+        out.print(line, soft_wrap=True)
+
+
+def _plan_lines(plan: Mapping[str, Any]) -> Iterable[str]:
     for data in plan["data"]:
         examples = ", ".join(f"{split} {count:,}" for split, count in data["examples"].items())
         languages = ", ".join(data["languages"])
-        out.print(f"{data['option']} {data['name']}: {examples}; languages: {languages}")
+        yield f"{data['option']} {data['name']}: {examples}; languages: {languages}"
     if plan["training"]:
-        out.print(_training_line(plan["training"]))
-    for name, unit in (("memory", _bytes), ("disk", _bytes)):
-        if estimate := plan[f"{name}_bytes"]:
+        yield _training_line(plan["training"])
+    for name, unit in (("memory_bytes", _bytes), ("disk_bytes", _bytes), ("seconds", duration)):
+        if estimate := plan[name]:
+            what = {"seconds": "time"}.get(name, name.removesuffix("_bytes"))
             free = estimate.get("free")
-            of = f" of {_bytes(free)} free" if free is not None else ""
-            out.print(f"{name}: about {_bytes(estimate['total'])}{of}: {_parts(estimate, unit)}")
-            out.print(f"  estimate of {estimate['estimate_of']}")
-    if estimate := plan["seconds"]:
-        out.print(f"time: about {_parts(estimate, duration)}")
-        out.print(f"  estimate of {estimate['estimate_of']}")
+            of = "" if free is None else f" of {_bytes(free)} free"
+            parts = ", ".join(f"{part} {unit(size)}" for part, size in estimate["parts"].items())
+            yield f"{what}: about {unit(estimate['total'])}{of}: {parts}"
+            yield f"  estimate of {estimate['estimate_of']}"
     for run in plan["runs"]:
         state = "finished" if run["finished"] else "to do"
-        out.print(f"{run['name']}: {state}: kdshrink {shlex.join(run['command'])}", soft_wrap=True)
-    for note in plan["notes"]:
-        out.print(note)
+        yield f"{run['name']}: {state}: kdshrink {shlex.join(run['command'])}"
+    yield from plan["notes"]
     where = f"; {plan['command']} would write to {plan['output_dir']}" if plan["output_dir"] else ""
-    out.print(f"dry run: nothing was written{where}", soft_wrap=True)
+    yield f"dry run: nothing was written{where}"
 
 
 def _training_line(training: Mapping[str, Any]) -> str:
@@ -379,10 +382,6 @@ def _training_line(training: Mapping[str, Any]) -> str:
         f"learning rate {training['learning_rate']:.3g} after {training['warmup_steps']:,} steps of warm-up"
         + ("" if resumed is None else f"; resumed from step {resumed:,}")
     )
-
-
-def _parts(estimate: Mapping[str, Any], unit: Callable[[float], str]) -> str:
-    return ", ".join(f"{name} {unit(part)}" for name, part in estimate["parts"].items())
 
 
 def _bytes(count: float) -> str:

@@ -181,47 +181,36 @@ def _train(command: Command, inputs: Inputs) -> TrainResult:
 
 def _plan(command: Command, inputs: Inputs) -> Plan:
     """What `_train` would do: the steps are those of a student with copied weights in place of calibrated ones."""
-    config, teacher = command.config, inputs.teacher
     arguments = _arguments(command, inputs)
     process = memory_in_use(command.device)
     with tempfile.TemporaryDirectory() as folder:
-        calibration = _calibration_data(config, inputs)
+        calibration = _calibration_data(command.config, inputs)
         student = _student(command, inputs, Path(folder), None)
         prepared = _prepare(command, inputs, student)
         pair = _load_pair(command, inputs, prepared)
         tokenizer = tokenizer_bytes(student.source)
+    if student.calibration is not None:  # by the run that is resumed
+        calibration = None
     _place_teacher(command, pair, arguments)
     steps = _plan_steps(command, prepared, pair, arguments)
     pair.learner.train()
-    model, teacher_model = pair.learner.student, pair.teacher.recorder.model
-    sizes = model_sizes(model)
-    disk: dict[str, float] = {"embedding table": table_bytes(model), "tokenizer": tokenizer}
-    notes = []
-    if calibration is not None and student.calibration is None:
+    teacher = pair.teacher.recorder.model
+    sizes = model_sizes(pair.learner.student)
+    disk: dict[str, float] = {
+        "embedding table": table_bytes(pair.learner.student),
+        "tokenizer": tokenizer,
+        **_plan_cache(command, inputs, prepared, pair, steps.epochs),
+    }
+    if calibration is not None:
         disk["calibrated start"] = sizes["bytes"]
-        notes.append(
-            f"It is calibrated first, on {sum(calibration.counts().values()):,} texts and "
-            f"{len(calibration.sentences):,} shipped sentences; how long that takes was not measured."
-        )
-    checkpoints = command.output_dir / CHECKPOINTS
-    cache: dict[str, Any] = {"token_logits": teacher.task == "token", "epochs": steps.epochs}
-    encoded = prepared.encoded["train"]
-    if cached := cache_bytes(config.cache_teacher, pair.teacher, encoded, checkpoints, **cache):
-        require_room(checkpoints, cached)
-        disk["teacher's targets"] = cached
-    if inputs.test is not None:
-        notes.append(
-            f"The models are compared on {len(inputs.test.splits['test']):,} test examples; "
-            "how long that takes was not measured."
-        )
-    if config.export is not None:
-        disk |= {"the exported model": sizes["bytes"], **disk_of_graphs(sizes["bytes"])}
+    if (export := command.config.export) is not None:
+        disk |= {"the exported model": sizes["bytes"], **disk_of_graphs(sizes["bytes"], export)}
     data = [PlannedData.of("--data", inputs.data)]
     if inputs.unlabelled is not None:
         data.append(PlannedData.of("--unlabelled", inputs.unlabelled))
     return command.plan(
         [
-            PlannedModel.of("teacher", teacher.name, model_sizes(teacher_model)),
+            PlannedModel.of("teacher", inputs.teacher.name, model_sizes(teacher)),
             PlannedModel.of("student", student.start, sizes),
         ],
         data,
@@ -229,12 +218,53 @@ def _plan(command: Command, inputs: Inputs) -> Plan:
         steps.trial,
         memory={
             "the process before": process,
-            "teacher": tensor_bytes(teacher_model) + packed_bytes(teacher_model, command.device),
+            "teacher": tensor_bytes(teacher) + packed_bytes(teacher, command.device),
             "teacher's targets": held_bytes(pair.teacher, steps.batches),
         },
         disk=disk,
-        notes=(*notes, *_export_notes(config)),
+        notes=_notes(command, inputs, calibration),
     )
+
+
+def _plan_cache(
+    command: Command, inputs: Inputs, prepared: _Prepared, pair: Pair, epochs: float
+) -> dict[str, float]:
+    """The part of the disk that the teacher's targets take.
+
+    Raises:
+        OutputError: The disk has no room for them.
+    """
+    folder = command.output_dir / CHECKPOINTS
+    size = cache_bytes(
+        command.config.cache_teacher,
+        pair.teacher,
+        prepared.encoded["train"],
+        folder,
+        token_logits=inputs.teacher.task == "token",
+        epochs=epochs,
+    )
+    if size is None:
+        return {}
+    require_room(folder, size)
+    return {"teacher's targets": size}
+
+
+def _notes(
+    command: Command, inputs: Inputs, calibration: CalibrationData | None
+) -> tuple[str, ...]:
+    """What the run does besides training."""
+    notes = []
+    if calibration is not None:
+        notes.append(
+            f"It is calibrated first, on {sum(calibration.counts().values()):,} texts and "
+            f"{len(calibration.sentences):,} shipped sentences; how long that takes was not measured."
+        )
+    if inputs.test is not None:
+        notes.append(
+            f"The models are compared on {len(inputs.test.splits['test']):,} test examples; "
+            "how long that takes was not measured."
+        )
+    return (*notes, *_export_notes(command.config))
 
 
 def _export_notes(config: DistillConfig) -> tuple[str, ...]:

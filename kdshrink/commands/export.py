@@ -217,8 +217,9 @@ def _plan(config: ExportConfig, output_dir: Path, source: Source, data: TaskData
         device=_CPU,
     )
     scoring = seconds_to_score(loaded.model, evaluator)
+    wanted = config.precision or PRECISIONS
     seconds = {"scoring fp32, beside the model": 2 * scoring}
-    if "int8" in (config.precision or PRECISIONS):
+    if "int8" in wanted:
         seconds["scoring the first int8"] = scoring
     return Plan(
         "export",
@@ -240,7 +241,7 @@ def _plan(config: ExportConfig, output_dir: Path, source: Source, data: TaskData
             {
                 "the model": sizes["bytes"],
                 "tokenizer": tokenizer_bytes(source),
-                **disk_of_graphs(sizes["bytes"]),
+                **disk_of_graphs(sizes["bytes"], wanted),
             },
         ),
         seconds=Estimate(
@@ -251,17 +252,16 @@ def _plan(config: ExportConfig, output_dir: Path, source: Source, data: TaskData
     )
 
 
-def disk_of_graphs(weights: int) -> dict[str, float]:
+def disk_of_graphs(weights: int, precisions: Sequence[str]) -> dict[str, float]:
     """Bytes that exporting a model writes besides its weights, by what they are.
 
     Args:
         weights: Bytes of the model's weights, in float32.
     """
-    return {
-        "onnx/model.onnx": weights,
-        "onnx/model_quantized.onnx": weights / 4,
-        "a graph that is tried": weights / 2,
-    }
+    parts: dict[str, float] = {f"{FOLDER}/{FILES['fp32']}": weights}
+    if "int8" in precisions:  # it is tried beside where it is kept
+        parts |= {f"{FOLDER}/{FILES['int8']}": weights / 4, "a graph that is tried": weights / 4}
+    return parts
 
 
 def _data(config: ExportConfig) -> TaskData:

@@ -303,7 +303,7 @@ class TrainingCommand(Generic[Config]):
             data,
             training,
             Estimate(
-                "the process's peak: what it has at the end of the largest batch's forward pass",
+                "the peak of each process: what it has at the end of the largest batch's forward pass",
                 {**memory, **of_training},
                 least=peak_memory(self.device),
             ),
