@@ -191,6 +191,7 @@ def shrink() -> None:
         "kdshrink distill --teacher sample --data sample",
         "kdshrink distill --teacher teacher --init calibrated --hidden-size 192 --data massive",
         "kdshrink distill --teacher teacher --data lines.txt --weight task=0",
+        "kdshrink distill --teacher teacher --data massive --export int8 --dry-run",
     ),
 )
 def distill() -> None:
