@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # the names that `__getattr__` imports, for editors and mypy
     from .commands.compare import compare as compare
     from .commands.curves import curves as curves
     from .commands.distill import distill as distill
+    from .commands.dry_run import dry_run as dry_run
     from .commands.evaluate import evaluate as evaluate
     from .commands.evaluate import zero_shot as zero_shot
     from .commands.export import export as export
@@ -40,6 +41,7 @@ _HOMES = {
     "zero_shot": "commands.evaluate",
     "export": "commands.export",
     "compare": "commands.compare",
+    "dry_run": "commands.dry_run",
     "push": "commands.push",
     "info": "commands.info",
     "reproduce": "commands.reproduce",

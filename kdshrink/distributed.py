@@ -57,6 +57,14 @@ def require_processes() -> None:
         )
 
 
+def part() -> None:
+    """End the working together of a run's processes, so that one goes on alone; all must call this."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def largest(number: int, device: torch.device) -> int:
     """The maximum of a number over all processes."""
     import torch

@@ -51,7 +51,7 @@ def disk_errors(what: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(_existing(what)).free
+        free = shutil.disk_usage(existing(what)).free
         named = "No space left on device" in str(error)
         # The errors of torch.save on a full disk do not name the cause.
         if named or free < _FULL:
@@ -62,7 +62,8 @@ def disk_errors(what: Path) -> Iterator[None]:
         raise
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
@@ -140,6 +141,11 @@ def recover_directory(path: Path) -> None:
         shutil.rmtree(former, ignore_errors=True)
     elif former.exists():
         former.rename(path)
+
+
+def former_or_own(path: Path) -> Path:
+    """Where the content is that `recover_directory` would leave at `path`."""
+    return path if path.exists() else _beside(path, "former")
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -65,10 +65,7 @@ def open_output(
     if not is_first():
         yield
         return
-    output = Path(os.path.realpath(directory))
-    _check_inputs(directory, output, inputs)
-    if os.path.exists(output) and not output.is_dir():
-        raise OutputError(f"{directory} is a file. Give a directory with -o.")
+    output = _checked_place(directory, inputs)
     made = [folder for folder in (output, *output.parents) if not os.path.exists(folder)]
     try:
         with _hold(directory, output):
@@ -81,6 +78,54 @@ def open_output(
         with suppress(OSError):  # a directory with content stays
             for folder in made:
                 folder.rmdir()
+
+
+def check_output(
+    directory: Path,
+    command: str,
+    *,
+    overwrite: bool,
+    resume: bool = False,
+    inputs: Iterable[Path] = (),
+) -> None:
+    """Make the checks of `open_output`, with its arguments and errors, and write nothing."""
+    if not is_first():
+        return
+    output = _checked_place(directory, inputs)
+    check_makable(directory)
+    if not output.is_dir():
+        return
+    lock, whole = output / _LOCK, output / _WHOLE
+    if lock.exists():
+        try:
+            with locked(lock, wait=False):
+                pass
+        except BlockingIOError:
+            raise _in_use(directory, lock) from None
+    # Files of a run that was killed while it moved them: a command would move the rest first.
+    content = whole if (whole / RECORD).is_file() else output
+    _check_content(directory, content, command, overwrite=overwrite, resume=resume)
+
+
+def check_makable(directory: Path) -> None:
+    """Raise OutputError unless a directory can be made, or is there and writable."""
+    output = Path(os.path.realpath(directory))
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        output.lstat()  # which raises if the name is too long
+    folder = next(one for one in (output, *output.parents) if os.path.lexists(one))
+    if not folder.is_dir():
+        raise _unmakable(directory, os.strerror(errno.ENOTDIR))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _unwritable(directory, folder)
+
+
+def _checked_place(directory: Path, inputs: Iterable[Path]) -> Path:
+    """The real path of an output directory, which is neither a file nor an input."""
+    output = Path(os.path.realpath(directory))
+    _check_inputs(directory, output, inputs)
+    if os.path.exists(output) and not output.is_dir():
+        raise OutputError(f"{directory} is a file. Give a directory with -o.")
+    return output
 
 
 def _check_inputs(directory: Path, output: Path, inputs: Iterable[Path]) -> None:
@@ -111,22 +156,14 @@ def _hold(directory: Path, output: Path) -> Iterator[None]:
                 output.mkdir(parents=True, exist_ok=True)
                 file = held.enter_context(locked(lock, wait=False))
         except BlockingIOError:
-            holder = (
-                lock.read_text(encoding="utf-8", errors="replace").strip() if lock.exists() else ""
-            )
-            raise OutputError(
-                f"{directory}: another run writes to it{f' ({holder})' if holder else ''}.\n"
-                "Wait until it has ended, or give another directory with -o."
-            ) from None
+            raise _in_use(directory, lock) from None
         except (NotADirectoryError, FileNotFoundError, FileExistsError) as error:
-            raise OutputError(f"{directory} cannot be made: {error.strerror}.") from error
+            raise _unmakable(directory, error.strerror) from error
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             folder = next(one for one in (output, *output.parents) if os.path.exists(one))
-            raise OutputError(
-                f"{directory} cannot be written: no permission in {folder}."
-            ) from error
+            raise _unwritable(directory, folder) from error
         try:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             holder = f"process {os.getpid()} on {socket.gethostname()}, since {since}"
@@ -136,6 +173,22 @@ def _hold(directory: Path, output: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _in_use(directory: Path, lock: Path) -> OutputError:
+    holder = lock.read_text(encoding="utf-8", errors="replace").strip() if lock.exists() else ""
+    return OutputError(
+        f"{directory}: another run writes to it{f' ({holder})' if holder else ''}.\n"
+        "Wait until it has ended, or give another directory with -o."
+    )
+
+
+def _unmakable(directory: Path, reason: str | None) -> OutputError:
+    return OutputError(f"{directory} cannot be made: {reason}.")
+
+
+def _unwritable(directory: Path, folder: Path) -> OutputError:
+    return OutputError(f"{directory} cannot be written: no permission in {folder}.")
 
 
 def _check_content(

@@ -32,6 +32,14 @@ class RunState:
     note: str = ""
 
 
+def duration(seconds: float) -> str:
+    """A time for people: two figures of it, in the largest unit of which there is one."""
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
 Board = Callable[[Sequence[RunState]], None]
 """Called repeatedly with the states of all runs of a plan."""
 

@@ -14,6 +14,7 @@ import typer
 
 from .. import __version__
 from ..config import commands as config
+from ..config.fields import kebab
 from ..errors import Interrupted, OutputError, RefusedError
 from . import console, tables
 from .config_file import read_options
@@ -31,12 +32,20 @@ app = typer.Typer(
 )
 
 
+_DRY_RUN = (
+    "Resolve and check everything, print what would run (models, data, steps, and estimates of memory, disk and "
+    "time) and stop; nothing is written."
+)
+
+
 def _deliver(
     result: dict[str, Any], show: Callable[[dict[str, Any]], None], chosen: object
 ) -> None:
     """Print a result. A closed pipe is an error only if the result is not on disk too."""
     places = (result.get(key) for key in ("output_dir", "report", "output", "url"))
     kept = next(filter(None, (*places, getattr(chosen, "output_dir", None))), None)
+    if result.get("dry_run"):
+        kept = None
     try:
         show(result)
         flush_stdout()
@@ -71,6 +80,14 @@ def _file_parameter(command: str, config_class: type) -> inspect.Parameter:
     )
 
 
+def _flag(name: str, help: str) -> inspect.Parameter:
+    """The parameter for a flag that is not of the config, in the panel of the output."""
+    option = typer.Option(f"--{kebab(name)}", help=help, rich_help_panel="Output")
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
+    )
+
+
 def _command(
     name: str,
     config_class: type,
@@ -78,10 +95,12 @@ def _command(
     show: Callable[[dict[str, Any]], None],
     epilog: str,
     display: type[ProgressBar | RunTable] = ProgressBar,
+    *,
+    runs_long: bool = True,
 ) -> Callable[[Callable[[], None]], None]:
     """Register a command that builds a config and calls `module:function` of the library.
 
-    `display` shows its progress.
+    `display` shows its progress; one that runs long has --dry-run.
     """
 
     def register(documented: Callable[[], None]) -> None:
@@ -90,28 +109,21 @@ def _command(
             dataclasses.fields(config_class), key=lambda item: help_order(config_class, item)
         )
         parameters = [parameter(config_class, item, hints[item.name]) for item in fields]
-        json_option = typer.Option(
-            "--json", help="Print one JSON object on stdout.", rich_help_panel="Output"
-        )
-        parameters.append(
-            inspect.Parameter(
-                "json_output",
-                inspect.Parameter.KEYWORD_ONLY,
-                default=False,
-                annotation=Annotated[bool, json_option],
-            )
-        )
+        parameters.append(_flag("json", "Print one JSON object on stdout."))
+        if runs_long:
+            parameters.append(_flag("dry_run", _DRY_RUN))
 
         if "data" in hints:
             parameters.append(_file_parameter(name, config_class))
 
         def run(**typed: Any) -> None:
-            json_output = typed.pop("json_output")
+            as_json, dry = typed.pop("json"), typed.pop("dry_run", False)
             console.hide(typed.get("token"))
             chosen = config_class(**{item.name: value(item, hints, typed) for item in fields})
-            shown = console.print_json if json_output else show
+            shown = tables.show_plan if dry else show
+            shown = console.print_json if as_json else shown
             deliver = partial(_deliver, show=shown, chosen=chosen)
-            module, function = target.split(":")
+            module, function = ("commands.dry_run:dry_run" if dry else target).split(":")
             try:
                 with display() as progress:
                     work = getattr(import_module(f"kdshrink.{module}"), function)
@@ -179,6 +191,7 @@ def shrink() -> None:
         "kdshrink distill --teacher sample --data sample",
         "kdshrink distill --teacher teacher --init calibrated --hidden-size 192 --data massive",
         "kdshrink distill --teacher teacher --data lines.txt --weight task=0",
+        "kdshrink distill --teacher teacher --data massive --export int8 --dry-run",
     ),
 )
 def distill() -> None:
@@ -258,6 +271,7 @@ def compare() -> None:
         "kdshrink push student --hub-model-id my-org/student --private --hub-revision candidate",
         "kdshrink push student --hub-model-id their-org/student --create-pr",
     ),
+    runs_long=False,
 )
 def push() -> None:
     """Upload a model directory to the Hub in one commit; unchanged files are not sent again."""
@@ -272,6 +286,7 @@ def push() -> None:
         "kdshrink info student",
         "kdshrink info my-org/student@main --json | jq -r '.chain[].command'",
     ),
+    runs_long=False,
 )
 def info() -> None:
     """Show how a model was made, and its layers, size, scores and languages."""
@@ -307,6 +322,7 @@ def reproduce() -> None:
         "kdshrink curves student other -o curves.png",
         "kdshrink curves student --term task --json | jq '.curves.student[-1]'",
     ),
+    runs_long=False,
 )
 def curves() -> None:
     """Show the training loss, or a score, of finetune and distill runs by step, also while they run."""

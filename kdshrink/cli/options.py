@@ -16,7 +16,7 @@ _FIRST = (
     *("teacher", "student", "recipe", "init", "layers", "hidden_size", "vocab_from"),
     *("scale", "models", "baseline", "data", "languages", "split"),
     *("num_train_epochs", "max_steps", "batch_size", "learning_rate"),
-    *("precision", "max_drop", "backend", "threads"),
+    *("export", "precision", "max_drop", "backend", "threads"),
     *("predictions", "per_class", "seeds", "plan", "term", "output_dir", "output_file"),
 )
 """The options that most runs need: --help shows these first, in this order, and the rest in panels."""
@@ -28,6 +28,7 @@ _PANELS = {
     "ShapeOptions": "Shape of the student",
     "CalibrationOptions": "Shape of the student",
     "ObjectiveOptions": "Objective",
+    "GateOptions": _OWN,
     "TrainingOptions": "Training",
     "ScoringOptions": "Run",
     "EvaluationOptions": "Run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..comparing.sheets import language_sheet, notes, score_sheet, size_sheet, speed_sheet
+from ..progress import duration
 from .console import stdout
 
 
@@ -157,6 +159,8 @@ def show_training(result: Mapping[str, Any]) -> None:
         f"{result['examples_per_second']:.1f} examples/s, "
         f"peak memory {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
     )
+    if exported := result.get("export"):
+        _show_graphs(out, exported)
     _show_where(out, result)
 
 
@@ -210,6 +214,11 @@ def _show_where(out: Console, result: Mapping[str, Any]) -> None:
 
 def show_export(result: Mapping[str, Any]) -> None:
     out = stdout()
+    _show_graphs(out, result)
+    _show_where(out, result)
+
+
+def _show_graphs(out: Console, result: Mapping[str, Any]) -> None:
     columns = [verdict["scheme"] for verdict in result["tried"]]
     title = f"{_metric_name(result['metric'])} in fp32, and the points that int8 loses"
     table = _table("language", "examples", "fp32", *columns, title=title)
@@ -233,7 +242,6 @@ def show_export(result: Mapping[str, Any]) -> None:
     for runtime, faults in result["unread"].items():
         for fault in faults:
             out.print(f"{runtime}: {fault}")
-    _show_where(out, result)
 
 
 def _points(drop: float) -> str:
@@ -336,3 +344,60 @@ def show_curves(result: Mapping[str, Any]) -> None:
     out.print(table)
     if result["output"]:
         out.print(f"drawn to {result['output']}", soft_wrap=True)
+
+
+def show_plan(plan: Mapping[str, Any]) -> None:
+    out = stdout()
+    if plan["models"]:
+        table = _table("model", "", "layers", "width", "vocabulary", "parameters", "MB")
+        for model in plan["models"]:
+            sizes = (
+                f"{model[name]:,}" for name in ("layers", "hidden_size", "vocabulary", "parameters")
+            )
+            table.add_row(model["role"], model["name"], *sizes, f"{model['bytes'] / 1e6:,.1f}")
+        out.print(table)
+    for line in _plan_lines(plan):
+        out.print(line, soft_wrap=True)
+
+
+def _plan_lines(plan: Mapping[str, Any]) -> Iterable[str]:
+    for data in plan["data"]:
+        examples = ", ".join(f"{split} {count:,}" for split, count in data["examples"].items())
+        languages = ", ".join(data["languages"])
+        yield f"{data['option']} {data['name']}: {examples}; languages: {languages}"
+    if plan["training"]:
+        yield _training_line(plan["training"])
+    for name, unit in (("memory_bytes", _bytes), ("disk_bytes", _bytes), ("seconds", duration)):
+        if estimate := plan[name]:
+            what = {"seconds": "time"}.get(name, name.removesuffix("_bytes"))
+            free = estimate.get("free")
+            of = "" if free is None else f" of {_bytes(free)} free"
+            parts = ", ".join(f"{part} {unit(size)}" for part, size in estimate["parts"].items())
+            yield f"{what}: about {unit(estimate['total'])}{of}: {parts}"
+            yield f"  estimate of {estimate['estimate_of']}"
+    for run in plan["runs"]:
+        state = "finished" if run["finished"] else "to do"
+        yield f"{run['name']}: {state}: kdshrink {shlex.join(run['command'])}"
+    yield from plan["notes"]
+    where = f"; {plan['command']} would write to {plan['output_dir']}" if plan["output_dir"] else ""
+    yield f"dry run: nothing was written{where}"
+
+
+def _training_line(training: Mapping[str, Any]) -> str:
+    batch = f"batches of {training['batch_size']} examples"
+    if training["tokens_per_batch"]:
+        batch = f"batches of up to {training['tokens_per_batch']:,} tokens"
+    if training["gradient_accumulation_steps"] > 1:
+        batch = f"{training['gradient_accumulation_steps']} {batch} a step"
+    if training["processes"] > 1:
+        batch += f" on each of {training['processes']} devices"
+    resumed = training["resumed_from"]
+    return (
+        f"{training['steps']:,} steps ({training['epochs']:.3g} epochs of {training['steps_per_epoch']:,}), {batch}, "
+        f"learning rate {training['learning_rate']:.3g} after {training['warmup_steps']:,} steps of warm-up"
+        + ("" if resumed is None else f"; resumed from step {resumed:,}")
+    )
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -5,24 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from ..calibration.texts import CalibrationData, repeated_sentences
 from ..config.commands import DistillConfig
 from ..config.fields import LOSS_TERMS
-from ..config.recipes import RECIPES, Init
-from ..data.batching import steps_per_epoch
-from ..data.encoding import as_words, with_unlabelled
-from ..data.labels import read_label_map
-from ..data.load import TaskData, load_data
-from ..data.registry import Task
-from ..data.request import ColumnChoice, DataRequest, Sampling
+from ..config.recipes import RECIPES
+from ..data.batching import Batches, steps_per_epoch
+from ..data.encoding import with_unlabelled
+from ..data.load import TaskData
+from ..distillation.cache import require_room
 from ..distillation.comparison import Comparison
 from ..distillation.loss_evaluator import LossEvaluator
 from ..distillation.matching import map_tokens
@@ -31,56 +30,74 @@ from ..distillation.pair import Pair, load_pair
 from ..distillation.student import (
     KEPT,
     Student,
-    check_base,
     given_student,
     keep_calibrated,
     kept_calibrated,
     make_student,
 )
-from ..distillation.targets import check_cache_mode, open_cache, target_loader
-from ..distillation.timing import seconds_per_step
+from ..distillation.targets import (
+    cache_bytes,
+    check_cache_mode,
+    held_bytes,
+    open_cache,
+    target_loader,
+)
+from ..distillation.timing import trial_of
 from ..distillation.trainer import DistillationTrainer
 from ..distributed import is_first, require_processes
-from ..errors import DataError, UnlabelledError, UsageError
-from ..evaluation.evaluator import Evaluator, check_labels
-from ..models.architectures import can_be, family_of
+from ..evaluation.evaluator import Evaluator
 from ..models.devices import describe_device, to_device
-from ..models.loading import (
-    fitting_length,
-    load_tokenizer,
-    model_sizes,
-    prefix_words,
-    require_task,
-)
+from ..models.embeddings import TABLE, WholeTable, table_bytes
+from ..models.loading import fitting_length, model_sizes, prefix_words
+from ..models.onednn import packed_bytes
 from ..models.sharding import shard
-from ..models.source import Source, find_classifier, find_model
-from ..models.whole import check_whole
 from ..output import CHECKPOINTS
-from ..progress import Progress
-from ..record import Record
+from ..progress import Progress, duration
+from ..record import Record, read_record
 from ..shrinking.plan import Shape
-from ..training.checkpoints import Identity, Start, last_checkpoint
+from ..training.checkpoints import last_checkpoint
 from ..training.result import TrainResult, effective, load_best
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits
-from .inputs import data_request
-from .options import access_of, record_of
-from .training import TrainingCommand
+from ..training.trial import Trial, memory_in_use, tensor_bytes
+from .distill_export import add_graphs
+from .distill_inputs import SPLITS, Command, Inputs, read_inputs
+from .export import disk_of_graphs, holds_export
+from .options import record_of
+from .plan import Plan, PlannedData, PlannedModel, tokenizer_bytes
 
 logger = logging.getLogger(__name__)
-
-_SPLITS = ("train", "validation")
 
 
 def distill(config: DistillConfig, progress: Progress | None = None) -> TrainResult:
     """Distil a teacher into a smaller student, which starts as `config.student` or `config.init` says.
 
     Raises:
+        RefusedError: No scheme of int8 passed the gate of --export; the directory holds the student and fp32.
         KdshrinkError: As `errors` lists.
     """
-    output_dir = config.output_dir or Path(_default_name(config))
-    with TrainingCommand.open("distill", config, output_dir, progress) as command:
-        return _distill(command)
+    with Command.open("distill", config, _output_dir(config), progress) as command:
+        inputs = read_inputs(command)
+        result = command.finished(inputs.identity) or _train(command, inputs)
+        if config.export is not None:
+            result = add_graphs(command, inputs, result)
+        return command.push(result)
+
+
+def plan_distill(config: DistillConfig, progress: Progress | None = None) -> Plan:
+    """What `distill` would do; its errors before calibrating and training are raised too."""
+    command = Command.rehearse("distill", config, _output_dir(config), progress)
+    inputs = read_inputs(command)
+    if command.finished(inputs.identity):
+        record = read_record(command.output_dir) or Record()
+        exported = holds_export(record, config.export or (), config.max_drop)
+        notes = () if exported else _export_notes(config)
+        return Plan.nothing(command.name, command.output_dir, notes)
+    return _plan(command, inputs)
+
+
+def _output_dir(config: DistillConfig) -> Path:
+    return config.output_dir or Path(_default_name(config))
 
 
 def _default_name(config: DistillConfig) -> str:
@@ -95,284 +112,211 @@ def _default_name(config: DistillConfig) -> str:
 
 
 @dataclass(frozen=True)
-class _Models:
-    """The models that a distillation reads.
-
-    Attributes:
-        tokenizer: The teacher's tokenizer.
-        init: How the student is initialized; of no use where one is given.
-        base: The model that --init from-base copies weights from; None if none is needed.
-    """
-
-    teacher: Source
-    tokenizer: PreTrainedTokenizerBase
-    student: Source | None
-    init: Init
-    base: Source | None
-
-
-@dataclass(frozen=True)
 class _Prepared:
-    """What is ready before the training loop starts.
+    """The student before training, and the data encoded for it.
 
     Attributes:
         texts: All texts to train on, with and without labels.
-        encoded: The splits, tokenised for the student; the unlabelled texts are in the training split.
+        encoded: The splits; the unlabelled texts are in the training split.
+        teacher_ids: For each of the student's tokens the teacher's; None if the vocabularies are the same.
         length: The maximum number of tokens of a text.
     """
 
     student: Student
     texts: Dataset
     encoded: dict[str, Any]
+    teacher_ids: Tensor | None
     length: int
-    comparison: Comparison | None
-    start: Start
-    pair: Pair
 
 
-Command = TrainingCommand[DistillConfig]
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of the training loop.
+
+    Attributes:
+        per_epoch: Their number in an epoch.
+        trial: One of them, to be tried before.
+    """
+
+    arguments: TrainingArguments
+    batches: Batches
+    per_epoch: int
+    trial: Trial
+
+    @property
+    def epochs(self) -> float:
+        return self.arguments.max_steps / self.per_epoch
 
 
-def _distill(command: Command) -> TrainResult:
-    config = command.config
-    request = data_request(config)
-    models = _find_models(config, is_over=command.is_over)
-    teacher = models.teacher
-    named = {"teacher": teacher, "student": models.student}
-    if config.base is not None:
-        named["base"] = models.base
-    identity = command.identify({role: one for role, one in named.items() if one is not None})
-    data = _load_data(config, request, teacher)
-    unlabelled = _load_unlabelled(config, data.task)
-    identity = identity.with_data(
-        data.reference, None if unlabelled is None else unlabelled.reference
-    )
-    if done := command.finished(identity):
-        return done
-    # Without a term its projection, the head or a pooler may have no part in the loss.
-    trains_all = teacher.task is not None and all(config.weight(term) > 0 for term in LOSS_TERMS)
-    arguments = command.arguments(trains_all=trains_all)
-    check_cache_mode(config.cache_teacher)
-    if config.shard_teacher:
-        require_processes()
-    prepared = _prepare(command, models, data, unlabelled, identity, arguments)
-    trainer = _make_trainer(command, teacher, data, prepared, arguments)
-    run = run_training(trainer, prepared.start.checkpoint)
+def _train(command: Command, inputs: Inputs) -> TrainResult:
+    arguments = _arguments(command, inputs)
+    comparison = None
+    with tempfile.TemporaryDirectory() as folder:
+        calibration = _calibration_data(command.config, inputs)
+        student = _student(command, inputs, Path(folder), calibration)
+        prepared = _prepare(command, inputs, student)
+        if inputs.test is not None:
+            comparison = _comparison(command, inputs, inputs.test, student)
+        checkpoints = command.output_dir / CHECKPOINTS
+        with arguments.main_process_first(local=False):
+            start = command.start(inputs.identity)
+            if student.calibration is not None and is_first():
+                keep_calibrated(student, checkpoints / KEPT, inputs.teacher)
+            pair = _load_pair(command, inputs, prepared)
+            table = WholeTable.keep(
+                checkpoints / TABLE, student.source.directory, pair.learner.student, pair.kept
+            )
+    _place_teacher(command, pair, arguments)
+    trainer = _make_trainer(command, inputs, prepared, pair, table, arguments)
+    run = run_training(trainer, start.checkpoint)
     compared = None
-    if prepared.comparison is not None:
-        prepared.comparison.add_distilled(load_best(run, prepared.pair.learner.student))
+    if comparison is not None:
+        comparison.add_distilled(load_best(run, pair.learner.student))
         trainer.accelerator.wait_for_everyone()  # then rank 0 removes the checkpoints
-        compared = prepared.comparison.to_dict()
-    record = _record(command, teacher, data, unlabelled, prepared, arguments)
+        compared = comparison.to_dict()
+    facts = effective(start, arguments, prepared.length)
+    record = _record(command, inputs, prepared, pair, facts)
     return command.save(run, prepared.student.tokenizer, record, compared)
 
 
-def _find_models(config: DistillConfig, *, is_over: bool) -> _Models:
-    """Find the models, but not the recorded base of a run that is over: no identity has it."""
-    renamed = read_label_map(config.label_map)
-    teacher = find_classifier(config.teacher, access_of(config), renamed)
-    family_of(teacher.config, "distilled")
-    init = config.init or _usual_init(config, teacher)
-    if config.student is None:
-        family_of(teacher.config, "calibrated" if init == "calibrated" else "shrunk")
-    _check_terms(config, teacher)
-    check_whole(teacher, teacher.task)
-    tokenizer = load_tokenizer(teacher)
-    student = base = None
-    if config.student is not None:
-        student = find_model(config.student, teacher.access).renamed(renamed)
-    if config.init == "from-base" and (config.base is not None or not is_over):
-        base = find_model(_name_of_base(config, teacher), teacher.access)
-        check_base(base, teacher, tokenizer)
-    return _Models(teacher, tokenizer, student, init, base)
+def _plan(command: Command, inputs: Inputs) -> Plan:
+    """What `_train` would do: the steps are those of a student with copied weights in place of calibrated ones."""
+    arguments = _arguments(command, inputs)
+    process = memory_in_use(command.device)
+    with tempfile.TemporaryDirectory() as folder:
+        calibration = _calibration_data(command.config, inputs)
+        student = _student(command, inputs, Path(folder), None)
+        prepared = _prepare(command, inputs, student)
+        pair = _load_pair(command, inputs, prepared)
+        tokenizer = tokenizer_bytes(student.source)
+    if student.calibration is not None:  # by the run that is resumed
+        calibration = None
+    _place_teacher(command, pair, arguments)
+    steps = _plan_steps(command, prepared, pair, arguments)
+    pair.learner.train()
+    teacher = pair.teacher.recorder.model
+    sizes = model_sizes(pair.learner.student)
+    disk: dict[str, float] = {
+        "embedding table": table_bytes(pair.learner.student),
+        "tokenizer": tokenizer,
+        **_plan_cache(command, inputs, prepared, pair, steps.epochs),
+    }
+    if calibration is not None:
+        disk["calibrated start"] = sizes["bytes"]
+    if (export := command.config.export) is not None:
+        disk |= {"the exported model": sizes["bytes"], **disk_of_graphs(sizes["bytes"], export)}
+    data = [PlannedData.of("--data", inputs.data)]
+    if inputs.unlabelled is not None:
+        data.append(PlannedData.of("--unlabelled", inputs.unlabelled))
+    return command.plan(
+        [
+            PlannedModel.of("teacher", inputs.teacher.name, model_sizes(teacher)),
+            PlannedModel.of("student", student.start, sizes),
+        ],
+        data,
+        command.plan_training(arguments, steps.per_epoch),
+        steps.trial,
+        memory={
+            "the process before": process,
+            "teacher": tensor_bytes(teacher) + packed_bytes(teacher, command.device),
+            "teacher's targets": held_bytes(pair.teacher, steps.batches),
+        },
+        disk=disk,
+        notes=_notes(command, inputs, calibration),
+    )
 
 
-def _usual_init(config: DistillConfig, teacher: Source) -> Init:
-    """What the student is made from where --init does not say: as the recipe has it, if that is possible."""
-    init = RECIPES[config.recipe].init
-    if init != "calibrated" or config.student is not None:
-        return init
-    reason = None
-    if config.shard_teacher:
-        reason = "a teacher that is spread over processes"
-    elif not can_be(teacher.config, "calibrated"):
-        reason = f"a model of type {teacher.config.get('model_type')!r}"
-    if reason is None:
-        return init
-    logger.warning("%s cannot be calibrated: the student starts as a copy", reason)
-    return "from-teacher"
-
-
-def _check_terms(config: DistillConfig, teacher: Source) -> None:
-    possible = LOSS_TERMS if teacher.task else ("embedding", "hidden", "attention")
-    if not any(config.weight(term) for term in possible):
-        raise UsageError(
-            "--weight: every term of the loss that this teacher has targets for has weight 0.\n"
-            f"Give one of {', '.join(possible)} a weight."
-        )
-
-
-def _name_of_base(config: DistillConfig, teacher: Source) -> str:
-    name = config.base or teacher.record.base
-    if not name:
-        raise UsageError(
-            f"--init from-base: nothing says which model {teacher.name} was fine-tuned from.\n"
-            "Name it with --base."
-        )
-    return str(name)
-
-
-def _load_data(config: DistillConfig, request: DataRequest, teacher: Source) -> TaskData:
-    """The training and validation data; labels are required unless the task term has weight 0.
+def _plan_cache(
+    command: Command, inputs: Inputs, prepared: _Prepared, pair: Pair, epochs: float
+) -> dict[str, float]:
+    """The part of the disk that the teacher's targets take.
 
     Raises:
-        DataError: The teacher is for another task or other labels.
+        OutputError: The disk has no room for them.
     """
-    labelled = config.weight("task") > 0 and teacher.task is not None
-    try:
-        data = load_data(
-            request,
-            _SPLITS,
-            purpose="train",
-            labels="required" if labelled else "optional",
-            token=config.token,
+    folder = command.output_dir / CHECKPOINTS
+    size = cache_bytes(
+        command.config.cache_teacher,
+        pair.teacher,
+        prepared.encoded["train"],
+        folder,
+        token_logits=inputs.teacher.task == "token",
+        epochs=epochs,
+    )
+    if size is None:
+        return {}
+    require_room(folder, size)
+    return {"teacher's targets": size}
+
+
+def _notes(
+    command: Command, inputs: Inputs, calibration: CalibrationData | None
+) -> tuple[str, ...]:
+    """What the run does besides training."""
+    notes = []
+    if calibration is not None:
+        notes.append(
+            f"It is calibrated first, on {sum(calibration.counts().values()):,} texts and "
+            f"{len(calibration.sentences):,} shipped sentences; how long that takes was not measured."
         )
-    except UnlabelledError as error:
-        raise UnlabelledError(
-            f"{error}\nTo distil without labels, switch off their term: --weight task=0."
-        ) from error
-    if teacher.task is not None:
-        require_task(teacher, data.task)
-        if data.labels is not None:
-            check_labels(data, teacher)
-    return data
+    if inputs.test is not None:
+        notes.append(
+            f"The models are compared on {len(inputs.test.splits['test']):,} test examples; "
+            "how long that takes was not measured."
+        )
+    return (*notes, *_export_notes(command.config))
 
 
-def _load_unlabelled(config: DistillConfig, task: Task) -> TaskData | None:
-    """The texts of --unlabelled, as words for a token task."""
-    if config.unlabelled is None:
+def _export_notes(config: DistillConfig) -> tuple[str, ...]:
+    if config.export is None:
+        return ()
+    precisions = " and ".join(config.export)
+    gate = f", which may lose {config.max_drop:g} points" if "int8" in config.export else ""
+    return (
+        f"The student is exported to ONNX in {precisions}{gate}; how long that takes was not measured.",
+    )
+
+
+def _arguments(command: Command, inputs: Inputs) -> TrainingArguments:
+    config = command.config
+    # Without a term its projection, the head or a pooler may have no part in the loss.
+    weighted = all(config.weight(term) > 0 for term in LOSS_TERMS)
+    arguments = command.arguments(trains_all=weighted and inputs.teacher.task is not None)
+    check_cache_mode(config.cache_teacher)
+    if config.shard_teacher:
+        require_processes()
+    return arguments
+
+
+def _calibration_data(config: DistillConfig, inputs: Inputs) -> CalibrationData | None:
+    """The texts that the student is calibrated on; None if it is not."""
+    if inputs.models.student is not None or inputs.models.init != "calibrated":
         return None
-    same = config.unlabelled == config.data
-    request = replace(
-        data_request(
-            config, data=config.unlabelled, languages=config.unlabelled_languages or ("all",)
-        ),
-        data_dir=config.data_dir if same else None,
-        columns=ColumnChoice(text=config.text_column if same else None),
-        sampling=Sampling(),
+    return CalibrationData.sample(
+        inputs.data,
+        config.calibration_samples,
+        max_length=config.max_length,
+        copies=config.calibration_copies,
+        multilingual=config.calibration_multilingual,
     )
-    data = load_data(request, ("train",), purpose="train", labels="unused", token=config.token)
-    if data.task == task:
-        return data
-    if task == "sequence":
-        raise DataError(
-            f"--unlabelled {config.unlabelled}: its texts are lists of words, and those of --data are not.\n"
-            "Give texts as strings."
-        )
-    return replace(data, task=task, splits={"train": as_words(data.splits["train"])})
-
-
-def _prepare(
-    command: Command,
-    models: _Models,
-    data: TaskData,
-    unlabelled: TaskData | None,
-    identity: Identity,
-    arguments: TrainingArguments,
-) -> _Prepared:
-    """Find or make the student, encode the data, and load both models."""
-    config, device = command.config, command.device
-    recipe = RECIPES[config.recipe]
-    teacher, tokenizer = models.teacher, models.tokenizer
-    if data.task == "token":
-        prefix_words(tokenizer)
-    labelled = data if teacher.task is not None else replace(data, labels=None)
-    objective = Objective(
-        {term: config.weight(term) for term in LOSS_TERMS},
-        config.attention_target,
-        config.prediction_loss,
-        config.temperature,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        student = _student(command, models, data, Path(folder))
-        teacher_ids = map_tokens(student.tokenizer, tokenizer, data)
-        length = fitting_length(config.max_length, student.tokenizer, student.source.config)
-        encoded = encode_splits(labelled, _SPLITS, student.tokenizer, length, student.labels)
-        texts = [data.splits["train"].select_columns(["text", "language"])]
-        for table in _without_labels(config, data, unlabelled, student.tokenizer, length):
-            bare = replace(data, labels=None, splits={"train": table})
-            more = encode_splits(bare, ("train",), student.tokenizer, length, ())["train"]
-            encoded["train"] = with_unlabelled(encoded["train"], more)
-            texts.append(table)
-        comparison = None
-        if _comparing(config) and labelled.labels is not None:
-            comparison = _comparison(command, data, models, student)
-        with arguments.main_process_first(local=False):
-            start = command.start(identity)
-            if student.calibration is not None and is_first():
-                keep_calibrated(student, command.output_dir / CHECKPOINTS / KEPT, teacher)
-            set_seed(config.seed)
-            pair = load_pair(
-                teacher,
-                student,
-                encoded,
-                teacher_ids,
-                objective,
-                command.output_dir,
-                device,
-                dropout=recipe.dropout if config.dropout is None else config.dropout,
-                seed=config.seed,
-            )
-    teacher_model = pair.teacher.recorder.model
-    if arguments.bf16 and device.type == "cuda":
-        teacher_model.bfloat16()
-    (shard if config.shard_teacher else to_device)(teacher_model, device)
-    return _Prepared(student, concatenate_datasets(texts), encoded, length, comparison, start, pair)
-
-
-def _without_labels(
-    config: DistillConfig,
-    data: TaskData,
-    unlabelled: TaskData | None,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-) -> Iterator[Dataset]:
-    """Text and language of what is trained on without labels: --unlabelled, and shipped sentences."""
-    languages = [*data.languages]
-    if unlabelled is not None:
-        yield unlabelled.splits["train"].select_columns(["text", "language"])
-        languages += unlabelled.languages
-    share = RECIPES[config.recipe].multilingual
-    if config.multilingual is not None:
-        share = config.multilingual
-    if count := round(share * len(data.splits["train"])):
-        table = repeated_sentences(count, tokenizer, max_length, data.task, languages)
-        if len(table):
-            yield table
 
 
 def _student(
-    command: Command,
-    models: _Models,
-    data: TaskData,
-    folder: Path,
+    command: Command, inputs: Inputs, folder: Path, calibration: CalibrationData | None
 ) -> Student:
-    config, teacher, tokenizer = command.config, models.teacher, models.tokenizer
+    """Find the student, or make it in an empty folder; without texts it is not calibrated, but copied."""
+    config, models = command.config, inputs.models
+    teacher, tokenizer = models.teacher, models.tokenizer
     if models.student is not None:
-        return given_student(models.student, teacher, tokenizer, data.task, config.layer_map)
-    calibration = None
-    if models.init == "calibrated":
-        if config.resume and last_checkpoint(command.output_dir) is not None:
-            kept = kept_calibrated(command.output_dir / CHECKPOINTS / KEPT, teacher, tokenizer)
-            if kept is not None:
-                return kept
-        calibration = CalibrationData.sample(
-            data,
-            config.calibration_samples,
-            max_length=config.max_length,
-            copies=config.calibration_copies,
-            multilingual=config.calibration_multilingual,
-        )
+        return given_student(models.student, teacher, tokenizer, inputs.data.task, config.layer_map)
+    if (
+        models.init == "calibrated"
+        and config.resume
+        and last_checkpoint(command.output_dir) is not None
+    ):
+        kept = kept_calibrated(command.output_dir / CHECKPOINTS / KEPT, teacher, tokenizer)
+        if kept is not None:
+            return kept
     return make_student(
         teacher,
         models.base or teacher,
@@ -387,53 +331,114 @@ def _student(
     )
 
 
-def _comparing(config: DistillConfig) -> bool:
-    if config.compare is None:
-        return config.data == "sample" and not config.shard_teacher
-    return config.compare
+def _prepare(command: Command, inputs: Inputs, student: Student) -> _Prepared:
+    """Encode the data for the student."""
+    teacher, tokenizer, data = inputs.teacher, inputs.models.tokenizer, inputs.data
+    if data.task == "token":
+        prefix_words(tokenizer)
+    labelled = data if teacher.task is not None else replace(data, labels=None)
+    teacher_ids = map_tokens(student.tokenizer, tokenizer, data)
+    length = fitting_length(command.config.max_length, student.tokenizer, student.source.config)
+    encoded = encode_splits(labelled, SPLITS, student.tokenizer, length, student.labels)
+    texts = [data.splits["train"].select_columns(["text", "language"])]
+    for table in _without_labels(command.config, inputs, student.tokenizer, length):
+        bare = replace(data, labels=None, splits={"train": table})
+        more = encode_splits(bare, ("train",), student.tokenizer, length, ())["train"]
+        encoded["train"] = with_unlabelled(encoded["train"], more)
+        texts.append(table)
+    return _Prepared(student, concatenate_datasets(texts), encoded, teacher_ids, length)
 
 
-def _comparison(
-    command: Command,
-    data: TaskData,
-    models: _Models,
-    student: Student,
-) -> Comparison:
-    config = command.config
-    everything = data_request(config, languages=("all",))
-    return Comparison(
-        load_data(everything, ("test",), purpose="evaluate", token=config.token),
-        data.languages,
-        models.teacher,
-        models.tokenizer,
-        student,
-        command.device,
-        command.progress,
-        max_length=config.max_length,
+def _without_labels(
+    config: DistillConfig, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Iterator[Dataset]:
+    """Text and language of what is trained on without labels: --unlabelled, and shipped sentences."""
+    data, unlabelled = inputs.data, inputs.unlabelled
+    languages = [*data.languages]
+    if unlabelled is not None:
+        yield unlabelled.splits["train"].select_columns(["text", "language"])
+        languages += unlabelled.languages
+    share = RECIPES[config.recipe].multilingual
+    if config.multilingual is not None:
+        share = config.multilingual
+    if count := round(share * len(data.splits["train"])):
+        table = repeated_sentences(count, tokenizer, max_length, data.task, languages)
+        if len(table):
+            yield table
+
+
+def _load_pair(command: Command, inputs: Inputs, prepared: _Prepared) -> Pair:
+    """Load both models, the student to the device."""
+    config, device = command.config, command.device
+    recipe = RECIPES[config.recipe]
+    objective = Objective(
+        {term: config.weight(term) for term in LOSS_TERMS},
+        config.attention_target,
+        config.prediction_loss,
+        config.temperature,
+    )
+    set_seed(config.seed)
+    return load_pair(
+        inputs.teacher,
+        prepared.student,
+        prepared.encoded,
+        prepared.teacher_ids,
+        objective,
+        device,
+        dropout=recipe.dropout if config.dropout is None else config.dropout,
         seed=config.seed,
     )
 
 
-def _make_trainer(
+def _place_teacher(command: Command, pair: Pair, arguments: TrainingArguments) -> None:
+    """Move the teacher to the device, or its parts to those of all processes, which must call this together."""
+    model = pair.teacher.recorder.model
+    if arguments.bf16 and command.device.type == "cuda":
+        model.bfloat16()
+    (shard if command.config.shard_teacher else to_device)(model, command.device)
+
+
+def _comparison(command: Command, inputs: Inputs, test: TaskData, student: Student) -> Comparison:
+    return Comparison(
+        test,
+        inputs.data.languages,
+        inputs.teacher,
+        inputs.models.tokenizer,
+        student,
+        command.device,
+        command.progress,
+        max_length=command.config.max_length,
+        seed=command.config.seed,
+    )
+
+
+def _plan_steps(
     command: Command,
-    teacher: Source,
-    data: TaskData,
     prepared: _Prepared,
+    pair: Pair,
     arguments: TrainingArguments,
-) -> DistillationTrainer:
-    config, encoded, pair = command.config, prepared.encoded, prepared.pair
-    batches = command.batches(arguments, encoded["train"])
+) -> _Steps:
+    config, encoded = command.config, prepared.encoded["train"]
+    batches = command.batches(arguments, encoded)
     per_epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
     _schedule(config, arguments, per_epoch, pair.learner.student.config.hidden_size)
-    seconds = seconds_per_step(
-        pair.learner,
-        pair.teacher,
-        encoded["train"],
-        batches,
-        pair.collate,
-        config.gradient_accumulation_steps,
-    )
-    logger.info("that takes about %s", _duration(seconds * arguments.max_steps))
+    bf16 = bool(arguments.bf16)
+    trial = trial_of(pair.learner, pair.teacher, encoded, batches, pair.collate, bf16=bf16)
+    return _Steps(arguments, batches, per_epoch, trial)
+
+
+def _make_trainer(
+    command: Command,
+    inputs: Inputs,
+    prepared: _Prepared,
+    pair: Pair,
+    table: WholeTable,
+    arguments: TrainingArguments,
+) -> DistillationTrainer:
+    config, encoded, teacher = command.config, prepared.encoded, inputs.teacher
+    steps = _plan_steps(command, prepared, pair, arguments)
+    seconds = steps.trial.seconds(config.gradient_accumulation_steps)
+    logger.info("that takes about %s", duration(seconds * arguments.max_steps))
     with arguments.main_process_first(local=False):
         cache = open_cache(
             config.cache_teacher,
@@ -442,16 +447,16 @@ def _make_trainer(
             encoded["train"],
             command.output_dir / CHECKPOINTS,
             token_logits=teacher.task == "token",
-            epochs=arguments.max_steps / per_epoch,
+            epochs=steps.epochs,
         )
     examples = command.examples(pair.learner.student, encoded["train"], pair.collate)
     return DistillationTrainer(
-        targets=target_loader(pair.teacher, batches, examples, cache),
+        targets=target_loader(pair.teacher, steps.batches, examples, cache),
         texts=prepared.texts,
         weights=pair.learner.objective.weights,
-        batches=batches,
-        table=pair.table,
-        evaluator=_evaluator(command, teacher, data, prepared),
+        batches=steps.batches,
+        table=table,
+        evaluator=_evaluator(command, inputs, prepared, pair),
         output_dir=command.output_dir,
         progress=command.progress,
         what="distill",
@@ -486,23 +491,12 @@ def _schedule(
     )
 
 
-def _duration(seconds: float) -> str:
-    """Two figures of it, in the largest unit of which there is one."""
-    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
 def _evaluator(
-    command: Command,
-    teacher: Source,
-    data: TaskData,
-    prepared: _Prepared,
+    command: Command, inputs: Inputs, prepared: _Prepared, pair: Pair
 ) -> Evaluator | LossEvaluator:
     """The evaluator of the development set: by its labels if the student is a classifier, else by the loss."""
-    encoded, pair = prepared.encoded, prepared.pair
-    if teacher.task is not None and data.labels is not None:
+    encoded, data = prepared.encoded, inputs.data
+    if inputs.teacher.task is not None and data.labels is not None:
         labels = prepared.student.labels
         return development_evaluator(data, encoded, labels, pair.collate, command.device)
     return LossEvaluator(
@@ -518,13 +512,13 @@ def _evaluator(
 
 def _record(
     command: Command,
-    teacher: Source,
-    data: TaskData,
-    unlabelled: TaskData | None,
+    inputs: Inputs,
     prepared: _Prepared,
-    arguments: TrainingArguments,
+    pair: Pair,
+    facts: Mapping[str, Any],
 ) -> Record:
-    config, student, pair = command.config, prepared.student, prepared.pair
+    config, student, teacher, data = command.config, prepared.student, inputs.teacher, inputs.data
+    unlabelled = inputs.unlabelled
     # An encoder without a task was only pretrained on its languages: they are unseen for the task.
     languages = {*student.training_languages, *data.languages} if teacher.task else set()
     given = [data, *([] if unlabelled is None else [unlabelled])]
@@ -551,5 +545,5 @@ def _record(
         of_layers=teacher.depth,
         heads=student.heads,
         training_languages=sorted(languages),
-        **effective(prepared.start, arguments, prepared.length),
+        **facts,
     )

@@ -18,7 +18,14 @@ from ..data.load import TaskData, load_data, split_named
 from ..data.sampling import language_codes
 from ..distributed import is_first
 from ..errors import DataError
-from ..evaluation.evaluator import Evaluator, Predictions, check_labels, make_evaluator
+from ..evaluation.evaluator import (
+    Evaluator,
+    Predictions,
+    check_labels,
+    make_evaluator,
+    seconds_to_score,
+)
+from ..evaluation.groups import LanguageGroups
 from ..evaluation.metrics import majority_scores
 from ..evaluation.results import EvalResult
 from ..exporting.runtime import load_runnable, onnx_file
@@ -26,12 +33,14 @@ from ..files import atomic_file, to_json
 from ..models.devices import describe_device, pick_device
 from ..models.loading import require_task
 from ..models.source import Source, find_classifier
-from ..output import check_file, final_files, open_output
+from ..output import check_file, check_output, final_files, open_output
 from ..progress import Progress, silent
 from ..publishing.record import write_record
+from ..training.run import peak_memory
 from .groups import language_groups
 from .inputs import check_split, data_request
 from .options import access_of, record_of
+from .plan import Estimate, Plan, PlannedData, PlannedModel
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +53,31 @@ def evaluate(config: EvalConfig, progress: Progress | None = None) -> EvalResult
     """
     device = _device(config)
     with _place("eval", config):
-        if config.predictions is not None and is_first():
-            check_file(
-                config.predictions,
-                "--predictions",
-                overwrite=config.overwrite,
-                inputs=input_paths(config),
-            )
+        _check_predictions(config)
         return _evaluate(config, device, progress or silent)
 
 
+def plan_eval(config: EvalConfig, progress: Progress | None = None) -> Plan:
+    """What `evaluate` would do; its errors before scoring are raised too."""
+    device = _device(config)
+    _check_place("eval", config)
+    _check_predictions(config)
+    source, data = _read(config)
+    return _plan("eval", config, device, source, data)
+
+
+def _check_predictions(config: EvalConfig) -> None:
+    if config.predictions is not None and is_first():
+        check_file(
+            config.predictions,
+            "--predictions",
+            overwrite=config.overwrite,
+            inputs=input_paths(config),
+        )
+
+
 def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> EvalResult:
-    split = split_named(config.split or "test")
-    request, renamed = data_request(config), read_label_map(config.label_map)
-    source = find_classifier(config.model, access_of(config), renamed)
-    data = load_data(request, (split,), purpose="evaluate", token=config.token)
+    source, data = _read(config)
     model, evaluator = _load(config, source, data, device)
     began = time.perf_counter()
     predictions = evaluator.predict(model, progress)
@@ -70,9 +89,48 @@ def _evaluate(config: EvalConfig, device: torch.device, progress: Progress) -> E
     return result
 
 
+def _read(
+    config: EvalConfig | ZeroShotConfig, languages: tuple[str, ...] | None = None
+) -> tuple[Source, TaskData]:
+    """Find the model and read the split."""
+    split = split_named(config.split or "test")
+    request, renamed = data_request(config, languages=languages), read_label_map(config.label_map)
+    source = find_classifier(config.model, access_of(config), renamed)
+    return source, load_data(request, (split,), purpose="evaluate", token=config.token)
+
+
+def _plan(
+    command: str,
+    config: EvalConfig | ZeroShotConfig,
+    device: torch.device,
+    source: Source,
+    data: TaskData,
+) -> Plan:
+    model, evaluator = _load(config, source, data, device)
+    seconds = seconds_to_score(model, evaluator)
+    return Plan(
+        command,
+        config.output_dir,
+        [PlannedModel.stored("model", source)],
+        [PlannedData.of("--data", data)],
+        memory=Estimate(
+            "the process's peak, as it was for a sample of the examples",
+            {"the process": peak_memory(device)},
+        ),
+        seconds=Estimate("scoring, from a sample of the examples", {"scoring": seconds}),
+    )
+
+
 def _device(config: EvalConfig | ZeroShotConfig) -> torch.device:
     """Where the model runs; onnxruntime's runs on the CPU."""
     return pick_device(config.device if config.backend == "torch" else "cpu")
+
+
+def _check_place(command: str, config: EvalConfig | ZeroShotConfig) -> None:
+    """Check the output directory as `_place` does, if one is given."""
+    if config.output_dir is not None:
+        inputs = input_paths(config)
+        check_output(config.output_dir, command, overwrite=config.overwrite, inputs=inputs)
 
 
 @contextmanager
@@ -202,19 +260,18 @@ def zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> ZeroS
         return _zero_shot(config, device, progress or silent)
 
 
+def plan_zero_shot(config: ZeroShotConfig, progress: Progress | None = None) -> Plan:
+    """What `zero_shot` would do; its errors before scoring are raised too."""
+    device = _device(config)
+    _check_place("zero-shot", config)
+    source, data = _read(config, config.languages or ("all",))
+    _groups(config, source, data)
+    return _plan("zero-shot", config, device, source, data)
+
+
 def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress) -> ZeroShotResult:
-    split = split_named(config.split or "test")
-    request = data_request(config, languages=config.languages or ("all",))
-    renamed = read_label_map(config.label_map)
-    source = find_classifier(config.model, access_of(config), renamed)
-    data = load_data(request, (split,), purpose="evaluate", token=config.token)
-    present = language_codes(data.splits[split])[1]
-    groups, seen_from = language_groups(config, source, data, present)
-    if not groups.unseen:
-        raise DataError(
-            f"None of these languages is unseen according to {seen_from}: {', '.join(present)}.\n"
-            "Name others with --languages, or say which count as unseen with --unseen-languages."
-        )
+    source, data = _read(config, config.languages or ("all",))
+    groups, seen_from = _groups(config, source, data)
     model, evaluator = _load(config, source, data, device)
     scores = groups.score(evaluator, model, progress)
     on_seen, on_unseen = scores["seen"], scores["unseen"]
@@ -232,3 +289,19 @@ def _zero_shot(config: ZeroShotConfig, device: torch.device, progress: Progress)
     )
     _keep("zero-shot", config, source, data, device, result.to_dict())
     return result
+
+
+def _groups(config: ZeroShotConfig, source: Source, data: TaskData) -> tuple[LanguageGroups, str]:
+    """As `language_groups`, of the languages of the split.
+
+    Raises:
+        DataError: None of them is unseen.
+    """
+    present = language_codes(next(iter(data.splits.values())))[1]
+    groups, seen_from = language_groups(config, source, data, present)
+    if not groups.unseen:
+        raise DataError(
+            f"None of these languages is unseen according to {seen_from}: {', '.join(present)}.\n"
+            "Name others with --languages, or say which count as unseen with --unseen-languages."
+        )
+    return groups, seen_from

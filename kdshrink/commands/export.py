@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +14,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.commands import PRECISIONS, ExportConfig, input_paths
+from ..config.commands import ExportConfig, input_paths
+from ..config.groups import PRECISIONS
 from ..data.labels import read_label_map
 from ..data.load import TaskData, load_data
 from ..errors import ModelError, RefusedError
-from ..evaluation.evaluator import Evaluator, check_labels, make_evaluator
+from ..evaluation.evaluator import Evaluator, check_labels, make_evaluator, seconds_to_score
 from ..evaluation.results import EvalResult
 from ..exporting.gate import Agreement, Gate, Verdict
 from ..exporting.graph import dry_run, write_graph
@@ -26,18 +29,22 @@ from ..exporting.libraries import PACKAGES, require_onnx
 from ..exporting.runtime import FILES, FOLDER, OnnxClassifier
 from ..exporting.runtimes import unread
 from ..files import write_text
-from ..models.loading import fitting_length, load_classifier, require_task
+from ..models.loading import fitting_length, load_classifier, model_sizes, require_task
 from ..models.source import Source, find_classifier
-from ..output import final_files, name_of, open_output
+from ..output import check_output, final_files, name_of, open_output
 from ..progress import Progress, silent
 from ..publishing.card import model_card
 from ..publishing.push import PushResult, pushed
 from ..publishing.record import write_record
-from ..record import Record
+from ..record import Export, Record
+from ..training.run import peak_memory
+from ..training.trial import memory_in_use
 from .inputs import data_request
 from .options import access_of, ready_destination, record_of
+from .plan import Estimate, Plan, PlannedData, PlannedModel, tokenizer_bytes
 
 _CHECKED_TEXTS = 1000
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -106,44 +113,155 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
         RefusedError: No scheme of int8 passed the gate; the directory holds fp32, and the error the result.
         KdshrinkError: As `errors` lists.
     """
-    output_dir = config.output_dir or Path(f"{Path(config.model.partition('@')[0]).name}-onnx")
+    output_dir = _output_dir(config)
     with open_output(output_dir, "export", overwrite=config.overwrite, inputs=input_paths(config)):
-        result = _export(config, output_dir, progress or silent)
-    if not result.passed:
-        least = min(result.verdicts, key=lambda verdict: verdict.loss)
-        language, drop = least.worst
-        raise RefusedError(
-            f"No int8 of {config.model} stays within --max-drop {config.max_drop:g}: the best, "
-            f"{least.scheme.name}, loses {least.drop:.2f} points pooled and {drop:.2f} in {language}.\n"
-            f"{output_dir} holds fp32 alone. Allow a larger --max-drop, or ship fp32.",
-            result,
-        )
-    return result
+        require_onnx()
+        destination = ready_destination(config, output_dir)
+        source, data = _read(config)
+        describe = partial(_record, config, source, data)
+        result = write_export(config, source, data, output_dir, describe, progress or silent)
+        if not result.passed:
+            raise refusal(result, config.model, result)
+        return pushed(result, destination)
 
 
-def _export(config: ExportConfig, output_dir: Path, progress: Progress) -> ExportResult:
+def plan_export(config: ExportConfig, progress: Progress | None = None) -> Plan:
+    """What `export` would do; its errors before the graph is made are raised too."""
+    output_dir = _output_dir(config)
+    check_output(output_dir, "export", overwrite=config.overwrite, inputs=input_paths(config))
     require_onnx()
-    destination = ready_destination(config, output_dir)
+    ready_destination(config, output_dir, create=False)
+    return _plan(config, output_dir, *_read(config))
+
+
+def _output_dir(config: ExportConfig) -> Path:
+    return config.output_dir or Path(f"{Path(config.model.partition('@')[0]).name}-onnx")
+
+
+def _read(config: ExportConfig) -> tuple[Source, TaskData]:
+    """Find the model and read the data."""
     renamed = read_label_map(config.label_map)
     source = find_classifier(config.model, access_of(config), renamed)
+    check_exportable(source)
+    data = _data(config)
+    require_task(source, data.task)
+    check_labels(data, source)
+    return source, data
+
+
+def check_exportable(source: Source) -> None:
+    """Raise ModelError unless a model is a classifier."""
     if source.task is None:
         raise ModelError(
             f"{source.name} has no head: only classifiers are exported, whose predictions can be scored.\n"
             "Make it one first, with kdshrink finetune."
         )
-    data = _data(config)
-    require_task(source, data.task)
-    check_labels(data, source)
+
+
+def write_export(
+    config: ExportConfig,
+    source: Source,
+    data: TaskData,
+    output_dir: Path,
+    describe: Callable[[ExportResult], Record],
+    progress: Progress,
+    also: Sequence[Path] = (),
+) -> ExportResult:
+    """Write a classifier and its graphs to an open output directory.
+
+    Args:
+        data: Its development split, and training texts.
+        describe: Makes the record of the directory.
+        also: Further files that are to be in the directory.
+
+    Returns:
+        The result, which may be that int8 did not pass.
+    """
     loaded = load_classifier(source, data.task)
     with final_files(output_dir) as folder:
         work = _Export(
             config, source, data, loaded.model.eval(), loaded.tokenizer, folder, progress
         )
         result = work.run(output_dir)
-        record = _record(config, source, data, result)
+        for path in also:
+            shutil.copy2(path, folder)
+        record = describe(result)
         write_text(folder / "README.md", model_card(name_of(output_dir), record.to_dict()))
         write_record(folder, record)
-    return pushed(result, destination if result.passed else None)
+    return result
+
+
+def refusal(exported: ExportResult, model: str, result: Any) -> RefusedError:
+    """The error for a model whose int8 did not pass; `result` is that of the command."""
+    least = min(exported.verdicts, key=lambda verdict: verdict.loss)
+    language, drop = least.worst
+    return RefusedError(
+        f"No int8 of {model} stays within --max-drop {exported.max_drop:g}: the best, "
+        f"{least.scheme.name}, loses {least.drop:.2f} points pooled and {drop:.2f} in {language}.\n"
+        f"{exported.output_dir} holds fp32 alone. Allow a larger --max-drop, or ship fp32.",
+        result,
+    )
+
+
+def _plan(config: ExportConfig, output_dir: Path, source: Source, data: TaskData) -> Plan:
+    process = memory_in_use(_CPU)
+    loaded = load_classifier(source, data.task)
+    sizes = model_sizes(loaded.model)
+    evaluator = make_evaluator(
+        data,
+        "validation",
+        loaded.tokenizer,
+        source,
+        max_length=config.max_length,
+        batch_size=None,
+        device=_CPU,
+    )
+    scoring = seconds_to_score(loaded.model, evaluator)
+    wanted = config.precision or PRECISIONS
+    seconds = {"scoring fp32, beside the model": 2 * scoring}
+    if "int8" in wanted:
+        seconds["scoring the first int8"] = scoring
+    return Plan(
+        "export",
+        output_dir,
+        [PlannedModel.of("model", source.name, sizes)],
+        [PlannedData.of("--data", data)],
+        memory=Estimate(
+            "the process's peak, while a graph is quantised",
+            {
+                "the process before": process,
+                "the model": sizes["bytes"],
+                "its graph in onnxruntime": sizes["bytes"],
+                "the graph that is quantised": sizes["bytes"],
+            },
+            least=peak_memory(_CPU),
+        ),
+        disk=Estimate(
+            "what there is at once, with int8 in a quarter of fp32's bytes",
+            {
+                "the model": sizes["bytes"],
+                "tokenizer": tokenizer_bytes(source),
+                **disk_of_graphs(sizes["bytes"], wanted),
+            },
+        ),
+        seconds=Estimate(
+            "scoring the development split, from the time that torch takes for a sample of it; making the "
+            "graph, and more int8 if the first one is refused, are not in it",
+            seconds,
+        ),
+    )
+
+
+def disk_of_graphs(weights: int, precisions: Sequence[str]) -> dict[str, float]:
+    """Bytes that exporting a model writes besides its weights, by what they are.
+
+    Args:
+        weights: Bytes of the model's weights, in float32.
+    """
+    parts: dict[str, float] = {f"{FOLDER}/{FILES['fp32']}": weights}
+    if "int8" in precisions:  # it is tried beside where it is kept
+        parts |= {f"{FOLDER}/{FILES['int8']}": weights / 4, "a graph that is tried": weights / 4}
+    return parts
 
 
 def _data(config: ExportConfig) -> TaskData:
@@ -180,7 +298,7 @@ class _Export:
             self.source,
             max_length=longest,
             batch_size=None,
-            device=torch.device("cpu"),
+            device=_CPU,
         )
         graphs = self.folder / FOLDER
         graphs.mkdir()
@@ -247,8 +365,25 @@ def _record(config: ExportConfig, source: Source, data: TaskData, result: Export
         layers=list(former.layers),
         of_layers=former.of_layers,
         max_length=former.max_length,
-        export=result.described(),
         **{name: fact.to_dict() for name, fact in facts.items()},
     )
+    return with_export(record, result)
+
+
+def holds_export(record: Record, precisions: Sequence[str], max_drop: float) -> bool:
+    """Whether a directory with this record has graphs of these precisions that passed with this --max-drop."""
+    made = record.export
+    if made is None or not made.passed or made.max_drop != max_drop:
+        return False
+    wanted = {f"{FOLDER}/{file}" for name, file in FILES.items() if name in precisions}
+    return wanted <= {*made.files}
+
+
+def with_export(record: Record, result: ExportResult) -> Record:
+    """A model's record, with its graphs."""
     versions = {name: version(name) for name in PACKAGES}
-    return replace(record, versions={**record.versions, **versions})
+    return replace(
+        record,
+        export=Export.from_dict(result.described()),
+        versions={**record.versions, **versions},
+    )

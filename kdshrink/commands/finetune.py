@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, set_seed
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from ..config.commands import FinetuneConfig
+from ..data.batching import Batches, steps_per_epoch
 from ..data.encoding import Collator
 from ..data.labels import read_label_map
 from ..data.load import TaskData, load_data
-from ..models.devices import describe_device
-from ..models.embeddings import TABLE, WholeTable, compact_ids, reachable_ids
+from ..models.devices import describe_device, to_device
+from ..models.embeddings import TABLE, WholeTable, compact_ids, reachable_ids, table_bytes
 from ..models.loading import (
     fitting_length,
     load_tokenizer,
@@ -24,15 +27,20 @@ from ..models.source import Source, find_model, require_classes, require_plain
 from ..models.whole import check_whole
 from ..output import CHECKPOINTS
 from ..progress import Progress
+from ..training.checkpoints import Identity
+from ..training.losses import task_loss
 from ..training.result import TrainResult, effective
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits, set_dropout
 from ..training.trainer import TermTrainer
+from ..training.trial import Trial, memory_in_use, mixed
 from .inputs import data_request
 from .options import access_of, record_of
+from .plan import Plan, PlannedData, PlannedModel, tokenizer_bytes
 from .training import TrainingCommand
 
 _SPLITS = ("train", "validation")
+Command = TrainingCommand[FinetuneConfig]
 
 
 def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainResult:
@@ -43,14 +51,59 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> TrainR
     Raises:
         KdshrinkError: As `errors` lists.
     """
-    output_dir = config.output_dir or Path(
-        f"{Path(config.model).name}-{Path(str(config.data)).stem}"
-    )
-    with TrainingCommand.open("finetune", config, output_dir, progress) as command:
-        return _finetune(command)
+    with Command.open("finetune", config, _output_dir(config), progress) as command:
+        inputs = _read(command)
+        return command.push(command.finished(inputs.identity) or _train(command, inputs))
 
 
-def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
+def plan_finetune(config: FinetuneConfig, progress: Progress | None = None) -> Plan:
+    """What `finetune` would do; its errors before training are raised too."""
+    command = Command.rehearse("finetune", config, _output_dir(config), progress)
+    inputs = _read(command)
+    if command.finished(inputs.identity):
+        return Plan.nothing(command.name, command.output_dir)
+    return _plan(command, inputs)
+
+
+def _output_dir(config: FinetuneConfig) -> Path:
+    return config.output_dir or Path(f"{Path(config.model).name}-{Path(str(config.data)).stem}")
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a run reads."""
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    data: TaskData
+    identity: Identity
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is ready before the training loop starts.
+
+    Attributes:
+        labels: Names of the model's classes, by id.
+        own_head: Whether the model had a head for them.
+        length: The maximum number of tokens of a text.
+        encoded: The splits, tokenised.
+        kept: Ids of the rows of the embedding table that the model holds, (n,).
+    """
+
+    labels: tuple[str, ...]
+    own_head: bool
+    length: int
+    encoded: dict[str, Any]
+    kept: Tensor
+    model: PreTrainedModel
+    collate: Collator
+    arguments: TrainingArguments
+    batches: Batches
+
+
+def _read(command: Command) -> _Inputs:
+    """Find the model and read the data."""
     config = command.config
     renamed, request = read_label_map(config.label_map), data_request(config)
     source = find_model(config.model, access_of(config)).renamed(renamed)
@@ -59,11 +112,13 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
     tokenizer = load_tokenizer(source)
     identity = command.identify({"model": source})
     data = load_data(request, _SPLITS, purpose="train", token=config.token)
-    assert data.labels is not None
-    identity = identity.with_data(data.reference)
-    if done := command.finished(identity):
-        return done
+    return _Inputs(source, tokenizer, data, identity.with_data(data.reference))
 
+
+def _prepare(command: Command, inputs: _Inputs) -> _Prepared:
+    """Encode the data, and load the model."""
+    config, source, tokenizer, data = command.config, inputs.source, inputs.tokenizer, inputs.data
+    assert data.labels is not None
     check_whole(source, data.task, data.labels)
     if data.task == "token":
         prefix_words(tokenizer)
@@ -74,28 +129,36 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
     kept = reachable_ids(tokenizer, list(encoded.values()), source.vocabulary)
     model = load_with_head(source, data.task, labels, config.seed, kept)
     set_dropout(model, config.dropout, calibrated=source.is_calibrated)
-    arguments = command.arguments()
-    with arguments.main_process_first(local=False):
-        start = command.start(identity)
-        place = command.output_dir / CHECKPOINTS / TABLE
-        table = WholeTable.keep(place, source.directory, model, kept)
     collate = Collator(int(tokenizer.pad_token_id), compact_ids(kept, source.vocabulary))
-    set_seed(config.seed)
+    arguments = command.arguments()
     batches = command.batches(arguments, encoded["train"])
+    return _Prepared(labels, own_head, length, encoded, kept, model, collate, arguments, batches)
+
+
+def _train(command: Command, inputs: _Inputs) -> TrainResult:
+    config, source, data = command.config, inputs.source, inputs.data
+    ready = _prepare(command, inputs)
+    with ready.arguments.main_process_first(local=False):
+        start = command.start(inputs.identity)
+        place = command.output_dir / CHECKPOINTS / TABLE
+        table = WholeTable.keep(place, source.directory, ready.model, ready.kept)
+    set_seed(config.seed)
     trainer = TermTrainer(
         weights={"task": 1.0},
-        batches=batches,
+        batches=ready.batches,
         table=table,
-        evaluator=development_evaluator(data, encoded, labels, collate, command.device),
+        evaluator=development_evaluator(
+            data, ready.encoded, ready.labels, ready.collate, command.device
+        ),
         output_dir=command.output_dir,
         progress=command.progress,
         what="finetune",
         patience=config.early_stopping_patience,
-        scores_start=own_head,
-        model=model,
-        args=arguments,
-        train_dataset=command.examples(model, encoded["train"], collate),
-        eval_dataset=encoded["validation"],
+        scores_start=ready.own_head,
+        model=ready.model,
+        args=ready.arguments,
+        train_dataset=command.examples(ready.model, ready.encoded["train"], ready.collate),
+        eval_dataset=ready.encoded["validation"],
     )
     run = run_training(trainer, start.checkpoint)
     record = record_of(
@@ -104,10 +167,31 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
         describe_device(command.device),
         [source],
         data.reference,
-        **_origin(source, data, model),
-        **effective(start, arguments, length),
+        **_origin(source, data, ready.model),
+        **effective(start, ready.arguments, ready.length),
     )
-    return command.save(run, tokenizer, record)
+    return command.save(run, inputs.tokenizer, record)
+
+
+def _plan(command: Command, inputs: _Inputs) -> Plan:
+    device, source = command.device, inputs.source
+    process = memory_in_use(device)
+    ready = _prepare(command, inputs)
+    model = to_device(ready.model, device).train()
+    per_epoch = steps_per_epoch(ready.batches, command.config.gradient_accumulation_steps)
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        with mixed(device, bool(ready.arguments.bf16)):
+            return task_loss(model, model, batch)
+
+    return command.plan(
+        [PlannedModel.of("model", source.name, model_sizes(model))],
+        [PlannedData.of("--data", inputs.data)],
+        command.plan_training(ready.arguments, per_epoch),
+        Trial(model, loss, ready.encoded["train"], ready.batches, ready.collate, device),
+        memory={"the process before": process},
+        disk={"embedding table": table_bytes(model), "tokenizer": tokenizer_bytes(source)},
+    )
 
 
 def _origin(source: Source, data: TaskData, model: PreTrainedModel) -> dict[str, Any]:

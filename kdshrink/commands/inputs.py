@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..config.fields import kebab
 from ..config.groups import DataOptions
 from ..data.load import TaskData
 from ..data.request import ColumnChoice, DataRequest, LanguageChoice, Reading, Sampling
@@ -9,18 +10,20 @@ from ..errors import DataError
 
 
 def data_request(
-    options: DataOptions, *, data: str | None = None, languages: tuple[str, ...] | None = None
+    options: DataOptions, *, name: str = "data", languages: tuple[str, ...] | None = None
 ) -> DataRequest:
     """The data that a command's options ask for.
 
     Args:
-        data, languages: Used in place of the options' own values, if given.
+        name: The field that names the data.
+        languages: Used in place of the options' own, if given.
 
     Raises:
         UsageError: The encoding is unknown.
     """
     return DataRequest(
-        data=str(options.data if data is None else data),
+        data=str(getattr(options, name)),
+        option=f"--{kebab(name)}",
         data_dir=options.data_dir,
         reading=Reading.typed(options.separator, options.encoding),
         columns=ColumnChoice(

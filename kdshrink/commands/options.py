@@ -34,10 +34,12 @@ def destination_of(config: HubOptions | PushConfig, directory: Path) -> Destinat
     )
 
 
-def ready_destination(config: HubOptions, output_dir: Path) -> Destination | None:
+def ready_destination(
+    config: HubOptions, output_dir: Path, *, create: bool = True
+) -> Destination | None:
     """The repository to push the result to, checked before any work; None without --push-to-hub.
 
-    Also None in all processes of a distributed run but the first.
+    Also None in all processes of a distributed run but the first. `create` is as of `ready`.
 
     Raises:
         HubError: The Hub cannot be reached, or refuses the name or the token.
@@ -45,7 +47,7 @@ def ready_destination(config: HubOptions, output_dir: Path) -> Destination | Non
     """
     if not config.push_to_hub or not is_first():
         return None
-    return ready(destination_of(config, output_dir))
+    return ready(destination_of(config, output_dir), create=create)
 
 
 def record_of(

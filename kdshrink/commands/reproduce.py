@@ -10,6 +10,7 @@ from typing import Any
 from ..config.command_line import command_line
 from ..config.commands import ReproduceConfig
 from ..errors import TrainingError
+from ..output import check_makable
 from ..progress import Board, unseen
 from ..reproduction.data_tables import report_data
 from ..reproduction.executor import execute, interrupted, visible_gpus
@@ -17,8 +18,9 @@ from ..reproduction.experiments import EXPERIMENTS
 from ..reproduction.grid import Choice, Grid, make_grid
 from ..reproduction.plan import Plan
 from ..reproduction.report import REPORT, Report, check_place
-from ..reproduction.results import Measured, measure
+from ..reproduction.results import Cell, Measured, measure
 from ..reproduction.scales import SCALES
+from .plan import Plan as DryRun
 
 RUNS = "runs"
 
@@ -65,7 +67,7 @@ def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceR
         Interrupted: A signal came; the runs that had ended are kept and reported.
         KdshrinkError: As `errors` lists.
     """
-    output_dir = config.output_dir or Path(f"reproduction-{config.scale}")
+    output_dir = _output_dir(config)
     place = output_dir / config.name
     again = command_line("reproduce", replace(config, plan=False))
     if config.name == "data":
@@ -75,22 +77,13 @@ def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceR
         return ReproduceResult(config.name, output_dir, place / REPORT, rows)
     grid = grid_of(config)
     cells = grid.cells()
-    wanted = [run for cell in cells for run in (cell.runs or {}).values()]
-    extra = () if config.device == "auto" else ("--device", config.device)
-    plan = Plan.of(wanted, output_dir / RUNS, extra)
-    listed = [
-        {
-            "name": run.name,
-            "command": run.words(plan.folder, extra),
-            "inputs": [str(plan.folder / needed.name) for needed in run.inputs],
-            "output": str(plan.folder / run.name),
-        }
-        for run in plan.runs
-    ]
+    plan = _runs_of(config, cells)
+    listed = plan.listed()
     if config.plan:
         shell = f"{plan.as_shell()}{again}\n"
         return ReproduceResult(config.name, output_dir, None, plan=listed, shell=shell)
     check_place(place, config.name)
+    check_makable(place)
     outcome = execute(plan, config.jobs, visible_gpus(config.device), board or unseen)
     measured = measure(cells, plan.folder, outcome.reasons)
     _report(grid, measured, plan.folder).write(place)
@@ -113,6 +106,38 @@ def reproduce(config: ReproduceConfig, board: Board | None = None) -> ReproduceR
         outcome.found,
         listed,
     )
+
+
+def plan_reproduce(config: ReproduceConfig, board: Board | None = None) -> DryRun:
+    """What `reproduce` would do; its errors before the first run are raised too."""
+    output_dir = _output_dir(config)
+    place = output_dir / config.name
+    plan = Plan((), output_dir / RUNS)
+    if config.name != "data":
+        plan = _runs_of(config, grid_of(config).cells())
+    check_place(place, config.name)
+    check_makable(place)
+    runs = [
+        {**row, "finished": run.is_finished(plan.folder)}
+        for row, run in zip(plan.listed(), plan.runs, strict=True)
+    ]
+    return DryRun(
+        "reproduce",
+        output_dir,
+        runs=runs,
+        notes=("Memory, disk and time are those of the runs, each of which takes --dry-run too.",),
+    )
+
+
+def _output_dir(config: ReproduceConfig) -> Path:
+    return config.output_dir or Path(f"reproduction-{config.scale}")
+
+
+def _runs_of(config: ReproduceConfig, cells: Sequence[Cell]) -> Plan:
+    """The runs that the cells of a grid need."""
+    wanted = [run for cell in cells for run in (cell.runs or {}).values()]
+    extra = () if config.device == "auto" else ("--device", config.device)
+    return Plan.of(wanted, _output_dir(config) / RUNS, extra)
 
 
 def grid_of(config: ReproduceConfig) -> Grid:

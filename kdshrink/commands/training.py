@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -20,27 +21,32 @@ from ..config.groups import HubOptions, TrainingOptions
 from ..config.recipes import RECIPES
 from ..data.batching import Batches, steps_per_epoch
 from ..data.encoding import Collator, EncodedArrays, token_counts
+from ..distributed import is_first
 from ..errors import UsageError
 from ..models.compilation import bucket_widths, compile_in_place, length_buckets
 from ..models.devices import computes_bfloat16, execution_on, pick_device
 from ..models.source import Source
-from ..output import CHECKPOINTS, open_output
+from ..output import CHECKPOINTS, check_output, open_output, remove_checkpoints
 from ..progress import Progress, silent
 from ..publishing.push import Destination, pushed
 from ..record import Record
 from ..training.checkpoints import (
     MODEL_OPTIONS,
+    Checkpoint,
     Identity,
     RunOption,
     Start,
     check_resume,
     is_finished,
+    resumable,
     start_run,
 )
 from ..training.result import TrainResult, finished_result, save_result
-from ..training.run import Run
+from ..training.run import Run, peak_memory
 from ..training.trackers import require_trackers, tracker_names
+from ..training.trial import Trial, checkpoint_bytes, training_memory
 from .options import ready_destination
+from .plan import Estimate, Plan, PlannedData, PlannedModel, PlannedTraining
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +56,7 @@ _FREE = {
     *(item.name for item in fields(HubOptions)),
     *("output_dir", "overwrite", "resume", "device", "report_to", "logging_steps", "save_steps"),
     *("save_total_limit", "cache_teacher", "shard_teacher", "compare"),
+    *("export", "max_drop"),
     *(
         "trust_remote_code",
         "revision",
@@ -94,10 +101,30 @@ class TrainingCommand(Generic[Config]):
             resume=config.resume,
             inputs=input_paths(config),
         ):
-            device = pick_device(config.device)
-            require_trackers(config.report_to)
-            destination = ready_destination(config, output_dir)
-            yield cls(name, config, output_dir, device, destination, progress or silent)
+            yield cls._checked(name, config, output_dir, progress, create=True)
+
+    @classmethod
+    def rehearse(
+        cls, name: str, config: Config, output_dir: Path, progress: Progress | None
+    ) -> TrainingCommand[Config]:
+        """The command of a dry run: makes the checks of `open`, and writes nothing."""
+        check_output(
+            output_dir,
+            name,
+            overwrite=config.overwrite,
+            resume=config.resume,
+            inputs=input_paths(config),
+        )
+        return cls._checked(name, config, output_dir, progress, create=False)
+
+    @classmethod
+    def _checked(
+        cls, name: str, config: Config, output_dir: Path, progress: Progress | None, *, create: bool
+    ) -> TrainingCommand[Config]:
+        device = pick_device(config.device)
+        require_trackers(config.report_to)
+        destination = ready_destination(config, output_dir, create=create)
+        return cls(name, config, output_dir, device, destination, progress or silent)
 
     def identify(self, models: Mapping[str, Source]) -> Identity:
         """The identity of the run, without its data.
@@ -128,7 +155,15 @@ class TrainingCommand(Generic[Config]):
             return None
         self._check_resume(identity)
         done = finished_result(self.output_dir)
-        return None if done is None else pushed(done, self.destination)
+        if done is not None:
+            logger.info("%s is trained already: there is nothing to resume", self.output_dir)
+        return done
+
+    def push(self, result: TrainResult) -> TrainResult:
+        """Push a result that is on disk, with --push-to-hub."""
+        if is_first():
+            remove_checkpoints(self.output_dir)  # of a run that was killed at its end
+        return pushed(result, self.destination)
 
     def arguments(self, *, trains_all: bool = True) -> TrainingArguments:
         """transformers' TrainingArguments for the run: AdamW and a linear schedule by default.
@@ -205,9 +240,90 @@ class TrainingCommand(Generic[Config]):
         record: Record,
         comparison: Mapping[str, Any] | None = None,
     ) -> TrainResult:
-        """Write the result, and push it with --push-to-hub."""
-        result = save_result(self.output_dir, run, tokenizer, record, comparison)
-        return pushed(result, self.destination)
+        """Write the result."""
+        return save_result(self.output_dir, run, tokenizer, record, comparison)
+
+    def plan_training(self, arguments: TrainingArguments, per_epoch: int) -> PlannedTraining:
+        """The run that these arguments describe.
+
+        Raises:
+            OutputError, TrainingError: --resume finds damaged checkpoints.
+        """
+        config = self.config
+        last = resumable(self.output_dir) if config.resume else None
+        steps = arguments.max_steps
+        if steps < 0:
+            steps = math.ceil(arguments.num_train_epochs * per_epoch)
+        return PlannedTraining(
+            steps,
+            steps / per_epoch,
+            per_epoch,
+            None if config.tokens_per_batch else config.batch_size,
+            config.tokens_per_batch,
+            config.gradient_accumulation_steps,
+            arguments.world_size,
+            arguments.learning_rate,
+            int(arguments.warmup_steps),
+            None if last is None else Checkpoint(last).step,
+        )
+
+    def plan(
+        self,
+        models: Sequence[PlannedModel],
+        data: Sequence[PlannedData],
+        training: PlannedTraining,
+        trial: Trial,
+        *,
+        memory: Mapping[str, float],
+        disk: Mapping[str, float],
+        notes: Sequence[str] = (),
+    ) -> Plan:
+        """What the run would do.
+
+        Args:
+            models: The trained one last.
+            trial: A step of it.
+            memory: The parts of its memory besides those of training itself.
+            disk: The parts of the disk that it writes besides its result and its checkpoints.
+        """
+        config = self.config
+        seconds = trial.seconds(config.gradient_accumulation_steps)
+        left = training.steps - (training.resumed_from or 0)
+        of_training = training_memory(trial.trained, activations=trial.activations())
+        whole = models[-1].bytes
+        more: list[str] = []
+        if config.early_stopping_patience is not None:
+            more.append("--early-stopping-patience may end it before.")
+        if config.torch_compile:
+            more.append("The steps were tried without --torch-compile.")
+        return Plan(
+            self.name,
+            self.output_dir,
+            models,
+            data,
+            training,
+            Estimate(
+                "the peak of each process: what it has at the end of the largest batch's forward pass",
+                {**memory, **of_training},
+                least=peak_memory(self.device),
+            ),
+            Estimate(
+                "what there is at once, before the checkpoints are removed at the end",
+                {
+                    "the result": whole,
+                    "the best model so far": whole,
+                    # A new one is written before an old one is removed.
+                    "checkpoints": (config.save_total_limit + 1) * checkpoint_bytes(trial.trained),
+                    **disk,
+                },
+            ),
+            Estimate(
+                "training, from two steps on a batch of median size: forward and backward passes, without "
+                "the optimizer's share and evaluations",
+                {"training": left * seconds},
+            ),
+            notes=(*notes, *more),
+        )
 
 
 def _run_options(config: TrainingOptions) -> list[RunOption]:

@@ -30,6 +30,7 @@ from .groups import (
     DataOptions,
     DeviceOptions,
     EvaluationOptions,
+    GateOptions,
     HubOptions,
     HubTarget,
     ObjectiveOptions,
@@ -40,6 +41,7 @@ from .groups import (
     TokenOptions,
     TrainingOptions,
     check_device,
+    check_precisions,
 )
 from .recipes import Init
 
@@ -98,6 +100,7 @@ class DistillConfig(
     ShapeOptions,
     CalibrationOptions,
     ObjectiveOptions,
+    GateOptions,
     SourceOptions,
     DataOptions,
     TrainingOptions,
@@ -156,6 +159,12 @@ class DistillConfig(
         "and unseen languages. It takes time, so the default is yes for sample only.",
         None,
     )
+    export: tuple[str, ...] | None = option(
+        "End with what kdshrink export does: add the distilled student in ONNX to OUTPUT_DIR, of fp32 and int8 "
+        "what is named here. Needs kdshrink[onnx], and labels.",
+        None,
+        parse=comma_list,
+    )
 
     def __post_init__(self) -> None:
         _check_groups(self)
@@ -186,6 +195,9 @@ class DistillConfig(
             raise UsageError("--unlabelled-languages needs --unlabelled.")
         if self.base is not None and self.init != "from-base":
             raise UsageError(f"--base {self.base} needs --init from-base.")
+        check_precisions("--export", self.export)
+        if self.export is None and self.max_drop != GateOptions.max_drop:
+            raise UsageError(f"--max-drop {self.max_drop:g} needs --export.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,30 +266,18 @@ class CompareConfig(SourceOptions, DataOptions, ScoringOptions):
         return (self.baseline, *self.models)
 
 
-PRECISIONS = ("fp32", "int8")
-
-
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(SourceOptions, DataOptions, OutputOptions, HubOptions):
+class ExportConfig(GateOptions, SourceOptions, DataOptions, OutputOptions, HubOptions):
     model: str = option("A Hub id, a local directory, or sample.", argument=True)
     precision: tuple[str, ...] | None = option(
         "Of fp32 and int8, both by default; int8 is made from fp32, and kept if it passes the gate.",
         None,
         parse=comma_list,
     )
-    max_drop: float = option(
-        "Points (of 100) of the task's F1 that int8 may lose on the development split, pooled and in each "
-        "language.",
-        0.5,
-        bounds=Bounds(least=0, most=100),
-    )
 
     def __post_init__(self) -> None:
         _check_groups(self)
-        for name in self.precision or ():
-            require(
-                name in PRECISIONS, "--precision", name, f"it is one of {', '.join(PRECISIONS)}"
-            )
+        check_precisions("--precision", self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -337,6 +337,24 @@ class ObjectiveOptions:
         return self.weights.get(term, 1.0)
 
 
+PRECISIONS = ("fp32", "int8")
+
+
+def check_precisions(flag: str, names: tuple[str, ...] | None) -> None:
+    for name in names or ():
+        require(name in PRECISIONS, flag, name, f"it is one of {', '.join(PRECISIONS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    max_drop: float = option(
+        "Points (of 100) of the task's F1 that int8 may lose on the development split, pooled and in each "
+        "language.",
+        0.5,
+        bounds=Bounds(least=0, most=100),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions(DeviceOptions):
     split: str | None = option("Split to evaluate; by default test, or all of a single file.", None)

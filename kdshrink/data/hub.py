@@ -61,20 +61,22 @@ class HubTable:
             yield from part.combine_chunks().to_batches()
 
 
-def named_hub_shards(named: NamedData, token: str | None) -> list[Shard]:
+def named_hub_shards(named: NamedData, option: str, token: str | None) -> list[Shard]:
+    """Shards of a named data set; `option` is the option that names it, for messages."""
+    said = f"{option} {named.hub_id}"
     if named.hub_note:
         logger.warning("%s", named.hub_note)
     if named.hub_selector == "data_dir":
-        commit: str | None = _fetch(named, named.hub_revision, [".gitattributes"], token).name
+        commit: str | None = _fetch(named, named.hub_revision, [".gitattributes"], token, said).name
     else:
-        commit = _commit(named.hub_id, named.hub_revision, token)
+        commit = _commit(named.hub_id, named.hub_revision, token, said)
 
     def load(unit: str, split: str) -> Sequence[Table]:
         if named.hub_selector == "data_dir":
-            return _fetch_parquet(named, commit, unit, split, token)
+            return _fetch_parquet(named, commit, unit, split, token, said)
         revision = commit or named.hub_revision
         options = {"name": unit, "split": split, "revision": revision, "token": token}
-        return (HubTable(_from_hub(named.hub_id, **options), f"{named.hub_id} {unit}"),)
+        return (HubTable(_from_hub(named.hub_id, said, **options), f"{named.hub_id} {unit}"),)
 
     return [
         Shard(
@@ -89,10 +91,12 @@ def named_hub_shards(named: NamedData, token: str | None) -> list[Shard]:
     ]
 
 
-def _fetch(named: NamedData, revision: str | None, patterns: list[str], token: str | None) -> Path:
+def _fetch(
+    named: NamedData, revision: str | None, patterns: list[str], token: str | None, said: str
+) -> Path:
     """Download files of a data set to the Hub's cache; returns the directory, named by the commit."""
     use_timeouts()
-    with hub_errors(_error_for(named.hub_id)):
+    with hub_errors(_error_for(said)):
         folder = snapshot_download(
             named.hub_id,
             repo_type="dataset",
@@ -104,24 +108,31 @@ def _fetch(named: NamedData, revision: str | None, patterns: list[str], token: s
 
 
 def _fetch_parquet(
-    named: NamedData, commit: str | None, unit: str, split: str, token: str | None
+    named: NamedData, commit: str | None, unit: str, split: str, token: str | None, said: str
 ) -> tuple[FileTable, ...]:
     """A language and split of a refs/convert/parquet branch: <unit>/<split>/0000.parquet and so on.
 
     The files are downloaded here, since load_dataset sends about twenty requests for each of them and
     does not find them in its cache without a connection.
     """
-    folder = _fetch(named, commit, [f"{unit}/{split}/*.parquet"], token) / unit / split
+    folder = _fetch(named, commit, [f"{unit}/{split}/*.parquet"], token, said) / unit / split
     tables = tuple(FileTable(path, Reading()) for path in sorted(folder.glob("*.parquet")))
     if not tables:
         raise DataError(f"{named.hub_id} has no {split} data of {unit} on the Hub.")
     return tables
 
 
-def hub_shards(hub_id: str, languages: Collection[str], token: str | None) -> list[Shard]:
-    """Shards of a Hub data set: its only configuration, or those with the names of the wanted languages."""
-    commit = _commit(hub_id, None, token)
-    with hub_errors(_error_for(hub_id)):
+def hub_shards(
+    hub_id: str, option: str, languages: Collection[str], token: str | None
+) -> list[Shard]:
+    """Shards of a Hub data set: its only configuration, or those with the names of the wanted languages.
+
+    Args:
+        option: The option that names it, for messages.
+    """
+    said = f"{option} {hub_id}"
+    commit = _commit(hub_id, None, token, said)
+    with hub_errors(_error_for(said)):
         configurations = get_dataset_config_names(hub_id, token=token, revision=commit)
     wanted = [name for name in configurations if name in languages]
     if len(configurations) == 1:
@@ -130,19 +141,19 @@ def hub_shards(hub_id: str, languages: Collection[str], token: str | None) -> li
         chosen = [(name, name) for name in wanted]
     else:
         raise DataError(
-            f"--data {hub_id} has several configurations: {listed(configurations)}.\n"
+            f"{said} has several configurations: {listed(configurations)}.\n"
             f"Choose some with --languages, as in --languages {configurations[0]}."
         )
     shards = []
     for language, configuration in chosen:
-        whole = _from_hub(hub_id, name=configuration, token=token, revision=commit)
+        whole = _from_hub(hub_id, said, name=configuration, token=token, revision=commit)
         for split, names in SPLIT_NAMES.items():
             if found := next((name for name in names if name in whole), None):
                 part = whole[found]
                 opened = partial(_opened, HubTable(part, f"{hub_id} {found}"))
                 shards.append(Shard(language, split, hub_id, opened, commit=commit))
     if not shards:
-        raise DataError(f"--data {hub_id}: it has none of the splits {', '.join(SPLITS)}.")
+        raise DataError(f"{said}: it has none of the splits {', '.join(SPLITS)}.")
     return shards
 
 
@@ -150,7 +161,7 @@ def _opened(table: Table) -> tuple[Table, ...]:
     return (table,)
 
 
-def _commit(hub_id: str, revision: str | None, token: str | None) -> str | None:
+def _commit(hub_id: str, revision: str | None, token: str | None, said: str) -> str | None:
     """The current commit of a revision of a data set; None without a connection."""
     use_timeouts()
     try:
@@ -164,46 +175,46 @@ def _commit(hub_id: str, revision: str | None, token: str | None) -> str | None:
             return None
         if fault is Fault.BAD_NAME:
             raise DataError(
-                f"--data {hub_id}: neither a file or directory here nor a possible Hub id.\n"
+                f"{said}: neither a file or directory here nor a possible Hub id.\n"
                 f"Give an existing path, a Hub id, or one of {', '.join(NAMED)}."
             ) from error
         if fault in (Fault.MISSING, Fault.GATED):
-            raise _no_such_data(hub_id) from error
+            raise _no_such_data(said) from error
         if is_hub_fault(error):
             raise HubError(
-                f"--data {hub_id}: {reason(error, token)}.\nRun the command again later."
+                f"{said}: {reason(error, token)}.\nRun the command again later."
             ) from error
         raise
 
 
-def _error_for(hub_id: str) -> Callable[[Fault, Exception], KdshrinkError | None]:
-    """Makes the error for data that could not be read."""
+def _error_for(said: str) -> Callable[[Fault, Exception], KdshrinkError | None]:
+    """Makes the error for data that could not be read; `said` is the option and the name."""
 
     def error_for(fault: Fault, error: Exception) -> KdshrinkError | None:
         if isinstance(error, (DataError, HubError)):
             return None
         if fault in (Fault.MISSING, Fault.GATED) or isinstance(error, DatasetNotFoundError):
-            return _no_such_data(hub_id)
+            return _no_such_data(said)
         if is_hub_fault(error):
             return HubError(
-                f"--data {hub_id}: {reason(error, None)}.\n"
+                f"{said}: {reason(error, None)}.\n"
                 "Check the network and HF_ENDPOINT, or read the data from files: --data-dir DIR for a "
-                "named data set, --data PATH for custom data."
+                "named data set, a local path for custom data."
             )
         if isinstance(error, (DatasetGenerationError, ValueError, RuntimeError, FileNotFoundError)):
-            return DataError(f"--data {hub_id}: it could not be read from the Hub.\n{error}")
+            return DataError(f"{said}: it could not be read from the Hub.\n{error}")
         return None
 
     return error_for
 
 
-def _no_such_data(hub_id: str) -> DataError:
+def _no_such_data(said: str) -> DataError:
     return DataError(
-        f"--data {hub_id}: no such data set on the Hub, or no access to it.\n"
+        f"{said}: no such data set on the Hub, or no access to it.\n"
         f"Check the name, pass --token if it is private or gated, or give a local path."
     )
 
 
-def _from_hub(hub_id: str, **arguments: Any) -> Any:
-    with hub_errors(_error_for(hub_id)):
+def _from_hub(hub_id: str, said: str, **arguments: Any) -> Any:
+    with hub_errors(_error_for(said)):
         return load_dataset(hub_id, **arguments)

@@ -51,7 +51,7 @@ def find_shards(request: DataRequest, token: str | None = None) -> list[Shard]:
         DataError: There is no such data, or a directory has none.
         HubError: The Hub cannot be reached, or refuses.
     """
-    name, reading = request.data, request.reading
+    name, option, reading = request.data, request.option, request.reading
     named = NAMED.get(name)
     if named is not None:
         if request.data_dir is not None:
@@ -59,11 +59,11 @@ def find_shards(request: DataRequest, token: str | None = None) -> list[Shard]:
         if not named.hub_id:
             with resources.as_file(resources.files("kdshrink.sample") / "data") as folder:
                 return directory_shards(folder, named, reading)
-        return named_hub_shards(named, token)
+        return named_hub_shards(named, option, token)
     if request.data_dir is not None:
         raise DataError(
-            f"--data-dir goes with a named data set, and --data is {name!r}.\n"
-            f"Name one of {', '.join(NAMED)}, or give the directory itself to --data."
+            f"--data-dir goes with a named data set, and {option} is {name!r}.\n"
+            f"Name one of {', '.join(NAMED)}, or give the directory itself to {option}."
         )
     path = Path(name).expanduser()
     if path.is_file():
@@ -71,13 +71,15 @@ def find_shards(request: DataRequest, token: str | None = None) -> list[Shard]:
     if path.is_dir():
         return directory_shards(path, None, reading)
     if path.exists():
-        raise DataError(f"--data {name}: this is not a regular file.\nGive a file or a directory.")
+        raise DataError(
+            f"{option} {name}: this is not a regular file.\nGive a file or a directory."
+        )
     if is_data_file(path) or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise DataError(
-            f"--data {name}: there is no such file or directory.\n"
+            f"{option} {name}: there is no such file or directory.\n"
             f"Give an existing path, a Hub id, or one of {', '.join(NAMED)}."
         )
-    return hub_shards(name, request.languages.wanted or (), token)
+    return hub_shards(name, option, request.languages.wanted or (), token)
 
 
 @dataclass(frozen=True)

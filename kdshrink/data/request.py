@@ -90,11 +90,13 @@ class DataRequest:
 
     Attributes:
         data: The name of a named data set, a Hub id, or the path of a file or directory.
+        option: The option that names it, for messages.
         data_dir: The directory of a named data set's files; None for the Hub.
         label_map: JSON file of new label names.
     """
 
     data: str
+    option: str = "--data"
     data_dir: Path | None = None
     reading: Reading = field(default_factory=Reading)
     columns: ColumnChoice = field(default_factory=ColumnChoice)

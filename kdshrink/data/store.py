@@ -28,8 +28,27 @@ _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """The last bytes of an Arrow stream."""
 
 
+_aside: list[Path] = []
+"""Folders that take what is stored, in place of the cache; the last one is in use."""
+
+
 def _folder() -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "kdshrink"
+
+
+@contextmanager
+def cache_unchanged() -> Iterator[None]:
+    """Leave the cache as it is: what is not in it is stored in a temporary folder meanwhile."""
+    caching = datasets.is_caching_enabled()
+    with tempfile.TemporaryDirectory(prefix="kdshrink-") as folder:
+        _aside.append(Path(folder))
+        datasets.disable_caching()  # by which tokenised tables go to a temporary folder of datasets
+        try:
+            yield
+        finally:
+            _aside.pop()
+            if caching:
+                datasets.enable_caching()
 
 
 def fingerprint(*parts: object) -> str:
@@ -47,6 +66,10 @@ def stored(name: str, schema: pa.Schema, make: Iterable[pa.RecordBatch]) -> Path
     path = _folder() / f"{name}.arrow"
     if _is_whole(path):
         return path
+    if _aside:
+        path = _aside[-1] / path.name
+        if _is_whole(path):
+            return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(prefix=f".{name}.", dir=path.parent)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OutputError
-from ..files import disk_errors, to_json, write_json
+from ..files import disk_errors, existing, to_json, write_json
 
 _KEY = "key.json"
 _DONE = "done.bin"
@@ -111,7 +111,7 @@ class TargetCache:
         bytes_of[_DONE] = len(lengths)
         if not _is_of(folder, key, bytes_of):
             shutil.rmtree(folder, ignore_errors=True)
-            _require_room(folder, shape.bytes(lengths))
+            require_room(folder, shape.bytes(lengths))
             folder.mkdir(parents=True)
             with disk_errors(folder):
                 for file, size in bytes_of.items():
@@ -156,8 +156,9 @@ def _is_of(folder: Path, key: Mapping[str, Any], sizes: Mapping[str, int]) -> bo
         return False
 
 
-def _require_room(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder.parent).free
+def require_room(folder: Path, size: int) -> None:
+    """Raise OutputError unless the disk of a folder, which need not exist, has room for the targets."""
+    free = shutil.disk_usage(existing(folder)).free
     if size > free:
         raise OutputError(
             f"{folder}: the teacher's targets take {size / 1e9:.1f} GB, and the disk has "

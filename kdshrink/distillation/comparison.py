@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.languages import comparable
 from ..data.load import TaskData
 from ..data.sampling import language_codes
-from ..errors import DataError
 from ..evaluation.evaluator import Evaluator, make_evaluator
 from ..evaluation.groups import LanguageGroups
 from ..models.devices import to_device
@@ -34,9 +33,6 @@ class Comparison:
         tokenizer: The teacher's.
         max_length: Tokens that a text is truncated to.
         seed: Of the student's head, where its files have none.
-
-    Raises:
-        DataError: The data is a single file, which has no test split.
     """
 
     def __init__(
@@ -52,11 +48,6 @@ class Comparison:
         max_length: int,
         seed: int,
     ) -> None:
-        if test.whole_file:
-            raise DataError(
-                f"--compare: {test.name} is a single file, all of which is trained on.\n"
-                "Give a directory with a test split, or compare after the run, with kdshrink zero-shot."
-            )
         present = language_codes(test.splits["test"])[1]
         trained = {comparable(name) for name in trained_on}
         self._groups = LanguageGroups(

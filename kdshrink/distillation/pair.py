@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -15,10 +14,9 @@ from ..data.encoding import Collator
 from ..models.activations import Recorder
 from ..models.architectures import Head
 from ..models.devices import execution_on
-from ..models.embeddings import TABLE, WholeTable, compact_ids, reachable_ids
+from ..models.embeddings import compact_ids, reachable_ids
 from ..models.loading import load_weights
 from ..models.source import Source
-from ..output import CHECKPOINTS
 from ..training.setup import set_dropout
 from .matching import match_classes
 from .model import DistillationModel
@@ -53,13 +51,13 @@ class Pair:
         learner: The student and what is trained with it.
         teacher: The teacher, in eval mode.
         collate: Makes batches with ids of the compact embedding tables.
-        table: The student's whole embedding table, to save the student with.
+        kept: Ids of the rows that are held of the student's embedding table, (n,).
     """
 
     learner: DistillationModel
     teacher: Teacher
     collate: Collator
-    table: WholeTable
+    kept: Tensor
 
 
 def load_pair(
@@ -68,7 +66,6 @@ def load_pair(
     encoded: Mapping[str, Dataset],
     teacher_ids: Tensor | None,
     objective: Objective,
-    output_dir: Path,
     device: torch.device,
     *,
     dropout: float | None,
@@ -80,7 +77,6 @@ def load_pair(
         source: The teacher.
         encoded: The tokenised splits.
         teacher_ids: As `map_tokens` gives it.
-        output_dir: The run's output directory; the whole embedding table goes to its checkpoints.
         dropout: As in `set_dropout`.
         seed: Of the student's head, where its files have none.
     """
@@ -88,7 +84,6 @@ def load_pair(
     kept = reachable_ids(student.tokenizer, list(encoded.values()), vocabulary)
     model = student.load(source.task, seed, kept)
     set_dropout(model, dropout, calibrated=student.is_calibrated)
-    table = WholeTable.keep(output_dir / CHECKPOINTS / TABLE, student.source.directory, model, kept)
     rows = kept if teacher_ids is None else teacher_ids[kept]
     teacher_model = load_weights(source, source.task, rows).eval()
     classes = None
@@ -108,5 +103,5 @@ def load_pair(
             _recorder(teacher_model, student.layers, objective, device, student.heads), classes
         ),
         Collator(int(student.tokenizer.pad_token_id), compact_ids(kept, vocabulary)),
-        table,
+        kept,
     )

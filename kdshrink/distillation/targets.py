@@ -21,6 +21,7 @@ from ..data.batching import Batches, batches_by_length
 from ..data.encoding import EncodedArrays, token_counts
 from ..distributed import is_on_several_machines, largest
 from ..errors import UsageError
+from ..files import existing
 from ..models.devices import HostCopies, execution_on
 from ..models.onednn import packed_linears
 from ..models.sharding import is_sharded
@@ -30,6 +31,8 @@ from .teacher import Targets, Teacher, finite, join_targets, split_targets, tens
 
 logger = logging.getLogger(__name__)
 
+_GROUP = 4
+"""Batches in a group, at most."""
 _GROUP_BYTES = 2 * 1024**3
 """Targets that a group of batches may take."""
 
@@ -175,7 +178,7 @@ class GroupedTargets(TargetLoader):
         batches: Batches,
         examples: EncodedArrays,
         cache: TargetCache | None = None,
-        group: int = 4,
+        group: int = _GROUP,
         group_bytes: int = _GROUP_BYTES,
     ) -> None:
         super().__init__(teacher, batches, cache)
@@ -266,6 +269,15 @@ def target_loader(
     return BatchTargets(teacher, batches, cache)
 
 
+def held_bytes(teacher: Teacher, batches: Batches, group: int = _GROUP) -> int:
+    """Bytes of the targets that a `target_loader` holds at once, at most."""
+    sizes = target_shape(teacher).bytes_of(batches.lengths)
+    largest_first = sorted((int(sizes[rows].sum()) for rows in batches.of_epoch(0)), reverse=True)
+    if not teacher.recorder.execution.groups_targets:
+        return largest_first[0]
+    return max(largest_first[0], min(sum(largest_first[:group]), _GROUP_BYTES))
+
+
 def target_shape(teacher: Teacher, *, token_logits: bool = False) -> TargetShape:
     """The sizes of an example's targets.
 
@@ -297,6 +309,42 @@ def check_cache_mode(mode: CacheMode) -> None:
         )
 
 
+def cache_bytes(
+    mode: CacheMode,
+    teacher: Teacher,
+    encoded: Dataset,
+    folder: Path,
+    *,
+    token_logits: bool,
+    epochs: float,
+) -> int | None:
+    """Bytes of a cache on disk for a teacher's targets; None for "none", or where "auto" decides against it.
+
+    "auto" makes one if there is more than one epoch, and the targets fit into a quarter of the memory (so
+    that they are read from there) and into half of the free disk. It makes none on several machines, nor,
+    on a GPU, of more than logits: the teacher's forward takes less than reading.
+
+    Args:
+        encoded: The tokenised training set.
+        folder: Where to put it.
+        token_logits: Whether there are logits for each token.
+        epochs: Number of passes over the training set.
+    """
+    if mode == "none":
+        return None
+    shape = target_shape(teacher, token_logits=token_logits)
+    size = shape.bytes(token_counts(encoded))
+    if mode != "auto":
+        return size
+    if is_on_several_machines():
+        return None
+    if (shape.states or shape.attention) and not teacher.recorder.execution.keeps_activations:
+        return None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = shutil.disk_usage(existing(folder)).free
+    return None if epochs <= 1 or size > min(memory // 4, free // 2) else size
+
+
 def open_cache(
     mode: CacheMode,
     teacher: Teacher,
@@ -307,35 +355,20 @@ def open_cache(
     token_logits: bool,
     epochs: float,
 ) -> TargetCache | None:
-    """A cache on disk for a teacher's targets; None for "none", or where "auto" decides against it.
-
-    "auto" makes one if there is more than one epoch, and the targets fit into a quarter of the memory (so
-    that they are read from there) and into half of the free disk. It makes none on several machines, nor,
-    on a GPU, of more than logits: the teacher's forward takes less than reading.
+    """A cache on disk for a teacher's targets, or None, as `cache_bytes` has it.
 
     Args:
         directory: The teacher's files.
-        encoded: The tokenised training set.
-        folder: Where to put it.
-        token_logits: Whether there are logits for each token.
-        epochs: Number of passes over the training set.
+        encoded, folder, token_logits, epochs: As of `cache_bytes`.
 
     Raises:
         OutputError: The disk has no room for it.
     """
-    if mode == "none":
+    size = cache_bytes(mode, teacher, encoded, folder, token_logits=token_logits, epochs=epochs)
+    if size is None:
         return None
-    recorder = teacher.recorder
-    shape = target_shape(teacher, token_logits=token_logits)
+    recorder, shape = teacher.recorder, target_shape(teacher, token_logits=token_logits)
     lengths = token_counts(encoded)
-    size = shape.bytes(lengths)
-    if mode == "auto":
-        activations = shape.states or shape.attention
-        if is_on_several_machines() or (activations and not recorder.execution.keeps_activations):
-            return None
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if epochs <= 1 or size > min(memory // 4, shutil.disk_usage(folder).free // 2):
-            return None
     logger.info("the teacher's targets are kept on disk: %.2f GB", size / 1e9)
     key = {
         "teacher": fingerprint(directory),

@@ -89,6 +89,12 @@ def compact(model: PreTrainedModel) -> None:
     model.set_input_embeddings(CompactEmbedding(table.weight.detach(), table.padding_idx))
 
 
+def table_bytes(model: PreTrainedModel) -> int:
+    """Bytes of a model's whole embedding table."""
+    weight: Any = model.get_input_embeddings().weight
+    return int(model.config.vocab_size * weight.shape[1] * weight.itemsize)
+
+
 def count_decay(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Update the decay of the model's compact embedding by one step of the optimizer.
 

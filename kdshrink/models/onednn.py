@@ -46,10 +46,21 @@ class PackedLinears(TorchFunctionMode):
 
 def packed_linears(device: torch.device) -> AbstractContextManager[object]:
     """`PackedLinears` if PyTorch and the device support it, else a context that does nothing."""
+    return PackedLinears() if _packs(device) else nullcontext()
+
+
+def packed_bytes(model: nn.Module, device: torch.device) -> int:
+    """Bytes of the packed weights of a model's linear layers, which are held beside its own."""
+    if not _packs(device):
+        return 0
+    return sum(part.weight.nbytes for part in model.modules() if isinstance(part, nn.Linear))
+
+
+def _packs(device: torch.device) -> bool:
     possible = torch.backends.mkldnn.is_available() and hasattr(
         torch.ops.mkldnn, "_linear_pointwise"
     )
-    return PackedLinears() if possible and device.type == "cpu" else nullcontext()
+    return possible and device.type == "cpu"
 
 
 def _pack(weight: Tensor) -> Tensor:

@@ -91,11 +91,8 @@ def hub_base(record: _Record) -> str | None:
 
 
 def _tags(record: _Record) -> list[str]:
-    return {
-        "distill": ["knowledge-distillation"],
-        "shrink": ["model-compression"],
-        "export": ["onnx"],
-    }.get(record["command"], [])
+    tags = {"distill": ["knowledge-distillation"], "shrink": ["model-compression"]}
+    return [*tags.get(record["command"], []), *(["onnx"] if record.get("export") else [])]
 
 
 def _codes(record: _Record) -> list[str]:

@@ -62,8 +62,12 @@ class Destination:
     token: str | None = field(default=None, repr=False)
 
 
-def ready(destination: Destination) -> Destination:
+def ready(destination: Destination, *, create: bool = True) -> Destination:
     """Check, before any work, that a result may be pushed; creates the repository if it does not exist.
+
+    Args:
+        create: False leaves the Hub as it is: then it is not known whether a repository that does not exist
+            may be created.
 
     Returns:
         The destination with its full name, ORG/NAME.
@@ -74,7 +78,7 @@ def ready(destination: Destination) -> Destination:
     """
     what = f"--push-to-hub: {destination.name}"
     with hub_errors(_error_for(what, destination.token, "Nothing was done yet.")):
-        return replace(destination, name=_ready_repository(destination))
+        return replace(destination, name=_ready_repository(destination, create=create))
 
 
 def pushed(result: Result, destination: Destination | None) -> Result:
@@ -141,7 +145,7 @@ def _error_for(
     return error_for
 
 
-def _ready_repository(target: Destination) -> str:
+def _ready_repository(target: Destination, *, create: bool = True) -> str:
     """Create the repository if need be, check that it may be written to, and return its full name."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
@@ -155,7 +159,10 @@ def _ready_repository(target: Destination) -> str:
     if target.create_pr:
         api.auth_check(repo_id)
         return repo_id
-    repo_id = api.create_repo(repo_id, private=target.private or None, exist_ok=True).repo_id
+    if create:
+        repo_id = api.create_repo(repo_id, private=target.private or None, exist_ok=True).repo_id
+    elif not api.repo_exists(repo_id):
+        return repo_id
     api.auth_check(repo_id, write=True)
     if target.private and not api.model_info(repo_id).private:
         raise HubError(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 
@@ -102,6 +103,18 @@ class Plan:
             for needed in _with_inputs(run):
                 ordered.setdefault(needed.name, needed)
         return cls(tuple(ordered.values()), folder, extra)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The runs for JSON: their names, commands, and the directories that they read and write."""
+        return [
+            {
+                "name": run.name,
+                "command": run.words(self.folder, self.extra),
+                "inputs": [str(self.folder / needed.name) for needed in run.inputs],
+                "output": str(self.folder / run.name),
+            }
+            for run in self.runs
+        ]
 
     def as_shell(self) -> str:
         """One line per run, for `bash -e` or a scheduler."""

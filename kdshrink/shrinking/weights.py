@@ -94,6 +94,17 @@ def copy_weights(
         )
     if dropped:
         logger.info("left out, since only pretraining uses it: %s", ", ".join(sorted(dropped)))
+    return _report(before, tensors)
+
+
+def plan_copy(source: Path, plan: StudentPlan) -> CopyReport:
+    """What `copy_weights` would report, with its errors; reads no tensor and writes nothing."""
+    with TensorReader(source) as reader:
+        tensors, before, _ = _match(reader, plan)
+    return _report(before, tensors)
+
+
+def _report(before: Mapping[str, Size], tensors: Mapping[str, _StudentTensor]) -> CopyReport:
     after = dict.fromkeys(PARTS, Size())
     for tensor in tensors.values():
         after[tensor.row.part] = after[tensor.row.part].plus(tensor.spec)

@@ -20,6 +20,7 @@ from ..distributed import is_first, world_size
 from ..errors import OutputError, TrainingError
 from ..files import (
     empty_directory,
+    former_or_own,
     read_json,
     recover_directory,
     sha256_of,
@@ -330,13 +331,31 @@ class Start:
         return {"run": asdict(self.identity), **({} if step is None else {"resumed_from": step})}
 
 
+def resumable(output_dir: Path) -> Path | None:
+    """The checkpoint that --resume goes on from; None if the run starts anew. Nothing is changed.
+
+    Raises:
+        OutputError: There are checkpoints, and all are damaged.
+        TrainingError: The best model so far is damaged.
+    """
+    last = last_checkpoint(output_dir)
+    if last is not None:
+        _check_best(output_dir / CHECKPOINTS / BEST, last)
+    elif faults := _faults(output_dir):
+        raise OutputError(
+            f"{output_dir / CHECKPOINTS}: no checkpoint can be read: {', '.join(faults[:_SHOWN])}.\n"
+            "Start anew with --overwrite instead of --resume."
+        )
+    return last
+
+
 def start_run(output_dir: Path, identity: Identity, *, resume: bool) -> Start:
     """Create the directory of checkpoints, and find the one to resume from.
 
     A new run removes the checkpoints of an older one.
 
     Raises:
-        OutputError: --resume of a run whose checkpoints are all damaged.
+        OutputError, TrainingError: As of `resumable`.
     """
     folder = output_dir / CHECKPOINTS
     last = last_checkpoint(output_dir) if resume else None
@@ -346,7 +365,8 @@ def start_run(output_dir: Path, identity: Identity, *, resume: bool) -> Start:
     if not is_first():
         return Start(last, identity)
     if resume:
-        _drop_damaged(output_dir, last)
+        resumable(output_dir)
+        _drop_damaged(output_dir)
     if last is None:
         empty_directory(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -357,32 +377,34 @@ def start_run(output_dir: Path, identity: Identity, *, resume: bool) -> Start:
                 "%s does not record the options of its run, so they cannot be compared with these",
                 folder,
             )
-        _check_best(folder, last)
+        recover_directory(folder / BEST)
         _cut_log(folder / LOG, Checkpoint(last).step)
     if last is None or kept is None:
         write_json(folder / RUN, asdict(identity))
     return Start(last, identity)
 
 
-def _drop_damaged(output_dir: Path, last: Path | None) -> None:
+def _damaged(output_dir: Path) -> list[Checkpoint]:
+    return [one for one in _checkpoints(output_dir) if one.fault is not None]
+
+
+def _faults(output_dir: Path) -> list[str]:
+    """The checkpoints that were complete and are damaged, and how."""
+    damaged = [one for one in _damaged(output_dir) if one.is_complete]
+    return [f"{one.path.name} ({one.fault})" for one in damaged]
+
+
+def _drop_damaged(output_dir: Path) -> None:
     """Remove the checkpoints that a run cannot be resumed from, so that none is newer than the next one."""
-    damaged = [one for one in _checkpoints(output_dir) if one.fault is not None]
-    faults = [f"{one.path.name} ({one.fault})" for one in damaged if one.is_complete]
-    if faults and last is None:
-        raise OutputError(
-            f"{output_dir / CHECKPOINTS}: no checkpoint can be read: {', '.join(faults[:_SHOWN])}.\n"
-            "Start anew with --overwrite instead of --resume."
-        )
-    for one in damaged:
+    for one in _damaged(output_dir):
         if one.is_complete:
             logger.warning("%s cannot be resumed from: %s", one.path, one.fault)
         shutil.rmtree(one.path)
 
 
-def _check_best(folder: Path, last: Path) -> None:
-    """Check that the best model so far is there, if one was saved."""
-    best = folder / BEST
-    recover_directory(best)
+def _check_best(place: Path, last: Path) -> None:
+    """Check that the best model so far is in its place, or was set aside, if one was saved."""
+    best = former_or_own(place)
     history = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     if not any("score" in entry for entry in history):
         return
@@ -392,7 +414,7 @@ def _check_best(folder: Path, last: Path) -> None:
         whole = False
     if not whole or any(_cut(path) for path in best.glob("*.safetensors")):
         raise TrainingError(
-            f"{best}: the best model of the run so far is damaged, so it cannot be resumed.\n"
+            f"{place}: the best model of the run so far is damaged, so it cannot be resumed.\n"
             "Start anew with --overwrite instead of --resume."
         )
 

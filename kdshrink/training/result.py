@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from ..errors import OutputError
 from ..evaluation.results import EvalResult
 from ..files import write_text
 from ..models.devices import to_device
-from ..output import CHECKPOINTS, LOG, final_files, name_of, remove_checkpoints
+from ..output import CHECKPOINTS, LOG, final_files, name_of
 from ..publishing.card import model_card
 from ..publishing.push import PushResult
 from ..publishing.record import write_record
@@ -25,7 +24,6 @@ from ..record import RECORD, Record, Results, read_record
 from .checkpoints import BEST_SCORE, Start, is_finished
 from .run import Run
 
-logger = logging.getLogger(__name__)
 _RECORDED = ("steps", "train_seconds", "examples_per_second", "peak_memory_bytes", "best_step")
 """The fields of a TrainResult that a record has under the same names."""
 
@@ -42,6 +40,7 @@ class TrainResult:
     best_step: int
     development: EvalResult
     comparison: Mapping[str, Any] | None = None
+    export: Mapping[str, Any] | None = None
     pushed: PushResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,6 +58,8 @@ class TrainResult:
         }
         if self.comparison is not None:
             result["comparison"] = self.comparison
+        if self.export is not None:
+            result["export"] = self.export
         if self.pushed is not None:
             result["hub"] = self.pushed.to_dict()
         return result
@@ -72,15 +73,12 @@ def finished_result(output_dir: Path) -> TrainResult | None:
     """
     if not is_finished(output_dir):
         return None
-    logger.info("%s is finished already: there is nothing to resume", output_dir)
     result = _recorded_result(output_dir)
     if result is None:
         raise OutputError(
             f"{output_dir / RECORD} is damaged: it lacks the results of a training run.\n"
             "Start anew with --overwrite instead of --resume."
         )
-    if is_first():
-        remove_checkpoints(output_dir)
     return result
 
 

@@ -21,14 +21,12 @@ from ..errors import TrainingError
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.results import EvalResult
 from ..files import atomic_directory, disk_errors, to_json, write_json
-from ..models.activations import expanded_mask
-from ..models.devices import execution_on
 from ..models.embeddings import WholeTable
 from ..output import CHECKPOINTS, LOG
 from ..progress import Progress
 from .callbacks import Signals
 from .checkpoints import BEST, BEST_SCORE, last_checkpoint
-from .losses import task_cross_entropy
+from .losses import task_loss
 
 
 def _whole(batch: Any) -> Any:
@@ -108,11 +106,7 @@ class TermTrainer(Trainer):
 
     def loss_terms(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms of a batch's loss, scalars, one for each weight."""
-        labels = inputs.pop("labels")
-        if execution_on(self.args.device).expands_masks:
-            mask = inputs["attention_mask"]
-            inputs["attention_mask"] = expanded_mask(self.trained_model, mask)
-        return {"task": task_cross_entropy(model(**inputs).logits, labels).mean}
+        return {"task": task_loss(model, self.trained_model, inputs)}
 
     def term_units(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The number of units (such as tokens) that each term of a batch is a mean over, scalars."""

@@ -174,6 +174,7 @@ def test_help_of_a_command(command: str) -> None:
         # A long option name leaves the help little room: look for its first words.
         assert " ".join(item.metadata["help"].split()[:2]) in shown, item.name
     assert "--json" in shown
+    assert "--dry-run" in shown
     examples = shown.partition("Examples:")[2]
     assert examples.count(f"kdshrink {command}") >= 2
     position = [shown.find(f"─ {panel} ─") for panel in ("Data", "Run", "Hub")]
@@ -184,7 +185,7 @@ def test_help_of_a_command(command: str) -> None:
     ("command", "first"),
     [
         ("distill", "teacher student recipe init layers hidden-size data languages num-train-epochs "
-         "max-steps batch-size learning-rate output-dir help"),
+         "max-steps batch-size learning-rate export max-drop output-dir help"),
         ("shrink", "init layers hidden-size vocab-from data languages output-dir help"),
     ],
 )  # fmt: skip
@@ -242,6 +243,7 @@ def test_every_option_reaches_the_config(command: str, monkeypatch: pytest.Monke
         "dropout": (["--dropout", "0.1"], 0.1),
         "bf16": (["--bf16"], True),
         "compare": (["--compare"], True),
+        "export": (["--export", "fp32, int8"], ("fp32", "int8")),
         "batches": (["--batches", "random"], "random"),
         "cache_teacher": (["--cache-teacher", "all"], "all"),
         "device": (["--device", "cuda:1"], "cuda:1"),

@@ -27,6 +27,7 @@ from kdshrink.data.sampling import language_codes, stratified_rows
 from kdshrink.errors import DataError, KdshrinkError
 
 from ..helpers.models import SHARED
+from ..helpers.runner import run
 
 
 def request(data: object, **options: Any) -> DataRequest:
@@ -228,6 +229,30 @@ def test_bad_files(tmp_path: Path, text_data: Path) -> None:
 def test_unknown_labels_list_both_sides() -> None:
     with pytest.raises(DataError, match=r"cold[\s\S]*warm, hot[\s\S]*cold, warm"):
         match_labels(["cold", "warm"], ["warm", "hot"])
+
+
+@pytest.mark.parametrize(
+    ("option", "typed"),
+    [
+        ("--data", ("eval", "sample", "--data")),
+        ("--data", ("shrink", "sample", "--init", "calibrated", "--data")),
+        ("--vocab-from", ("shrink", "sample", "--vocab-from")),
+        ("--vocab-from", ("shrink", "sample", "--init", "calibrated", "--vocab-from")),
+        ("--unlabelled", ("distill", "--teacher", "sample", "--data", "sample", "--unlabelled")),
+    ],
+)
+def test_what_is_missing_is_said_of_the_option_that_names_it(
+    option: str, typed: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name, said in (
+        ("nowhere.txt", "there is no such file"),
+        ("a b", "neither a file or directory here nor a possible Hub id"),
+        ("nobody/nothing", ""),  # without a connection
+    ):
+        done = run(*typed, name, cwd=tmp_path)
+        assert done.returncode == 1
+        assert f"error: {option} {name}: {said}" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_hub_the_ways_out_are_named() -> None:

@@ -13,7 +13,7 @@ from kdshrink.data.encoding import Collator
 from kdshrink.distillation.model import DistillationModel
 from kdshrink.distillation.objective import Objective
 from kdshrink.distillation.teacher import Teacher
-from kdshrink.distillation.timing import seconds_per_step
+from kdshrink.distillation.timing import trial_of
 from kdshrink.models.activations import Recorder
 
 from ..helpers.models import make_model
@@ -49,7 +49,9 @@ def test_timing_a_step_changes_nothing(encoded: Dataset) -> None:
     state = torch.get_rng_state()
     batches = Batches(LENGTHS.astype(np.int32), size=8, seed=0)
     columns = encoded.select_columns(["input_ids", "length"])
-    assert seconds_per_step(learner, teacher, columns, batches, Collator(1), 1) > 0
+    trial = trial_of(learner, teacher, columns, batches, Collator(1))
+    assert trial.seconds(1) > 0
+    assert trial.activations() > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
     assert all(parameter.grad is None for parameter in learner.parameters())
