@@ -30,6 +30,8 @@ class Execution:
         fuses_attention: Whether layers whose scores are recorded attend by sdpa, beside the scores.
         expands_masks: Whether a model gets masks of attention instead of padding: transformers looks into
             the latter for padding, which waits for the device.
+        stacked_bytes: Student's layers that a loss compares in one stack, at most; larger ones are compared
+            one by one.
     """
 
     positions: int
@@ -38,6 +40,7 @@ class Execution:
     keeps_activations: bool
     fuses_attention: bool
     expands_masks: bool
+    stacked_bytes: int
 
     def widths(self, longest: int) -> tuple[int, ...]:
         """Lengths that batches are padded to, ascending, up to the longest example; none for their own."""
@@ -53,6 +56,7 @@ ON_CPU = Execution(
     keeps_activations=True,
     fuses_attention=False,
     expands_masks=False,
+    stacked_bytes=0,
 )
 ON_GPU = Execution(
     positions=32768,
@@ -61,6 +65,7 @@ ON_GPU = Execution(
     keeps_activations=False,
     fuses_attention=True,
     expands_masks=True,
+    stacked_bytes=256 * 1024**2,  # copied in the time that the host takes to ask for 50 kernels
 )
 
 
