@@ -59,6 +59,7 @@ from ..progress import Progress
 from ..record import Record
 from ..shrinking.plan import Shape
 from ..training.checkpoints import Identity, Start, last_checkpoint
+from ..training.memory import batch_memory
 from ..training.result import TrainResult, effective, load_best
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits
@@ -404,6 +405,11 @@ def _make_trainer(
     batches = command.batches(arguments, encoded["train"])
     per_epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
     _schedule(config, arguments, per_epoch, pair.learner.student.config.hidden_size)
+    memory = None
+    if not config.shard_teacher:  # the processes' forward passes of it are one, and parts differ
+        memory = batch_memory(
+            pair.forward, pair.learner, batches, command.device, bf16=arguments.bf16
+        )
     seconds = seconds_per_step(
         pair.learner,
         pair.teacher,
@@ -411,6 +417,8 @@ def _make_trainer(
         batches,
         pair.collate,
         config.gradient_accumulation_steps,
+        memory,
+        bf16=arguments.bf16,
     )
     logger.info("that takes about %s", _duration(seconds * arguments.max_steps))
     with arguments.main_process_first(local=False):
@@ -435,6 +443,7 @@ def _make_trainer(
         progress=command.progress,
         what="distill",
         patience=config.early_stopping_patience,
+        memory=memory,
         model=pair.learner,
         args=arguments,
         train_dataset=examples,

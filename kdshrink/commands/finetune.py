@@ -11,7 +11,8 @@ from ..config.commands import FinetuneConfig
 from ..data.encoding import Collator
 from ..data.labels import read_label_map
 from ..data.load import TaskData, load_data
-from ..models.devices import describe_device
+from ..models.activations import expanded_mask
+from ..models.devices import describe_device, to_device
 from ..models.embeddings import TABLE, WholeTable, compact_ids, reachable_ids
 from ..models.loading import (
     fitting_length,
@@ -24,6 +25,7 @@ from ..models.source import Source, find_model, require_classes, require_plain
 from ..models.whole import check_whole
 from ..output import CHECKPOINTS
 from ..progress import Progress
+from ..training.memory import batch_memory
 from ..training.result import TrainResult, effective
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits, set_dropout
@@ -82,6 +84,12 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
     collate = Collator(int(tokenizer.pad_token_id), compact_ids(kept, source.vocabulary))
     set_seed(config.seed)
     batches = command.batches(arguments, encoded["train"])
+    to_device(model, command.device)
+    memory = batch_memory(
+        lambda ids, mask: [model(input_ids=ids, attention_mask=expanded_mask(model, mask)).logits],
+        *(model, batches, command.device),
+        bf16=arguments.bf16,
+    )
     trainer = TermTrainer(
         weights={"task": 1.0},
         batches=batches,
@@ -91,6 +99,7 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
         progress=command.progress,
         what="finetune",
         patience=config.early_stopping_patience,
+        memory=memory,
         model=model,
         args=arguments,
         train_dataset=command.examples(model, encoded["train"], collate),

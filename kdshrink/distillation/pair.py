@@ -24,7 +24,7 @@ from .matching import match_classes
 from .model import DistillationModel
 from .objective import Objective
 from .student import Student
-from .teacher import Teacher
+from .teacher import Teacher, tensors_of
 
 
 def _recorder(
@@ -60,6 +60,12 @@ class Pair:
     teacher: Teacher
     collate: Collator
     table: WholeTable
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """The forward passes of a step, of (B, T) ids; gives what is kept until its backward pass."""
+        targets = self.teacher.targets(input_ids, attention_mask)
+        terms = self.learner(input_ids, attention_mask, targets)
+        return [*terms.values(), *tensors_of(targets)]
 
 
 def load_pair(
