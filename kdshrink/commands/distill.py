@@ -6,9 +6,11 @@ import logging
 import math
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
@@ -43,7 +45,8 @@ from ..distributed import is_first, require_processes
 from ..errors import DataError, UnlabelledError, UsageError
 from ..evaluation.evaluator import Evaluator, check_labels
 from ..models.architectures import can_be, family_of
-from ..models.devices import describe_device, to_device
+from ..models.compilation import compile_in_place
+from ..models.devices import describe_device, execution_on, to_device
 from ..models.loading import (
     fitting_length,
     load_tokenizer,
@@ -407,9 +410,8 @@ def _make_trainer(
     _schedule(config, arguments, per_epoch, pair.learner.student.config.hidden_size)
     memory = None
     if not config.shard_teacher:  # the processes' forward passes of it are one, and parts differ
-        memory = batch_memory(
-            pair.forward, pair.learner, batches, command.device, bf16=arguments.bf16
-        )
+        forward = partial(pair.forward, bf16=arguments.bf16)
+        memory = batch_memory(forward, pair.learner, batches, command.device)
     seconds = seconds_per_step(
         pair.learner,
         pair.teacher,
@@ -432,6 +434,8 @@ def _make_trainer(
             epochs=arguments.max_steps / per_epoch,
         )
     examples = command.examples(pair.learner.student, encoded["train"], pair.collate)
+    if config.torch_compile:
+        _compile_the_rest(pair, command.device, shards=config.shard_teacher)
     return DistillationTrainer(
         targets=target_loader(pair.teacher, batches, examples, cache),
         texts=prepared.texts,
@@ -449,6 +453,13 @@ def _make_trainer(
         train_dataset=examples,
         eval_dataset=encoded["validation"],
     )
+
+
+def _compile_the_rest(pair: Pair, device: torch.device, *, shards: bool) -> None:
+    """Compile the losses, and the teacher where it runs on the student's batches, which have few shapes."""
+    compile_in_place(pair.learner.terms, device)
+    if not (execution_on(device).groups_targets or shards):
+        compile_in_place(pair.teacher.recorder.model, device)
 
 
 def _schedule(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from ..config.commands import FinetuneConfig
+from ..data.batching import Batches
 from ..data.encoding import Collator
 from ..data.labels import read_label_map
 from ..data.load import TaskData, load_data
@@ -25,7 +28,7 @@ from ..models.source import Source, find_model, require_classes, require_plain
 from ..models.whole import check_whole
 from ..output import CHECKPOINTS
 from ..progress import Progress
-from ..training.memory import batch_memory
+from ..training.memory import BatchMemory, batch_memory
 from ..training.result import TrainResult, effective
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits, set_dropout
@@ -84,12 +87,6 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
     collate = Collator(int(tokenizer.pad_token_id), compact_ids(kept, source.vocabulary))
     set_seed(config.seed)
     batches = command.batches(arguments, encoded["train"])
-    to_device(model, command.device)
-    memory = batch_memory(
-        lambda ids, mask: [model(input_ids=ids, attention_mask=expanded_mask(model, mask)).logits],
-        *(model, batches, command.device),
-        bf16=arguments.bf16,
-    )
     trainer = TermTrainer(
         weights={"task": 1.0},
         batches=batches,
@@ -99,7 +96,7 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
         progress=command.progress,
         what="finetune",
         patience=config.early_stopping_patience,
-        memory=memory,
+        memory=_memory(command, model, batches, bf16=arguments.bf16),
         model=model,
         args=arguments,
         train_dataset=command.examples(model, encoded["train"], collate),
@@ -116,6 +113,24 @@ def _finetune(command: TrainingCommand[FinetuneConfig]) -> TrainResult:
         **effective(start, arguments, length),
     )
     return command.save(run, tokenizer, record)
+
+
+def _memory(
+    command: TrainingCommand[FinetuneConfig],
+    model: PreTrainedModel,
+    batches: Batches,
+    *,
+    bf16: bool,
+) -> BatchMemory | None:
+    """What the batches keep on the device, to which the model goes for that."""
+    to_device(model, command.device)
+
+    def forward(input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        mask = expanded_mask(model, attention_mask)
+        with torch.autocast(command.device.type, torch.bfloat16, enabled=bf16):
+            return [model(input_ids=input_ids, attention_mask=mask).logits]
+
+    return batch_memory(forward, model, batches, command.device)
 
 
 def _origin(source: Source, data: TaskData, model: PreTrainedModel) -> dict[str, Any]:

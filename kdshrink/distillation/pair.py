@@ -61,10 +61,17 @@ class Pair:
     collate: Collator
     table: WholeTable
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
-        """The forward passes of a step, of (B, T) ids; gives what is kept until its backward pass."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, *, bf16: bool = False
+    ) -> list[Tensor]:
+        """The forward passes of a step, of (B, T) ids; gives what is kept until its backward pass.
+
+        Args:
+            bf16: Whether the student is trained in bfloat16.
+        """
         targets = self.teacher.targets(input_ids, attention_mask)
-        terms = self.learner(input_ids, attention_mask, targets)
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=bf16):
+            terms = self.learner(input_ids, attention_mask, targets)
         return [*terms.values(), *tensors_of(targets)]
 
 

@@ -76,15 +76,12 @@ def batch_memory(
     model: nn.Module,
     batches: Batches,
     device: torch.device,
-    *,
-    bf16: bool,
 ) -> BatchMemory | None:
     """What the batches of a run keep, where they are bounded by it; None elsewhere.
 
     Args:
         forward: As in `BatchMemory.measured`.
         model: The model that is trained.
-        bf16: Whether it is trained in bfloat16.
     """
     if not execution_on(device).splits_batches:
         return None
@@ -93,8 +90,7 @@ def batch_memory(
     longest = int(batches.lengths.max())
     training = model.training
     model.train()
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        memory = BatchMemory.measured(forward, device, longest=longest, available=available)
+    memory = BatchMemory.measured(forward, device, longest=longest, available=available)
     model.train(training)
     largest = [int(batches.widths[rows].max()) for rows in batches.of_epoch(0)]
     sizes = map(len, batches.of_epoch(0))
