@@ -240,7 +240,7 @@ def test_evaluation_agrees_with_the_cpu(
         evaluate(EvalConfig(model=model, data=str(text_data), device=device)).score
         for device in ("cpu", "cuda")
     ]
-    assert scores[0] == scores[1]
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)  # TF32 may decide a near tie otherwise
 
 
 @pytest.mark.parametrize("width", [24, 768])

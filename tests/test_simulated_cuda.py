@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_hook
 
 from kdshrink import (
     DistillConfig,
@@ -26,11 +28,15 @@ from kdshrink import (
     shrink,
 )
 from kdshrink.commands.training import TrainingCommand
+from kdshrink.distillation.model import LossTerms
+from kdshrink.distillation.trainer import DistillationTrainer
 from kdshrink.errors import ModelError, UsageError
 from kdshrink.evaluation.evaluator import Evaluator
 from kdshrink.evaluation.results import EvalResult
 from kdshrink.models.devices import pick_device
 from kdshrink.progress import silent
+from kdshrink.training import memory
+from kdshrink.training.memory import kept_bytes
 
 from .helpers.models import make_model, make_tokenizer
 from .helpers.simcuda import LOG, DeviceMismatch, simulated_cuda
@@ -223,6 +229,111 @@ def test_keeping_targets_waits_for_nothing(
     )
 
 
+def kernels_of_the_losses(
+    folder: Path, data: Path, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> int:
+    """What the forward pass of the loss terms launches, with a narrower student's projections."""
+    forward = LossTerms.forward
+
+    def forward_in_phase(self: LossTerms, *args: Any, **options: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(LOG, "phase", "losses")
+            return forward(self, *args, **options)
+
+    with simulated_cuda(), monkeypatch.context() as patch:
+        patch.setattr(LossTerms, "forward", forward_in_phase)
+        LOG.clear()
+        distill(
+            DistillConfig(
+                teacher=saved(folder / "t", "xlm-roberta", "sequence"),
+                data=str(data),
+                layers=layers,
+                hidden_size=12,
+                init="from-teacher",
+                max_steps=4,
+                batch_size=4,
+                output_dir=folder / "s",
+                **QUIET,
+            )
+        )
+    counts = Counter(phase for phase, _, _ in LOG.kernels.elements())
+    trials = 2 + 6  # of the time and the memory that a step takes
+    return counts["losses"] // (4 + trials)
+
+
+def test_the_losses_of_more_layers_launch_no_more_kernels(
+    tmp_path: Path, text_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two, four = (
+        kernels_of_the_losses(tmp_path / str(layers), text_data, layers, monkeypatch)
+        for layers in (2, 4)
+    )
+    assert two == four < 70
+
+
+def kept_in_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What each forward pass of training keeps, as it trains."""
+    kept = []
+    compute_loss = DistillationTrainer.compute_loss
+
+    def counted(self: DistillationTrainer, *args: Any, **options: Any) -> Any:
+        losses = []
+
+        def run() -> list[torch.Tensor]:
+            losses.append(compute_loss(self, *args, **options))
+            return losses
+
+        kept.append(kept_bytes(run))
+        return losses[0]
+
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", counted)
+    return kept
+
+
+@pytest.mark.parametrize("task", ["sequence", "token"])
+@pytest.mark.parametrize("options", [{}, {"cache_teacher": "all", "num_train_epochs": 2}])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_batch_that_does_not_fit_is_computed_in_parts(
+    tmp_path: Path,
+    text_data: Path,
+    word_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    options: dict[str, Any],
+    accumulated: int,
+) -> None:
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    shared: dict[str, Any] = {
+        "teacher": saved(tmp_path / "t", "xlm-roberta", task, **off),
+        "data": str(text_data if task == "sequence" else word_data),
+        "init": "from-teacher",
+        "layers": 2,
+        "hidden_size": 12,
+        "num_train_epochs": 1,
+        "logging_steps": 1,
+        "batch_size": 8,
+        "gradient_accumulation_steps": accumulated,
+        "bf16": False,
+        **options,
+    }
+    kept = kept_in_steps(monkeypatch)
+    with simulated_cuda():
+        distill(DistillConfig(output_dir=tmp_path / "whole", **shared))
+        wholes, kept[:] = kept.copy(), []
+        room = max(wholes) // 3
+        monkeypatch.setattr(memory, "free_bytes", lambda _: 10**9)
+        monkeypatch.setattr(memory, "_STATE_BYTES", 0)
+        monkeypatch.setattr(memory, "_SHARE", room / 10**9)
+        distill(DistillConfig(output_dir=tmp_path / "parts", **shared))
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    assert len(kept) >= 2 * len(wholes)
+    weights = sum(
+        one.numel() * one.element_size()
+        for one in load_file(tmp_path / "parts" / "model.safetensors").values()
+    )
+    assert max(kept) < room + weights < max(wholes)
+
+
 def test_a_step_of_fine_tuning_waits_for_nothing(
     tmp_path: Path, encoder_dir: Path, text_data: Path
 ) -> None:
@@ -234,6 +345,10 @@ def test_a_run_scores_as_evaluate_does(
     tmp_path: Path, text_data: Path, encoder_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score = Evaluator.score
+    precisions: set[tuple[str, str]] = set()
+
+    def note_precision(*_: Any) -> None:
+        precisions.add((LOG.phase, torch.get_float32_matmul_precision()))
 
     def score_in_phase(self: Evaluator, *args: Any, **options: Any) -> EvalResult:
         monkeypatch.setattr(LOG, "phase", "evaluate")
@@ -243,20 +358,28 @@ def test_a_run_scores_as_evaluate_does(
             monkeypatch.setattr(LOG, "phase", "")
 
     monkeypatch.setattr(Evaluator, "score", score_in_phase)
-    finetune(
-        FinetuneConfig(
-            model=str(encoder_dir),
-            data=str(text_data),
-            max_steps=2,
-            output_dir=tmp_path / "f",
-            batch_size=8,
-        )
+    config = FinetuneConfig(
+        model=str(encoder_dir),
+        data=str(text_data),
+        max_steps=2,
+        output_dir=tmp_path / "f",
+        batch_size=8,
     )
+    with register_module_forward_hook(note_precision):
+        trained = finetune(config)
+    assert precisions == {("", "highest"), ("evaluate", "high")}
     types = {
         phase: {kind for at, name, kind in LOG.kernels if name == "addmm" and at == phase}
         for phase in ("", "evaluate")
     }
     assert types == {"": {"torch.bfloat16"}, "evaluate": {"torch.float32"}}
+    precisions.clear()
+    with register_module_forward_hook(note_precision):
+        scored = evaluate(
+            EvalConfig(model=str(tmp_path / "f"), data=str(text_data), split="validation")
+        )
+    assert precisions == {("", "high")}
+    assert scored.score == trained.development.score
 
 
 def command_on(device: str, folder: Path) -> TrainingCommand[DistillConfig]:

@@ -7,9 +7,11 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
@@ -46,7 +48,8 @@ from ..distillation.timing import trial_of
 from ..distillation.trainer import DistillationTrainer
 from ..distributed import is_first, require_processes
 from ..evaluation.evaluator import Evaluator
-from ..models.devices import describe_device, to_device
+from ..models.compilation import compile_in_place
+from ..models.devices import describe_device, execution_on, to_device
 from ..models.embeddings import TABLE, WholeTable, table_bytes
 from ..models.loading import fitting_length, model_sizes, prefix_words
 from ..models.onednn import packed_bytes
@@ -56,6 +59,7 @@ from ..progress import Progress, duration
 from ..record import Record, read_record
 from ..shrinking.plan import Shape
 from ..training.checkpoints import last_checkpoint
+from ..training.memory import batch_memory
 from ..training.result import TrainResult, effective, load_best
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits
@@ -422,8 +426,13 @@ def _plan_steps(
     batches = command.batches(arguments, encoded)
     per_epoch = steps_per_epoch(batches, config.gradient_accumulation_steps)
     _schedule(config, arguments, per_epoch, pair.learner.student.config.hidden_size)
-    bf16 = bool(arguments.bf16)
-    trial = trial_of(pair.learner, pair.teacher, encoded, batches, pair.collate, bf16=bf16)
+    bf16, memory = bool(arguments.bf16), None
+    if not config.shard_teacher:  # the processes' forward passes of it are one, and parts differ
+        forward = partial(pair.forward, bf16=bf16)
+        memory = batch_memory(forward, pair.learner, batches, command.device)
+    trial = trial_of(
+        pair.learner, pair.teacher, encoded, batches, pair.collate, memory=memory, bf16=bf16
+    )
     return _Steps(arguments, batches, per_epoch, trial)
 
 
@@ -450,6 +459,8 @@ def _make_trainer(
             epochs=steps.epochs,
         )
     examples = command.examples(pair.learner.student, encoded["train"], pair.collate)
+    if config.torch_compile:
+        _compile_the_rest(pair, command.device, shards=config.shard_teacher)
     return DistillationTrainer(
         targets=target_loader(pair.teacher, steps.batches, examples, cache),
         texts=prepared.texts,
@@ -462,11 +473,19 @@ def _make_trainer(
         what="distill",
         patience=config.early_stopping_patience,
         scores_start=True,
+        memory=steps.trial.memory,
         model=pair.learner,
         args=arguments,
         train_dataset=examples,
         eval_dataset=encoded["validation"],
     )
+
+
+def _compile_the_rest(pair: Pair, device: torch.device, *, shards: bool) -> None:
+    """Compile the losses, and the teacher where it runs on the student's batches, which have few shapes."""
+    compile_in_place(pair.learner.terms, device)
+    if not (execution_on(device).groups_targets or shards):
+        compile_in_place(pair.teacher.recorder.model, device)
 
 
 def _schedule(

@@ -14,6 +14,7 @@ from ..data.batching import Batches, steps_per_epoch
 from ..data.encoding import Collator
 from ..data.labels import read_label_map
 from ..data.load import TaskData, load_data
+from ..models.activations import expanded_mask
 from ..models.devices import describe_device, to_device
 from ..models.embeddings import TABLE, WholeTable, compact_ids, reachable_ids, table_bytes
 from ..models.loading import (
@@ -29,6 +30,7 @@ from ..output import CHECKPOINTS
 from ..progress import Progress
 from ..training.checkpoints import Identity
 from ..training.losses import task_loss
+from ..training.memory import BatchMemory, batch_memory
 from ..training.result import TrainResult, effective
 from ..training.run import run_training
 from ..training.setup import development_evaluator, encode_splits, set_dropout
@@ -155,6 +157,7 @@ def _train(command: Command, inputs: _Inputs) -> TrainResult:
         what="finetune",
         patience=config.early_stopping_patience,
         scores_start=ready.own_head,
+        memory=_memory(command, ready),
         model=ready.model,
         args=ready.arguments,
         train_dataset=command.examples(ready.model, ready.encoded["train"], ready.collate),
@@ -188,10 +191,30 @@ def _plan(command: Command, inputs: _Inputs) -> Plan:
         [PlannedModel.of("model", source.name, model_sizes(model))],
         [PlannedData.of("--data", inputs.data)],
         command.plan_training(ready.arguments, per_epoch),
-        Trial(model, loss, ready.encoded["train"], ready.batches, ready.collate, device),
+        Trial(
+            model,
+            loss,
+            ready.encoded["train"],
+            ready.batches,
+            ready.collate,
+            device,
+            _memory(command, ready),
+        ),
         memory={"the process before": process},
         disk={"embedding table": table_bytes(model), "tokenizer": tokenizer_bytes(source)},
     )
+
+
+def _memory(command: Command, ready: _Prepared) -> BatchMemory | None:
+    """What the batches keep on the device, to which the model goes for that."""
+    model, device = to_device(ready.model, command.device), command.device
+
+    def forward(input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        mask = expanded_mask(model, attention_mask)
+        with mixed(device, bool(ready.arguments.bf16)):
+            return [model(input_ids=input_ids, attention_mask=mask).logits]
+
+    return batch_memory(forward, model, ready.batches, device)
 
 
 def _origin(source: Source, data: TaskData, model: PreTrainedModel) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..data.encoding import Collator, examples_at, token_counts
 from ..data.sampling import language_codes
 from ..evaluation.evaluator import not_finite
 from ..evaluation.results import EvalResult, LanguageScore
+from ..models.devices import evaluation_precision
 from .model import DistillationModel
 from .teacher import Teacher
 
@@ -40,6 +41,10 @@ class LossEvaluator:
     @torch.no_grad()
     def score(self, model: PreTrainedModel) -> EvalResult:
         assert model is self.learner.student
+        with evaluation_precision(self.device):
+            return self._score()
+
+    def _score(self) -> EvalResult:
         training = self.learner.training
         self.learner.eval()
         began = time.perf_counter()

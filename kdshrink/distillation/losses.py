@@ -7,6 +7,7 @@ count, on the tensors' device: a mean over several batches needs no synchronisat
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import gcd
 
 import torch
@@ -15,39 +16,70 @@ from torch import Tensor
 from ..training.losses import Term
 
 
-def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Term:
+@dataclass(frozen=True)
+class Counted:
+    """What of a batch is compared: made once, for all layers and terms.
+
+    Attributes:
+        outside: True where a term looks away, in a shape that broadcasts to the layers'.
+        units: How many tokens, or pairs of query and key, are compared: a scalar on the device.
+    """
+
+    outside: Tensor
+    units: Tensor
+
+
+def counted_tokens(mask: Tensor) -> Counted:
+    """The tokens of a (B, T) mask that are no padding; `outside` is (B, T, 1)."""
+    return Counted(~mask[..., None], mask.sum())
+
+
+def counted_pairs(mask: Tensor) -> Counted:
+    """The pairs of query and key that are no padding, of a (B, T) mask; `outside` is (B, 1, T, T)."""
+    pairs = mask[:, None, :, None] & mask[:, None, None, :]
+    return Counted(~pairs, pairs.sum())
+
+
+def hidden_mse(student: Tensor, teacher: Tensor, tokens: Counted) -> Term:
     """Squared error of hidden states or embeddings, over non-padding tokens × width (eq. 8 and 9).
+
+    Several layers, stacked in front, are summed.
 
     Args:
         student, teacher: (B, T, H), the student's projected to the teacher's width.
-        mask: (B, T), true at non-padding tokens.
+        tokens: As `counted_tokens` gives them.
     """
-    error = (student.float() - teacher.float()).masked_fill(~mask[..., None], 0.0)
-    return Term(error.pow(2).sum(), mask.sum() * student.shape[-1])
+    error = student.float() - teacher
+    return Term(_sum_of_squares(error, tokens), tokens.units * student.shape[-1])
 
 
-def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Term:
+def attention_mse(student: Tensor, teacher: Tensor, pairs: Counted) -> Term:
     """Squared error of attention, over non-padding queries × keys × heads (eq. 7).
 
     Where the head counts differ, groups of neighbouring heads on either side are averaged down to
-    their greatest common divisor, and these averages are compared.
+    their greatest common divisor, and these averages are compared. Several layers, stacked in front, are
+    summed.
 
     Args:
         student: (B, heads, T, T), scores or probabilities.
         teacher: (B, teacher's heads, T, T), the same kind.
-        mask: (B, T), true at non-padding tokens.
+        pairs: As `counted_pairs` gives them.
     """
-    heads = gcd(student.shape[1], teacher.shape[1])
-    error = group_heads(student.float(), heads) - group_heads(teacher.float(), heads)
-    pairs = mask[:, None, :, None] & mask[:, None, None, :]
-    return Term(error.masked_fill(~pairs, 0.0).pow(2).sum(), pairs.sum() * heads)
+    heads = gcd(student.shape[-3], teacher.shape[-3])
+    error = group_heads(student.float(), heads) - group_heads(teacher, heads)
+    return Term(_sum_of_squares(error, pairs), pairs.units * heads)
 
 
 def group_heads(attention: Tensor, groups: int) -> Tensor:
-    """(B, heads, T, T) → (B, groups, T, T): means over groups of neighbouring heads."""
-    if attention.shape[1] == groups:
+    """(…, heads, T, T) → (…, groups, T, T): means in float32 over groups of neighbouring heads."""
+    if attention.shape[-3] == groups:
         return attention
-    return attention.unflatten(1, (groups, -1)).mean(2)
+    return attention.float().unflatten(-3, (groups, -1)).mean(-3)
+
+
+def _sum_of_squares(error: Tensor, counted: Counted) -> Tensor:
+    # In float32, to which a teacher's bfloat16 was promoted within the subtraction.
+    return error.masked_fill(counted.outside, 0.0).pow(2).sum()
 
 
 def soft_cross_entropy(

@@ -22,7 +22,7 @@ from .matching import match_classes
 from .model import DistillationModel
 from .objective import Objective
 from .student import Student
-from .teacher import Teacher
+from .teacher import Teacher, tensors_of
 
 
 def _recorder(
@@ -58,6 +58,19 @@ class Pair:
     teacher: Teacher
     collate: Collator
     kept: Tensor
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, *, bf16: bool = False
+    ) -> list[Tensor]:
+        """The forward passes of a step, of (B, T) ids; gives what is kept until its backward pass.
+
+        Args:
+            bf16: Whether the student is trained in bfloat16.
+        """
+        targets = self.teacher.targets(input_ids, attention_mask)
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=bf16):
+            terms = self.learner(input_ids, attention_mask, targets)
+        return [*terms.values(), *tensors_of(targets)]
 
 
 def load_pair(

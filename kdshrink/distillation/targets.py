@@ -68,13 +68,20 @@ class TargetLoader(ABC):
 
     @abstractmethod
     def of_batch(
-        self, epoch: int, index: int, input_ids: Tensor, attention_mask: Tensor
+        self,
+        epoch: int,
+        index: int,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        begin: int = 0,
     ) -> Targets:
-        """The targets of an epoch's batch, on the device.
+        """The targets of an epoch's batch, or of a part of it, on the device.
 
         Args:
             index: Of the batch within the epoch, from 0.
-            input_ids, attention_mask: The batch, (B, T), on the device.
+            input_ids, attention_mask: The examples, (B, T), on the device.
+            begin: The place of the first of them in the batch.
         """
 
     def planned(self, epoch: int) -> list[np.ndarray]:
@@ -131,17 +138,24 @@ class BatchTargets(TargetLoader):
         return int(self.batches.of_epoch(epoch)[index][place])
 
     def of_batch(
-        self, epoch: int, index: int, input_ids: Tensor, attention_mask: Tensor
+        self,
+        epoch: int,
+        index: int,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        begin: int = 0,
     ) -> Targets:
         rows: list[int] = []
         if self.cache is not None:
-            rows = self.planned(epoch)[index].tolist()
+            rows = self.planned(epoch)[index][begin : begin + len(input_ids)].tolist()
             self._write()
             if not self.needed(not self.is_cached(rows)):
                 return self.cached(rows, input_ids.shape[1])
         targets = self.teacher.targets(input_ids, attention_mask)
         is_finite = finite(targets, attention_mask)
-        first = is_finite.byte().argmin() + (epoch * len(self.batches) + index) * self._examples
+        places = (epoch * len(self.batches) + index) * self._examples + begin
+        first = is_finite.byte().argmin() + places
         bad = torch.where(is_finite.all(), self._none, first)
         self._first_bad = torch.minimum(self._first_bad, bad)
         if self.cache is not None:
@@ -199,10 +213,16 @@ class GroupedTargets(TargetLoader):
         return None if bad == len(self.examples) else bad
 
     def of_batch(
-        self, epoch: int, index: int, input_ids: Tensor, attention_mask: Tensor
+        self,
+        epoch: int,
+        index: int,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        begin: int = 0,
     ) -> Targets:
         plan = self.planned(epoch)
-        rows = plan[index].tolist()
+        rows = plan[index][begin : begin + len(input_ids)].tolist()
         if self.needed(not self.is_cached(rows) and any(row not in self._held for row in rows)):
             self._held = {}  # freed first, so that two groups are never held at once
             begins = self._begins(epoch, plan)

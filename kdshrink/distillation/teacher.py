@@ -42,7 +42,7 @@ class Teacher:
     recorder: Recorder
     classes: Tensor | None
 
-    @torch.inference_mode()
+    @torch.no_grad()  # compiled losses keep them for backward, which inference mode forbids
     def targets(self, input_ids: Tensor, attention_mask: Tensor) -> Targets:
         """The targets for a batch of (B, T) ids."""
         output, activations = self.recorder(input_ids=input_ids, attention_mask=attention_mask)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..data.batching import Batches
 from ..data.encoding import Collator
+from ..training.memory import BatchMemory
 from ..training.trial import Trial, mixed
 from .model import DistillationModel
 from .teacher import Teacher
@@ -20,12 +21,14 @@ def trial_of(
     batches: Batches,
     collate: Collator,
     *,
+    memory: BatchMemory | None = None,
     bf16: bool = False,
 ) -> Trial:
     """A step on a batch: the teacher's pass, and the student's.
 
     Args:
         encoded: The tokenised training set.
+        memory: Bounds the examples that are computed at once.
         bf16: Whether the student computes in bfloat16.
     """
     device = teacher.recorder.model.device
@@ -36,4 +39,4 @@ def trial_of(
             terms = learner(**batch, targets=targets)
         return torch.stack([term.float() for term in terms.values()]).sum()
 
-    return Trial(learner, loss, encoded, batches, collate, device)
+    return Trial(learner, loss, encoded, batches, collate, device, memory)

@@ -37,10 +37,15 @@ class DistillationTrainer(TermTrainer):
         return self.accelerator.unwrap_model(self.model).student
 
     def loss_terms(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        epoch, index = inputs.pop("place")
+        epoch, index, begin = inputs.pop("place")
         # Made here and not with the batch, so that an accumulated step holds those of one batch at a time.
-        targets = self.targets.of_batch(epoch, index, inputs["input_ids"], inputs["attention_mask"])
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        targets = self.targets.of_batch(epoch, index, ids, mask, begin=begin)
         return model(**inputs, targets=targets)
+
+    def part(self, inputs: dict[str, Any], rows: slice) -> dict[str, Any]:
+        epoch, index, _ = inputs["place"]
+        return {**super().part(inputs, rows), "place": (epoch, index, rows.start)}
 
     def check_finite(self) -> None:
         if (row := self.targets.first_bad) is not None:
@@ -73,7 +78,7 @@ class DistillationTrainer(TermTrainer):
             self._next = epoch, step * accumulation
         epoch, index = self._next
         for batch in samples:
-            batch["place"] = epoch, index
+            batch["place"] = epoch, index, 0
             index += 1
         self._next = (epoch, index) if index < len(self.batches) else (epoch + 1, 0)
         return samples, items

@@ -24,7 +24,7 @@ from ..data.sampling import language_codes
 from ..data.tags import OUTSIDE, are_entities, entity_types, scheme_of_labels, to_iob2
 from ..distributed import joined
 from ..errors import DataError, ModelError
-from ..models.devices import execution_on
+from ..models.devices import evaluation_precision, execution_on
 from ..models.loading import fitting_length
 from ..models.onednn import packed_linears
 from ..models.source import Source
@@ -101,7 +101,7 @@ def predict(
     if together:
         batches = batches[distributed.get_rank() :: distributed.get_world_size()]
     done, share, first_bad = 0, sum(map(len, batches)), total
-    with _evaluating(model), packed_linears(device):
+    with _evaluating(model), packed_linears(device), evaluation_precision(device):
         for rows in batches:
             batch = examples_at(examples, rows)
             inputs = {name: tensor.to(device) for name, tensor in collate(batch).items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +32,11 @@ class Execution:
         fuses_attention: Whether layers whose scores are recorded attend by sdpa, beside the scores.
         expands_masks: Whether a model gets masks of attention instead of padding: transformers looks into
             the latter for padding, which waits for the device.
+        stacked_bytes: Student's layers that a loss compares in one stack, at most; larger ones are compared
+            one by one.
+        splits_batches: Whether a batch that would not fit into the device's memory is computed in parts.
+        evaluation_precision: Of products of float32 matrices in evaluation, as
+            torch.set_float32_matmul_precision has it: "high" is TF32 on a GPU, which rounds factors to 10 bits.
     """
 
     positions: int
@@ -38,6 +45,9 @@ class Execution:
     keeps_activations: bool
     fuses_attention: bool
     expands_masks: bool
+    stacked_bytes: int
+    splits_batches: bool
+    evaluation_precision: Literal["highest", "high"]
 
     def widths(self, longest: int) -> tuple[int, ...]:
         """Lengths that batches are padded to, ascending, up to the longest example; none for their own."""
@@ -53,6 +63,9 @@ ON_CPU = Execution(
     keeps_activations=True,
     fuses_attention=False,
     expands_masks=False,
+    stacked_bytes=0,
+    splits_batches=False,
+    evaluation_precision="highest",
 )
 ON_GPU = Execution(
     positions=32768,
@@ -61,12 +74,32 @@ ON_GPU = Execution(
     keeps_activations=False,
     fuses_attention=True,
     expands_masks=True,
+    stacked_bytes=256 * 1024**2,  # copied in the time that the host takes to ask for 50 kernels
+    splits_batches=True,
+    evaluation_precision="high",
 )
 
 
 def execution_on(device: torch.device) -> Execution:
     """How work is laid out on a device."""
     return ON_GPU if device.type == "cuda" else ON_CPU
+
+
+@contextmanager
+def evaluation_precision(device: torch.device) -> Iterator[None]:
+    """Compute products of float32 matrices as evaluation does on a device, here and in `eval` alike."""
+    former = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(execution_on(device).evaluation_precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(former)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes of a GPU that no process holds, and that this one holds without use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def to_device_soon(tensor: Tensor, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..progress import Progress
 from .callbacks import Signals
 from .checkpoints import BEST, BEST_SCORE, last_checkpoint
 from .losses import task_loss
+from .memory import BatchMemory
 
 
 def _whole(batch: Any) -> Any:
@@ -55,7 +56,7 @@ class TermTrainer(Trainer):
 
     A step over several batches, accumulated or on several devices, has the loss of one batch of all
     their examples: each term is a mean over the units that `term_units` counts, and a batch is weighted
-    by its share of them.
+    by its share of them. So has a batch that is computed in parts, since it would not fit on its device.
 
     Args:
         table: The full embedding table; the trained model has only the rows in use.
@@ -63,6 +64,7 @@ class TermTrainer(Trainer):
             of the model before training; None trains to the end.
         scores_start: Whether the model before training is scored too, and kept if training does not
             better it.
+        memory: What a batch keeps; None computes each as a whole.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class TermTrainer(Trainer):
         what: str,
         patience: int | None,
         scores_start: bool,
+        memory: BatchMemory | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -91,6 +94,7 @@ class TermTrainer(Trainer):
         self.what = what
         self.patience = patience
         self.scores_start = scores_start
+        self.memory = memory
         self.signals = Signals(self.args.world_size)
         terms = len(self.term_weights)
         self._sums = torch.zeros(terms, device=self.args.device)
@@ -149,6 +153,39 @@ class TermTrainer(Trainer):
     def _unit_counts(self, batch: dict[str, Tensor]) -> Tensor:
         units = self.term_units(batch)
         return torch.stack([units[name] for name in self.term_weights]).float()
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        *parts, last = self._parts(inputs)
+        losses = []
+        for part in parts:
+            with self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        losses.append(super().training_step(model, last, num_items_in_batch))
+        return torch.stack(losses).sum() if parts else losses[0]
+
+    def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """A batch in parts that fit on the device, with the weights of their terms in the step's loss."""
+        examples, tokens = inputs["input_ids"].shape
+        fitting = examples if self.memory is None else self.memory.examples(tokens)
+        if examples <= fitting:
+            return [inputs]
+        count = math.ceil(examples / fitting)
+        bounds = [examples * number // count for number in range(count + 1)]
+        parts = [self.part(inputs, slice(*ends)) for ends in pairwise(bounds)]
+        shares = inputs.get("shares", 1.0) / self._unit_counts(inputs).clamp_min(1)
+        for part in parts:
+            part["shares"] = self._unit_counts(part) * shares
+        return parts
+
+    def part(self, inputs: dict[str, Any], rows: slice) -> dict[str, Any]:
+        """These examples of a batch."""
+        return {
+            name: inputs[name][rows]
+            for name in ("input_ids", "attention_mask", "labels")
+            if name in inputs
+        }
 
     def compute_loss(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..data.batching import Batches
 from ..data.encoding import Collator, examples_at
+from .memory import BatchMemory, kept_bytes
 from .run import peak_memory
 
 _MOMENTS = 2
@@ -31,6 +32,7 @@ class Trial:
         loss: Gives the loss of a batch on the device, a scalar.
         encoded: The tokenised training set.
         batches: Those of the run.
+        memory: Bounds the examples that are computed at once; None computes each batch as a whole.
     """
 
     trained: nn.Module
@@ -39,6 +41,7 @@ class Trial:
     batches: Batches
     collate: Collator
     device: torch.device
+    memory: BatchMemory | None = None
 
     def seconds(self, accumulated: int) -> float:
         """Seconds that a step takes on batches of median size: forward passes, and back.
@@ -50,37 +53,33 @@ class Trial:
         """
         with self._unchanged():
             for _ in range(2):  # the first one has what is done once
-                batch = self._batch(share=0.5)
+                batch, parts = self._batch(share=0.5)
                 began = time.perf_counter()
                 self.loss(batch).backward()
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
                 seconds = time.perf_counter() - began
-        return seconds * accumulated
+        return seconds * accumulated * parts
 
     def activations(self) -> int:
         """Bytes of the activations that the largest batch of an epoch keeps for its backward pass."""
-        kept: dict[int, int] = {}
-        weights = {weight.untyped_storage().data_ptr() for weight in self.trained.parameters()}
+        batch, _ = self._batch(share=1.0)
+        with self._unchanged():
+            return kept_bytes(lambda: [self.loss(batch)], without=self.trained.parameters())
 
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+    def _batch(self, share: float) -> tuple[dict[str, Tensor], float]:
+        """The batch of the first epoch that this share of all are at most as large as, on the device.
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        with self._unchanged(), hooks:
-            self.loss(self._batch(share=1.0))
-        return sum(kept.values())
-
-    def _batch(self, share: float) -> dict[str, Tensor]:
-        """The batch of the first epoch that this share of all are at most as large as, on the device."""
+        Of one that is too large, a part that is computed at once, and how many of these it has.
+        """
         plan = self.batches.of_epoch(0)
         sizes = [len(rows) * int(self.batches.lengths[rows].max()) for rows in plan]
         rows = plan[int(np.argsort(sizes)[min(int(share * len(sizes)), len(sizes) - 1)])]
+        size = len(rows)
+        if self.memory is not None:
+            rows = rows[: self.memory.examples(int(self.batches.widths[rows].max()))]
         batch = self.collate(examples_at(self.encoded, rows))
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}, size / len(rows)
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:

@@ -42,9 +42,13 @@ def test_hidden_mse() -> None:
         for i in range(6)
     ]
     expected = sum(squares) / len(squares)
-    assert float(losses.hidden_mse(student, teacher, mask_of(5)).mean) == pytest.approx(expected)
+    assert float(
+        losses.hidden_mse(student, teacher, losses.counted_tokens(mask_of(5))).mean
+    ) == pytest.approx(expected)
     wide = padded(student, (1,)), padded(teacher, (1,))
-    assert float(losses.hidden_mse(*wide, mask_of(9)).mean) == pytest.approx(expected)
+    assert float(losses.hidden_mse(*wide, losses.counted_tokens(mask_of(9))).mean) == pytest.approx(
+        expected
+    )
 
 
 def test_attention_mse() -> None:
@@ -57,16 +61,22 @@ def test_attention_mse() -> None:
         for k in range(n)
     ]
     expected = sum(squares) / len(squares)
-    assert float(losses.attention_mse(student, teacher, mask_of(5)).mean) == pytest.approx(expected)
+    assert float(
+        losses.attention_mse(student, teacher, losses.counted_pairs(mask_of(5))).mean
+    ) == pytest.approx(expected)
     wide = padded(student, (2, 3)), padded(teacher, (2, 3))
-    assert float(losses.attention_mse(*wide, mask_of(9)).mean) == pytest.approx(expected)
+    assert float(
+        losses.attention_mse(*wide, losses.counted_pairs(mask_of(9))).mean
+    ) == pytest.approx(expected)
 
 
 def test_unequal_heads_are_averaged_in_groups() -> None:
     student, teacher = torch.randn(3, 4, 5, 5), torch.randn(3, 6, 5, 5)
     two = student.reshape(3, 2, 2, 5, 5).mean(2), teacher.reshape(3, 2, 3, 5, 5).mean(2)
-    got = losses.attention_mse(student, teacher, mask_of(5)).mean
-    assert float(got) == pytest.approx(float(losses.attention_mse(*two, mask_of(5)).mean))
+    got = losses.attention_mse(student, teacher, losses.counted_pairs(mask_of(5))).mean
+    assert float(got) == pytest.approx(
+        float(losses.attention_mse(*two, losses.counted_pairs(mask_of(5))).mean)
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

@@ -304,11 +304,13 @@ def test_logits_alone_cannot_be_kept_where_more_is_matched() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["distill", "finetune"])
+@pytest.mark.parametrize(
+    ("job", "fitting"), [("distill", 4), ("distill", 3), ("finetune", 4), ("finetune", 3)]
+)
 def test_two_processes_have_the_losses_of_one(
-    calm_teacher: Path, text_data: Path, tmp_path: Path, job: str
+    calm_teacher: Path, text_data: Path, tmp_path: Path, job: str, fitting: int
 ) -> None:
-    """Global batches of 8: in one process, and in two of 4 each, by torchrun."""
+    """Global batches of 8: in one process, and in two of 4 each, by torchrun; whole, and in two parts each."""
     options: dict[str, Any] = {
         "data": str(text_data),
         "device": "cpu",
@@ -331,7 +333,11 @@ def test_two_processes_have_the_losses_of_one(
     script.write_text(
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path, PosixPath\n"
+        "from importlib import import_module\n"
         "from kdshrink import *\n"
+        "from kdshrink.training.memory import BatchMemory\n"
+        f"command = import_module('kdshrink.commands.{job}')\n"
+        f"command.batch_memory = lambda *_: BatchMemory((1.0,), {fitting})\n"
         f"{job}({make_config(tmp_path / 'two', 4)!r})\n"
         "assert torch.distributed.get_world_size() == 2\n"
     )

@@ -14,7 +14,12 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from kdshrink.distillation.losses import attention_mse, hidden_mse
+from kdshrink.distillation.losses import (
+    attention_mse,
+    counted_pairs,
+    counted_tokens,
+    hidden_mse,
+)
 from kdshrink.errors import ModelError
 from kdshrink.models.activations import Activations, Recorder, centre
 from kdshrink.models.architectures import Head
@@ -234,7 +239,7 @@ def test_a_student_trains_on_what_is_recorded(family: str, attention: str) -> No
     mask = batch["attention_mask"].bool()
     pairs = zip(activations.attention, targets.attention, strict=True)
     torch.stack(
-        [attention_mse(student, teacher, mask).mean for student, teacher in pairs]
+        [attention_mse(student, teacher, counted_pairs(mask)).mean for student, teacher in pairs]
     ).sum().backward()
     queries = ".query.weight", ".q_lin.weight", ".query_proj.weight"
     reached = [p.grad for name, p in model.named_parameters() if name.endswith(queries)]
@@ -243,7 +248,7 @@ def test_a_student_trains_on_what_is_recorded(family: str, attention: str) -> No
     for student, teacher in zip(activations.hidden, targets.hidden, strict=True):
         assert student.requires_grad
         assert not teacher.requires_grad
-        assert hidden_mse(student, teacher, mask).mean > 0
+        assert hidden_mse(student, teacher, counted_tokens(mask)).mean > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -274,11 +279,11 @@ def test_a_model_matches_itself_exactly(family: str) -> None:
     mask = batch["attention_mask"].bool()
     assert student.embedding is not None
     assert teacher.embedding is not None
-    assert hidden_mse(student.embedding, teacher.embedding, mask).mean == 0
+    assert hidden_mse(student.embedding, teacher.embedding, counted_tokens(mask)).mean == 0
     for one, other in zip(student.hidden, teacher.hidden, strict=True):
-        assert hidden_mse(one, other, mask).mean == 0
+        assert hidden_mse(one, other, counted_tokens(mask)).mean == 0
     for one, other in zip(student.attention, teacher.attention, strict=True):
-        assert attention_mse(one, other, mask).mean == 0
+        assert attention_mse(one, other, counted_pairs(mask)).mean == 0
 
 
 @pytest.mark.parametrize("family", ["xlm-roberta", "deberta-v2"])

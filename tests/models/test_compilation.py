@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
 from kdshrink.data.batching import Batches
 from kdshrink.data.encoding import Collator
 from kdshrink.errors import UsageError
+from kdshrink.models import devices
 from kdshrink.models.compilation import bucket_widths, compile_in_place, length_buckets
 
 from ..helpers.models import make_model
@@ -98,6 +100,26 @@ def test_losses_are_those_of_the_model_as_it_is(
 ) -> None:
     words = "Token" in (calm_teacher / "config.json").read_text()
     compare(job, calm_teacher, word_data if words else text_data, tmp_path, "cpu")
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("calm_teacher", [XLMR], indirect=True)
+def test_the_teacher_is_compiled_where_it_runs_on_the_students_batches(
+    calm_teacher: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_on_a_gpu = replace(devices.ON_GPU, splits_batches=False, multiple=1)
+    monkeypatch.setattr(devices, "ON_CPU", as_on_a_gpu)
+    compiled: list[torch.nn.Module] = []
+    compile_module = torch.nn.Module.compile
+
+    def compile_noted(self: torch.nn.Module, *args: Any, **options: Any) -> None:
+        compiled.append(self)
+        compile_module(self, *args, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_noted)
+    compare("distill", calm_teacher, text_data, tmp_path, "cpu")
+    assert len(compiled) == 3
 
 
 @pytest.mark.cuda
