@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -36,6 +35,7 @@ from kdshrink.distillation.trainer import DistillationTrainer
 from kdshrink.models.activations import Recorder
 from kdshrink.models.devices import ON_GPU, to_device
 
+from .helpers.logs import logged_losses
 from .helpers.models import make_model, make_tokenizer
 
 pytestmark = [
@@ -53,11 +53,6 @@ def saved(folder: Path, family: str, task: str | None, **changes: Any) -> str:
     make_model(family, task, **changes).save_pretrained(folder)
     make_tokenizer(family).save_pretrained(folder)
     return str(folder)
-
-
-def logged(folder: Path) -> list[dict[str, Any]]:
-    lines = map(json.loads, (folder / "train_log.jsonl").read_text().splitlines())
-    return [line for line in lines if "loss" in line]
 
 
 @pytest.fixture
@@ -121,7 +116,9 @@ def test_losses_are_those_of_the_cpu(
     }
     distill(DistillConfig(output_dir=tmp_path / "cpu", device="cpu", **shared))
     distill(DistillConfig(output_dir=tmp_path / "cuda", device="cuda", bf16=bf16, **shared))
-    for one, other in zip(logged(tmp_path / "cpu"), logged(tmp_path / "cuda"), strict=True):
+    for one, other in zip(
+        logged_losses(tmp_path / "cpu"), logged_losses(tmp_path / "cuda"), strict=True
+    ):
         for term in ("loss", *LOSS_TERMS):
             assert other[term] == pytest.approx(one[term], rel=tolerance, abs=tolerance)
 
@@ -287,7 +284,7 @@ def stopped_and_resumed(processes: int, teacher: str, data: Path, out: Path) -> 
     resumed = start(processes, *typed, "--resume")
     said = resumed.communicate(timeout=600)[1]
     assert resumed.returncode == 0, said
-    assert [line["step"] for line in logged(out)] == list(range(1, 301))
+    assert [line["step"] for line in logged_losses(out)] == list(range(1, 301))
 
 
 def test_resuming_after_a_signal(tmp_path: Path, text_data: Path) -> None:
@@ -314,7 +311,9 @@ def test_two_gpus_have_the_losses_of_one(tmp_path: Path, text_data: Path, more: 
         ended = start(processes, *typed, *out, *options)
         said = ended.communicate(timeout=600)[1]
         assert ended.returncode == 0, said
-    for one, two in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
+    for one, two in zip(
+        logged_losses(tmp_path / "one"), logged_losses(tmp_path / "two"), strict=True
+    ):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 

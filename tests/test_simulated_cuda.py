@@ -6,7 +6,6 @@ The simulated device is there for the rest of a process, so that these run in on
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +37,7 @@ from kdshrink.progress import silent
 from kdshrink.training import memory
 from kdshrink.training.memory import kept_bytes
 
+from .helpers.logs import logged_losses
 from .helpers.models import make_model, make_tokenizer
 from .helpers.simcuda import LOG, DeviceMismatch, simulated_cuda
 
@@ -156,8 +156,7 @@ def test_calibrating_mixes_no_devices(tmp_path: Path, text_data: Path) -> None:
 
 
 def losses(folder: Path) -> list[float]:
-    lines = map(json.loads, (folder / "train_log.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line["loss"] for line in logged_losses(folder)]
 
 
 def test_losses_are_those_of_the_cpu(tmp_path: Path, text_data: Path) -> None:

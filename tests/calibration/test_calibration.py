@@ -29,6 +29,7 @@ from kdshrink.models.source import find_model
 from kdshrink.shrinking.plan import Shape
 from kdshrink.shrinking.weights import shrink_source
 
+from ..helpers.logs import logged_losses
 from ..helpers.models import AUTO, make_config, make_model
 
 RNG = np.random.default_rng(0)
@@ -394,7 +395,7 @@ def first_terms(folder: Path, data: Path, name: str, **start: Any) -> dict[str, 
             **start,
         )
     )
-    return dict(json.loads((folder / name / "train_log.jsonl").read_text().splitlines()[0]))
+    return logged_losses(folder / name)[0]
 
 
 def test_a_narrower_student_records_its_basis_and_distilling_starts_there(
@@ -477,14 +478,12 @@ def test_a_calibrated_start_is_trained_without_dropout_unless_told(
                 **options,
             )
         )
-        return float(
-            json.loads((tmp_path / name / "train_log.jsonl").read_text().split("\n")[0])["loss"]
-        )
+        return float(logged_losses(tmp_path / name)[0]["loss"])
 
     def finetuned(model: str, name: str, **options: Any) -> float:
         out = tmp_path / name
         finetune(FinetuneConfig(model=str(tmp_path / model), output_dir=out, **data, **options))
-        return float(json.loads((out / "train_log.jsonl").read_text().split("\n")[0])["loss"])
+        return float(logged_losses(out)[0]["loss"])
 
     assert distilled("s", "default") < 1e-6 < 1e-3 < distilled("s", "told", dropout=0.1)
     assert distilled("default", "later") > 1e-3

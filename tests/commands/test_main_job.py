@@ -29,6 +29,7 @@ from kdshrink import (
 from kdshrink.errors import DataError, ModelError, OutputError, TrainingError, UsageError
 from kdshrink.models.source import find_model
 
+from ..helpers.logs import logged, logged_losses
 from ..helpers.models import FAMILIES, LABELS, make_config, make_model, make_tokenizer
 from ..helpers.processes import die_in_step
 
@@ -47,14 +48,6 @@ def make_teacher(
     make_model(family, "sequence", **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
-
-
-def losses_of(folder: Path) -> list[dict[str, Any]]:
-    return [line for line in log_of(folder) if "loss" in line]
 
 
 def test_the_chain_for_texts(encoder_dir: Path, text_data: Path, tmp_path: Path) -> None:
@@ -99,13 +92,13 @@ def test_the_chain_for_texts(encoder_dir: Path, text_data: Path, tmp_path: Path)
     assert result["gap"] == pytest.approx(result["seen"]["score"] - result["unseen"]["score"])
     assert result["majority_accuracy"] == pytest.approx(1 / 3)
 
-    first = losses_of(tmp_path / "s")[0]
+    first = logged_losses(tmp_path / "s")[0]
     terms = ("embedding", "hidden", "attention", "prediction", "task")
     assert first["loss"] == pytest.approx(sum(first[term] for term in terms), rel=1e-4)
     # A copy's embeddings are its teacher's, and nothing is dropped.
     assert first["embedding"] == 0
     assert all(first[term] > 0 for term in terms[1:])
-    scored = [row["step"] for row in log_of(tmp_path / "s") if "score" in row]
+    scored = [row["step"] for row in logged(tmp_path / "s") if "score" in row]
     assert len(scored) == len(set(scored)) == 17  # before the first epoch, and after each
     assert not (tmp_path / "s" / "checkpoints").exists()
     sizes = json.loads((tmp_path / "s" / "kdshrink.json").read_text())["sizes"]
@@ -186,7 +179,7 @@ def test_a_teacher_distilled_into_itself_has_nothing_to_learn(
             **{**FAST, "logging_steps": 1},
         )
     )
-    line = losses_of(tmp_path / "s")[0]
+    line = logged_losses(tmp_path / "s")[0]
     assert line["embedding"] + line["hidden"] + line["attention"] < 1e-9
 
 
@@ -213,7 +206,7 @@ def test_dropout_is_off_in_training_alone(
                 **{**FAST, "logging_steps": 1},
             )
         )
-        losses[name] = losses_of(tmp_path / name)[0]["loss"]
+        losses[name] = logged_losses(tmp_path / name)[0]["loss"]
     assert losses["off"] < 1e-9 < 1e-3 < losses["own"]
     assert losses["best"] < 1e-9
     made, was = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "off", teacher))
@@ -294,7 +287,7 @@ def test_labels_are_matched_by_name(
                 **FAST,
             )
         )
-        losses.append(losses_of(out)[0]["prediction"])
+        losses.append(logged_losses(out)[0]["prediction"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -349,7 +342,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     run(make_config(out, resume=True))
     expected, got = (load_file(d / "model.safetensors") for d in (tmp_path / "whole", out))
     assert all(torch.equal(got[name], expected[name]) for name in expected)
-    lines = [[row for row in log_of(d) if "loss" in row] for d in (tmp_path / "whole", out)]
+    lines = [[row for row in logged(d) if "loss" in row] for d in (tmp_path / "whole", out)]
     assert [row["step"] for row in lines[0]] == [row["step"] for row in lines[1]]
 
     before = (out / "model.safetensors").stat().st_mtime_ns
@@ -511,7 +504,7 @@ def test_a_start_that_training_does_not_better_is_kept(
         )
     )
     assert result.best_step == 0
-    scores = {row["step"]: row["score"] for row in log_of(tmp_path / "s") if "score" in row}
+    scores = {row["step"]: row["score"] for row in logged(tmp_path / "s") if "score" in row}
     assert result.development.score == scores[0] > max(scores[step] for step in scores if step)
     assert result.steps > 2
     was, kept = (load_file(folder / "model.safetensors") for folder in (teacher, tmp_path / "s"))
@@ -535,7 +528,7 @@ def test_text_without_labels(
             )
         ).to_dict()
         assert result["metric"] == "negative_loss"
-        scores = [row["score"] for row in log_of(tmp_path / name) if "score" in row]
+        scores = [row["score"] for row in logged(tmp_path / name) if "score" in row]
         assert scores[2] > scores[1]
 
 
@@ -560,7 +553,7 @@ def test_a_student_with_a_part_of_the_vocabulary(
         )
     sizes = [len(AutoTokenizer.from_pretrained(tmp_path / n)) for n in ("whole", "trimmed")]
     assert sizes[1] < sizes[0]
-    whole, trimmed = (losses_of(tmp_path / f"{n}-out")[0] for n in ("whole", "trimmed"))
+    whole, trimmed = (logged_losses(tmp_path / f"{n}-out")[0] for n in ("whole", "trimmed"))
     assert trimmed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 

@@ -34,6 +34,7 @@ from kdshrink.errors import OutputError, UsageError
 from kdshrink.models.activations import Recorder
 from kdshrink.models.devices import ON_GPU
 
+from ..helpers.logs import logged_losses
 from ..helpers.models import make_model
 
 LENGTHS = np.random.default_rng(1).integers(3, 20, 50)
@@ -347,11 +348,7 @@ def test_two_processes_have_the_losses_of_one(
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    logs = [
-        [json.loads(line) for line in (tmp_path / n / "train_log.jsonl").read_text().splitlines()]
-        for n in ("one", "two")
-    ]
-    one, two = ([line for line in log if "loss" in line] for log in logs)
+    one, two = (logged_losses(tmp_path / name) for name in ("one", "two"))
     assert len(one) == len(two) == 18
     for first, second in zip(one, two, strict=True):
         for term in TERMS:
