@@ -308,6 +308,7 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts(
         "init": "from-teacher",
         "layers": 2,
         "hidden_size": 12,
+        "multilingual": 0,
         "num_train_epochs": 1,
         "logging_steps": 1,
         "batch_size": 8,
