@@ -58,7 +58,7 @@ def test_processes_have_the_student_that_the_first_calibrated(
     script.write_text(CALIBRATED)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     subprocess.run(
-        [*launcher, "--master_port", "29531", str(script), str(encoder_dir), str(text_data)],
+        [*launcher, "--standalone", str(script), str(encoder_dir), str(text_data)],
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

@@ -53,7 +53,8 @@ def trained(job: str, teacher: Path, data: Path, out: Path, **options: Any) -> l
     if job == "finetune":
         finetune(FinetuneConfig(model=str(teacher), **shared))
     else:
-        distill(DistillConfig(teacher=str(teacher), hidden_size=12, layers=2, **shared))
+        shape = {"hidden_size": 12, "layers": 2}
+        distill(DistillConfig(teacher=str(teacher), multilingual=0, **shape, **shared))
     return [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
 
 

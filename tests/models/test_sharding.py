@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from kdshrink import DistillConfig, FinetuneConfig, distill, finetune
 from kdshrink.errors import UsageError
 
+from ..helpers.logs import logged_losses
 from ..helpers.models import make_model
 
 TARGETS = """
@@ -154,8 +155,7 @@ def test_losses_are_those_of_the_whole_teacher(
     ]
     run_two(tmp_path / "script.py", LOSSES.replace("CONFIGS", repr(configs)))
     whole, sharded, uncached, unlabelled = (
-        [json.loads(x) for x in (tmp_path / n / "train_log.jsonl").read_text().splitlines()]
-        for n in ("whole", "sharded", "uncached", "unlabelled")
+        logged_losses(tmp_path / name) for name in ("whole", "sharded", "uncached", "unlabelled")
     )
     assert len(whole) == len(sharded) == len(uncached) == len(unlabelled) > 12
     for one, other in zip(whole, sharded, strict=True):
