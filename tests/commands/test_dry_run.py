@@ -40,6 +40,7 @@ from kdshrink.output import open_output
 from kdshrink.training.checkpoints import last_checkpoint
 
 from ..helpers.hub import READER, Desk, Hub
+from ..helpers.logs import logged
 from ..helpers.models import make_model
 from ..helpers.processes import die_in_step
 from ..helpers.runner import run
@@ -127,7 +128,7 @@ def check_training(plan: dict[str, Any], record: dict[str, Any], output: Path) -
     assert training["steps"] == record["results"]["steps"]
     assert plan["data"][0]["examples"] == record["data"]["examples"]
     assert sizes_of(model) == record["sizes"]["this model"]
-    log = [json.loads(line) for line in (output / "train_log.jsonl").read_text().splitlines()]
+    log = logged(output)
     epochs = [line["epoch"] for line in log if line["step"] == training["steps"]]
     assert epochs[0] == pytest.approx(training["epochs"], abs=0.02)
     rates = {line["step"]: line["learning_rate"] for line in log if "learning_rate" in line}

@@ -15,6 +15,8 @@ from kdshrink.data.encoding import IGNORED, as_words, with_unlabelled
 from kdshrink.distillation.model import scored_tokens
 from kdshrink.errors import DataError, OutputError, UsageError
 
+from ..helpers.logs import logged
+
 IDS = {"input_ids": List(Value("int32")), "length": Value("int32")}
 
 
@@ -90,10 +92,7 @@ def test_unlabelled_text_is_learned_from_and_recorded(tmp_path: Path, dutch: Pat
     assert record["unlabelled"]["examples"] == {"train": 200}
     # Languages without labels stay unseen for the task.
     assert record["training_languages"] == alone["training_languages"]
-    logs = [
-        (tmp_path / name / "train_log.jsonl").read_text().splitlines() for name in ("alone", "both")
-    ]
-    epochs = [json.loads(log[-1])["epoch"] for log in logs]
+    epochs = [logged(tmp_path / name)[-1]["epoch"] for name in ("alone", "both")]
     assert epochs[1] == pytest.approx(epochs[0] * 5 / 12)  # 160 examples; 360 in batches of 32
     with pytest.raises(OutputError, match="--unlabelled"):
         run(tmp_path / "both", resume=True)
@@ -108,14 +107,13 @@ def test_shipped_sentences_are_mixed_in(
 ) -> None:
     record = run(tmp_path / "out", batch_size=4, **{"multilingual": None, **options})
     assert share * 160 <= record["multilingual_sentences"] <= (share + 0.1) * 160
-    last = json.loads((tmp_path / "out" / "train_log.jsonl").read_text().splitlines()[-1])
+    last = logged(tmp_path / "out")[-1]
     assert last["epoch"] == pytest.approx(4 / ((1 + share) * 160 / 4), rel=0.1)
 
 
 def test_of_a_batch_without_labels_the_task_has_no_loss(tmp_path: Path, dutch: Path) -> None:
     run(tmp_path / "out", unlabelled=str(dutch), batch_size=2, seed=1, batches="random")
-    log = [json.loads(line) for line in (tmp_path / "out" / "train_log.jsonl").open()]
-    terms = [line for line in log if "task" in line]
+    terms = [line for line in logged(tmp_path / "out") if "task" in line]
     assert any(line["task"] == 0 and line["prediction"] > 0 for line in terms)
 
 

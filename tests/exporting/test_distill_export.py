@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from kdshrink.commands import export as export_command
 from kdshrink.errors import UsageError
 from kdshrink.record import Record, read_record
 
+from ..helpers.processes import run_without_onnx
 from ..helpers.runner import run
 from .students import add_outlier_channel, make_student, shrink_embeddings_of_b, write_student
 
@@ -205,16 +204,17 @@ def test_options_that_do_not_fit() -> None:
 
 
 def test_without_the_extra_nothing_begins(tmp_path: Path) -> None:
-    script = (
-        "import importlib.util as util, sys\n"
-        "find = util.find_spec\n"
-        "util.find_spec = lambda name, *rest: None if name.startswith('onnx') else find(name, *rest)\n"
-        "sys.argv[1:] = 'distill --teacher sample --data sample --export int8 -o out'.split()\n"
-        "from kdshrink.__main__ import main\n"
-        "main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    done = run_without_onnx(
+        "distill",
+        "--teacher",
+        "sample",
+        "--data",
+        "sample",
+        "--export",
+        "int8",
+        "-o",
+        "out",
+        cwd=tmp_path,
     )
     assert done.returncode == 1
     assert "pip install 'kdshrink[onnx]'" in done.stderr

@@ -25,6 +25,7 @@ from kdshrink.publishing.push import model_files
 from kdshrink.record import read_record
 
 from ..helpers.models import make_model, make_tokenizer
+from ..helpers.processes import run_without_onnx
 from ..helpers.runner import run
 from .students import (
     add_dead_unit,
@@ -270,17 +271,7 @@ def test_what_cannot_be_exported_is_told_before_any_work(
 
 
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
-    script = (
-        "import importlib.util as util, sys\n"
-        "find = util.find_spec\n"
-        "util.find_spec = lambda name, *rest: None if name.startswith('onnx') else find(name, *rest)\n"
-        "sys.argv[1:] = ['export', 'sample', '--data', 'sample', '-o', 'out']\n"
-        "from kdshrink.__main__ import main\n"
-        "main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run_without_onnx("export", "sample", "--data", "sample", "-o", "out", cwd=tmp_path)
     assert done.returncode == 1
     assert "pip install 'kdshrink[onnx]'" in done.stderr
     assert not (tmp_path / "out").exists()

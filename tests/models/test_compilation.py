@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from kdshrink.errors import UsageError
 from kdshrink.models import devices
 from kdshrink.models.compilation import bucket_widths, compile_in_place, length_buckets
 
+from ..helpers.logs import logged
 from ..helpers.models import make_model
 
 TERMS = ("loss", "embedding", "hidden", "attention", "prediction", "task", "score")
@@ -55,7 +55,7 @@ def trained(job: str, teacher: Path, data: Path, out: Path, **options: Any) -> l
     else:
         shape = {"hidden_size": 12, "layers": 2}
         distill(DistillConfig(teacher=str(teacher), multilingual=0, **shape, **shared))
-    return [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+    return logged(out)
 
 
 @pytest.fixture
