@@ -357,14 +357,12 @@ def _without_labels(
     config: DistillConfig, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[Dataset]:
     """Text and language of what is trained on without labels: --unlabelled, and shipped sentences."""
-    data, unlabelled = inputs.data, inputs.unlabelled
+    data, unlabelled, recipe = inputs.data, inputs.unlabelled, RECIPES[config.recipe]
     languages = [*data.languages]
     if unlabelled is not None:
         yield unlabelled.splits["train"].select_columns(["text", "language"])
         languages += unlabelled.languages
-    share = RECIPES[config.recipe].multilingual
-    if config.multilingual is not None:
-        share = config.multilingual
+    share = recipe.multilingual if config.multilingual is None else config.multilingual
     if count := round(share * len(data.splits["train"])):
         table = repeated_sentences(count, tokenizer, max_length, data.task, languages)
         if len(table):
@@ -428,11 +426,9 @@ def _plan_steps(
     _schedule(config, arguments, per_epoch, pair.learner.student.config.hidden_size)
     bf16, memory = bool(arguments.bf16), None
     if not config.shard_teacher:  # the processes' forward passes of it are one, and parts differ
-        forward = partial(pair.forward, bf16=bf16)
-        memory = batch_memory(forward, pair.learner, batches, command.device)
-    trial = trial_of(
-        pair.learner, pair.teacher, encoded, batches, pair.collate, memory=memory, bf16=bf16
-    )
+        kept = partial(pair.kept_by, bf16=bf16)
+        memory = batch_memory(kept, pair.learner, batches, command.device)
+    trial = trial_of(pair, encoded, batches, memory=memory, bf16=bf16)
     return _Steps(arguments, batches, per_epoch, trial)
 
 

@@ -122,24 +122,24 @@ class LossTerms(nn.Module):
             mask: (B, T), true at non-padding tokens.
             labels: (B,), or (B, T) with -100 where there is none.
         """
-        ours, theirs = student.activations, teacher.activations
+        states, targets = student.activations, teacher.activations
         terms = dict.fromkeys(LOSS_TERMS, mask.new_zeros((), dtype=torch.float32))
-        if ours.embedding is not None or ours.hidden:
+        if states.embedding is not None or states.hidden:
             tokens = losses.counted_tokens(mask)
-        if ours.embedding is not None and theirs.embedding is not None:
-            projected = self.embedding_projection(ours.embedding)
-            terms["embedding"] = losses.hidden_mse(projected, theirs.embedding, tokens).mean
-        for states, targets in self._layers(ours.hidden, theirs.hidden):
-            projected = self.hidden_projection(states)
-            terms["hidden"] = terms["hidden"] + losses.hidden_mse(projected, targets, tokens).mean
-        if ours.attention:
+        if states.embedding is not None and targets.embedding is not None:
+            projected = self.embedding_projection(states.embedding)
+            terms["embedding"] = losses.hidden_mse(projected, targets.embedding, tokens).mean
+        for state, target in self._layers(states.hidden, targets.hidden):
+            projected = self.hidden_projection(state)
+            terms["hidden"] = terms["hidden"] + losses.hidden_mse(projected, target, tokens).mean
+        if states.attention:
             pairs = losses.counted_pairs(mask)
-        for scores, targets in self._layers(ours.attention, theirs.attention):
+        for scores, target in self._layers(states.attention, targets.attention):
             if teacher.centred and not student.centred:
                 scores = centre(scores, mask)
             elif student.centred and not teacher.centred:
-                targets = centre(targets, mask)
-            term = losses.attention_mse(scores, targets, pairs)
+                target = centre(target, mask)
+            term = losses.attention_mse(scores, target, pairs)
             terms["attention"] = terms["attention"] + term.mean
         if student.logits is None:
             return terms

@@ -18,11 +18,12 @@ from ..models.embeddings import compact_ids, reachable_ids
 from ..models.loading import load_weights
 from ..models.source import Source
 from ..training.setup import set_dropout
+from ..training.trial import mixed
 from .matching import match_classes
 from .model import DistillationModel
 from .objective import Objective
 from .student import Student
-from .teacher import Teacher, tensors_of
+from .teacher import Targets, Teacher, tensors_of
 
 
 def _recorder(
@@ -59,17 +60,22 @@ class Pair:
     collate: Collator
     kept: Tensor
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, *, bf16: bool = False
-    ) -> list[Tensor]:
-        """The forward passes of a step, of (B, T) ids; gives what is kept until its backward pass.
+    def step(self, batch: Mapping[str, Tensor], *, bf16: bool) -> tuple[dict[str, Tensor], Targets]:
+        """The forward passes of a step: the terms of a batch's loss, and the teacher's targets for it.
 
         Args:
+            batch: What the student takes, and labels if it has any, on the device.
             bf16: Whether the student is trained in bfloat16.
         """
-        targets = self.teacher.targets(input_ids, attention_mask)
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=bf16):
-            terms = self.learner(input_ids, attention_mask, targets)
+        ids = batch["input_ids"]
+        targets = self.teacher.targets(ids, batch["attention_mask"])
+        with mixed(ids.device, bf16):
+            return self.learner(**batch, targets=targets), targets
+
+    def kept_by(self, input_ids: Tensor, attention_mask: Tensor, *, bf16: bool) -> list[Tensor]:
+        """What a step on (B, T) ids without labels keeps until its backward pass, besides what autograd does."""
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        terms, targets = self.step(batch, bf16=bf16)
         return [*terms.values(), *tensors_of(targets)]
 
 

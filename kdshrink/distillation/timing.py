@@ -7,19 +7,15 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..data.batching import Batches
-from ..data.encoding import Collator
 from ..training.memory import BatchMemory
-from ..training.trial import Trial, mixed
-from .model import DistillationModel
-from .teacher import Teacher
+from ..training.trial import Trial
+from .pair import Pair
 
 
 def trial_of(
-    learner: DistillationModel,
-    teacher: Teacher,
+    pair: Pair,
     encoded: Dataset,
     batches: Batches,
-    collate: Collator,
     *,
     memory: BatchMemory | None = None,
     bf16: bool = False,
@@ -29,14 +25,12 @@ def trial_of(
     Args:
         encoded: The tokenised training set.
         memory: Bounds the examples that are computed at once.
-        bf16: Whether the student computes in bfloat16.
+        bf16: Whether the student is trained in bfloat16.
     """
-    device = teacher.recorder.model.device
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
-        targets = teacher.targets(batch["input_ids"], batch["attention_mask"])
-        with mixed(device, bf16):
-            terms = learner(**batch, targets=targets)
+        terms, _ = pair.step(batch, bf16=bf16)
         return torch.stack([term.float() for term in terms.values()]).sum()
 
-    return Trial(learner, loss, encoded, batches, collate, device, memory)
+    device = pair.teacher.recorder.model.device
+    return Trial(pair.learner, loss, encoded, batches, pair.collate, device, memory)

@@ -83,10 +83,9 @@ class FirstEvaluation(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         scored = {entry["step"] for entry in state.log_history if "score" in entry}
-        due = state.global_step % (args.eval_steps or 1) == 0
-        if state.global_step == 0:
-            due = self.of_start
-        if due and state.global_step not in scored:
+        step = state.global_step
+        due = step % (args.eval_steps or 1) == 0 if step > 0 else self.of_start
+        if due and step not in scored:
             self.trainer.evaluate()
 
 

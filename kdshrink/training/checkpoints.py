@@ -358,14 +358,13 @@ def start_run(output_dir: Path, identity: Identity, *, resume: bool) -> Start:
         OutputError, TrainingError: As of `resumable`.
     """
     folder = output_dir / CHECKPOINTS
-    last = last_checkpoint(output_dir) if resume else None
+    last = resumable(output_dir) if resume else None
     kept = read_json(folder / RUN) if resume else None
     if kept is not None and last is not None:
         identity = Identity.from_dict(kept)
     if not is_first():
         return Start(last, identity)
     if resume:
-        resumable(output_dir)
         _drop_damaged(output_dir)
     if last is None:
         empty_directory(folder)

@@ -276,10 +276,9 @@ class TermTrainer(Trainer):
         )
         if result.score > max(former.values(), default=-math.inf) and self.is_world_process_zero():
             self._keep_best(result)
-        # A good start may lose at first what training brings later.
-        trained = [score for step, score in former.items() if step > 0]
-        if self.state.global_step > 0 and self.patience is not None:
-            trained.append(result.score)
+        if self.patience is not None and self.state.global_step > 0:
+            # A good start may lose at first what training brings later.
+            trained = [score for step, score in former.items() if step > 0] + [result.score]
             if len(trained) - 1 - trained.index(max(trained)) >= self.patience:
                 self.control.should_training_stop = True
         metrics = {"eval_score": result.score}

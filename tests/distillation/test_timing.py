@@ -12,6 +12,7 @@ from kdshrink.data.batching import Batches
 from kdshrink.data.encoding import Collator
 from kdshrink.distillation.model import DistillationModel
 from kdshrink.distillation.objective import Objective
+from kdshrink.distillation.pair import Pair
 from kdshrink.distillation.teacher import Teacher
 from kdshrink.distillation.timing import trial_of
 from kdshrink.models.activations import Recorder
@@ -49,7 +50,8 @@ def test_timing_a_step_changes_nothing(encoded: Dataset) -> None:
     state = torch.get_rng_state()
     batches = Batches(LENGTHS.astype(np.int32), size=8, seed=0)
     columns = encoded.select_columns(["input_ids", "length"])
-    trial = trial_of(learner, teacher, columns, batches, Collator(1))
+    kept = torch.arange(learner.student.config.vocab_size)
+    trial = trial_of(Pair(learner, teacher, Collator(1), kept), columns, batches)
     assert trial.seconds(1) > 0
     assert trial.activations() > 0
     assert torch.equal(torch.get_rng_state(), state)
