@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ..errors import ModelError
 from ..models.whole import first_line
 from .libraries import quiet, require_onnx
+from .rewrites import rewrite_for_cpu
 from .runtime import WEIGHTS_SUFFIX, OnnxClassifier
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def write_graph(model: PreTrainedModel, path: Path) -> None:
     import onnx_ir
 
     program = _traced(model)
+    rewrite_for_cpu(program)
     axes = _dynamic_axes(program.graph)
     _name_nodes(program.graph)
     program.metadata_props.clear()
