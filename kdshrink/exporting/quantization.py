@@ -12,6 +12,7 @@ import numpy as np
 
 from .graph import save_graph, unit_of
 from .libraries import quiet
+from .smoothing import smooth
 
 _QUANTIZED = ("MatMul", "Gemm", "Gather")
 """The operations whose weights become int8; the rest of a classifier has hardly any."""
@@ -26,6 +27,7 @@ class Scheme:
         per_channel: Whether each column of a weight has a scale of its own, or one serves them all.
         reduce_range: Whether weights use 7 bits, since CPUs without VNNI saturate where two products of 8
             bits are summed in 16.
+        smoothed: Whether outliers of the activations are first moved into the weights (`smoothing`).
         static: Whether the scales of activations are set by calibration texts, or anew for each batch.
         kept: The parts that stay in float32, as `units` names them.
     """
@@ -33,6 +35,7 @@ class Scheme:
     name: str
     per_channel: bool = True
     reduce_range: bool = False
+    smoothed: bool = False
     static: bool = False
     kept: tuple[str, ...] = ()
 
@@ -45,7 +48,8 @@ class Scheme:
 SCHEMES = (
     Scheme("dynamic, per tensor", per_channel=False),
     Scheme("dynamic, per channel"),
-    Scheme("dynamic, per channel, 7 bits", reduce_range=True),
+    Scheme("dynamic, per channel, smoothed", smoothed=True),
+    Scheme("dynamic, per channel, smoothed, 7 bits", smoothed=True, reduce_range=True),
     Scheme("static, per channel", static=True),
 )
 """From what keeps the file smallest and fastest to what asks more of it."""
@@ -58,7 +62,7 @@ def quantize(graph: Path, target: Path, scheme: Scheme, texts: Sequence[Inputs])
 
     Args:
         graph: A file of `write_graph`.
-        texts: The graph's inputs for the calibration texts, in batches; only a static scheme reads them.
+        texts: The graph's inputs for the calibration texts, in batches; a smoothed or static scheme reads them.
     """
     import onnx_ir
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
@@ -76,6 +80,8 @@ def quantize(graph: Path, target: Path, scheme: Scheme, texts: Sequence[Inputs])
     }
     with quiet(), TemporaryDirectory(dir=target.parent) as folder:
         raw = Path(folder) / target.name
+        if scheme.smoothed:
+            smooth(graph, graph := Path(folder) / graph.name, texts)
         large = graph.stat().st_size + _beside(graph) > 1000**3
         settings["use_external_data_format"] = large
         if scheme.static:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from ..models.loading import load_classifier, load_tokenizer, require_task
 from ..models.source import Source
 from ..models.whole import first_line
 from .libraries import require_onnx
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Precision = Literal["fp32", "int8"]
 FOLDER = "onnx"
@@ -38,30 +41,37 @@ class Output:
     logits: Tensor
 
 
-class OnnxClassifier(nn.Module):
-    """A classifier of an ONNX file, called as one of transformers' is; it runs on as many threads as torch.
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """Load a graph, to run on as many threads of the CPU as torch uses.
 
     Raises:
         ModelError: The packages are missing, or the file is damaged.
     """
+    require_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common class of their own
+        raise ModelError(
+            f"{path}: onnxruntime cannot load it.\n{first_line(error)[:300]}"
+        ) from error
+
+
+class OnnxClassifier(nn.Module):
+    """A classifier of an ONNX file, called as one of transformers' is.
+
+    Raises:
+        ModelError: As `open_session` does.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        require_onnx()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self.session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's errors have no common class of their own
-            raise ModelError(
-                f"{path}: onnxruntime cannot load it.\n{first_line(error)[:300]}"
-            ) from error
+        self.session = open_session(path)
         self._inputs = {one.name for one in self.session.get_inputs()}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Output:

@@ -67,6 +67,13 @@ def add_dead_unit(layer: Any) -> None:
 
 
 @torch.no_grad()
+def add_dead_weights(layer: Any) -> None:
+    """Let each output of the FFN read a unit that never fires, with a weight far larger than its others."""
+    layer.intermediate.dense.bias[0] = -1e9
+    layer.output.dense.weight[:, 0] = 1e4
+
+
+@torch.no_grad()
 def add_outlier_channel(layer: Any) -> None:
     """Scale a channel of the attention's values up, and what reads it down: float32 computes as before."""
     layer.attention.self.value.weight[0] *= 1e4

@@ -18,7 +18,7 @@ from kdshrink.commands.evaluate import evaluate
 from kdshrink.commands.export import ExportResult, export
 from kdshrink.config.commands import EvalConfig, ExportConfig
 from kdshrink.data.encoding import Collator
-from kdshrink.exporting.quantization import SCHEMES
+from kdshrink.exporting.quantization import SCHEMES, Scheme
 from kdshrink.models.loading import load_classifier
 from kdshrink.models.source import find_model
 from kdshrink.publishing.push import model_files
@@ -29,6 +29,7 @@ from ..helpers.processes import run_without_onnx
 from ..helpers.runner import run
 from .students import (
     add_dead_unit,
+    add_dead_weights,
     add_outlier_channel,
     make_student,
     shrink_embeddings_of_b,
@@ -193,8 +194,17 @@ def test_one_language_alone_is_hurt_and_mended(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_layer_with_an_outlier_channel_is_kept_in_fp32(tmp_path: Path) -> None:
+def test_an_outlier_channel_is_moved_into_the_weights(tmp_path: Path) -> None:
     result = exported(lambda model: add_outlier_channel(model.roberta.encoder.layer[1]), tmp_path)
+    *refused, chosen = result.verdicts
+    assert [verdict.drop > 20 for verdict in refused] == [True, True]
+    assert chosen.passed
+    assert chosen.scheme == Scheme("dynamic, per channel, smoothed", smoothed=True)
+
+
+@pytest.mark.slow
+def test_a_layer_whose_weights_no_scale_holds_is_kept_in_fp32(tmp_path: Path) -> None:
+    result = exported(lambda model: add_dead_weights(model.roberta.encoder.layer[1]), tmp_path)
     *refused, chosen = result.verdicts
     assert [verdict.passed for verdict in refused] == [False] * len(SCHEMES)
     assert chosen.passed
@@ -206,7 +216,7 @@ def test_what_no_scheme_mends_is_refused_with_the_table_and_fp32_is_kept(tmp_pat
     model: Any = make_student()
     shrink_embeddings_of_b(model)
     for layer in model.roberta.encoder.layer:
-        add_outlier_channel(layer)
+        add_dead_weights(layer)
     directory, data = write_student(model, tmp_path)
     shipped = tmp_path / "shipped"
     typed = ("export", str(directory), "--data", str(data), "--max-drop", "5", "--json")
