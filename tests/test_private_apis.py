@@ -162,9 +162,9 @@ APIS = (
         "Override what draws a step's batches now: each must get its share of the step's loss.",
     ),
     Private(
-        "transformers.Trainer.loss_is_scaled_for_ga",
-        lambda: hasattr(Trainer, "loss_is_scaled_for_ga"),
-        "Find what keeps Trainer from dividing the loss by the number of accumulated batches.",
+        "transformers.Trainer._clip_grad_norm",
+        lambda: _takes(Trainer._clip_grad_norm, "model"),
+        "Leave it to Trainer: the same norm, from a list of the weights that is made anew at each step.",
     ),
     Private(
         "transformers.PreTrainedConfig._attn_implementation",

@@ -258,7 +258,7 @@ class _Ragged:
         begins, columns = self.begins[rows][:, None], np.arange(width)
         places = begins + columns
         there = places < self.begins[rows + 1][:, None]
-        values = self.values[np.minimum(places, len(self.values) - 1)]
+        values = self.values.take(places, mode="clip")
         return np.where(there, values, fill).astype(np.int64, copy=False), there
 
 

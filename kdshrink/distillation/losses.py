@@ -94,9 +94,11 @@ def soft_cross_entropy(
         temperature: t.
         mask: (B,) or (B, T), true where the logits count; None counts all.
     """
-    target = (teacher.float() / temperature).softmax(-1)
-    each = -(target * (student.float() / temperature).log_softmax(-1)).sum(-1)
-    return _over(each * temperature**2, mask)
+    student, teacher = student.float(), teacher.float()
+    if temperature != 1:
+        student, teacher = student / temperature, teacher / temperature
+    each = (teacher.softmax(-1) * student.log_softmax(-1)).sum(-1)
+    return _over(each * -(temperature**2), mask)
 
 
 def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Term:

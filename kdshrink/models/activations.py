@@ -28,7 +28,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..errors import ModelError
-from .architectures import Attention, Head, family_of, find_module
+from .architectures import Attention, Head, Modules, family_of, find_module
 from .devices import ON_CPU, Execution
 
 _IMPLEMENTATION = "kdshrink_recorded"
@@ -164,8 +164,10 @@ class Recorder:
         self.embedding = embedding
         self.heads = heads
         self.execution = execution
-        self._modules = family.modules
         self._has_interface = family.attention is Attention.DOT_PRODUCT
+        # Found once, since a step on a GPU takes less time than finding them.
+        self._states = self._modules_of_states(family.modules)
+        self._attentions = self._modules_of_attention(family.modules)
 
     @property
     def centred(self) -> bool:
@@ -174,25 +176,16 @@ class Recorder:
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Any, Activations]:
         """Run the model on (B, T) ids; gives its output and the activations."""
-        embedding: dict[int, Tensor] = {}
-        hidden: dict[int, Tensor] = {}
+        states: dict[int, Tensor] = {}
         attention: dict[int, Tensor] = {}
-        encoder: Any = self.model.base_model
-        all_layers: Any = encoder_layers(self.model)
         with ExitStack() as stack:
-            if self.embedding:
-                module = find_module(encoder, *self._modules.hidden_0)
-                stack.enter_context(_output_kept(module, embedding, 0))
-            for number in set(self.layers) if self.hidden else ():
-                convolution = find_module(encoder, self._modules.hidden_1) if number == 1 else None
-                source = convolution or all_layers[number - 1]
-                stack.enter_context(_output_kept(source, hidden, number))
-            for number in self._attending:
-                module = all_layers[number - 1].get_submodule(self._modules.layer.attention)
+            for number, module in self._states.items():
+                stack.enter_context(_output_kept(module, states, number))
+            for number, module in self._attentions.items():
                 if self._has_interface:
                     stack.enter_context(self._sink(module, attention, number))
                 else:
-                    stack.enter_context(_input_kept(module.dropout, attention, number))
+                    stack.enter_context(_input_kept(module, attention, number))
             if self.attention is not None and self._has_interface:
                 stack.enter_context(_recording_implementation(self.model))
             mask = attention_mask
@@ -203,15 +196,31 @@ class Recorder:
         if self.centred:
             mask = attention_mask.bool()
             maps = [centred_log_probabilities(probabilities, mask) for probabilities in maps]
-        states = tuple(hidden[number] for number in self.layers) if self.hidden else ()
-        return output, Activations(embedding.get(0), states, tuple(maps))
+        hidden = tuple(states[number] for number in self.layers) if self.hidden else ()
+        return output, Activations(states.get(0), hidden, tuple(maps))
 
-    @property
-    def _attending(self) -> set[int]:
-        """Numbers of the layers whose attention is captured."""
+    def _modules_of_states(self, modules: Modules) -> dict[int, nn.Module]:
+        """By the number of a hidden state to capture the module whose output it is; 0 is the embedding's."""
+        encoder, layers = self.model.base_model, encoder_layers(self.model)
+        found = {0: find_module(encoder, *modules.hidden_0)} if self.embedding else {}
+        for number in sorted(set(self.layers)) if self.hidden else ():
+            convolution = find_module(encoder, modules.hidden_1) if number == 1 else None
+            found[number] = convolution or layers[number - 1]
+        return found
+
+    def _modules_of_attention(self, modules: Modules) -> dict[int, nn.Module]:
+        """By the number of a layer whose attention to capture the module that gets it."""
         if self.attention is None:
-            return set()
-        return set(self.layers) if self.heads is None else {h.layer for h in chain(*self.heads)}
+            return {}
+        used = self.layers if self.heads is None else {h.layer for h in chain(*self.heads)}
+        layers = encoder_layers(self.model)
+        found = {
+            number: layers[number - 1].get_submodule(modules.layer.attention)
+            for number in sorted(set(used))
+        }
+        if self._has_interface:
+            return found
+        return {number: module.get_submodule("dropout") for number, module in found.items()}
 
     def _maps(self, attention: Mapping[int, Tensor]) -> list[Tensor]:
         """Captured attention, ordered by the selected layers or composed of the selected heads."""

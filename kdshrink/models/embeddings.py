@@ -95,19 +95,26 @@ def table_bytes(model: PreTrainedModel) -> int:
     return int(model.config.vocab_size * weight.shape[1] * weight.itemsize)
 
 
-def count_decay(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Update the decay of the model's compact embedding by one step of the optimizer.
+class DecayCounter:
+    """Counts the weight decay of the rows that a model's compact embeddings leave out.
 
-    Call it after the step, and before the scheduler changes the learning rate.
+    Args:
+        model: The model, in which the embeddings are looked for once.
+        optimizer: It has their weights, and the state that it begins with.
     """
-    for module in model.modules():
-        if isinstance(module, CompactEmbedding):
-            group = next(
-                group
-                for group in optimizer.param_groups
-                if any(parameter is module.weight for parameter in group["params"])
-            )
-            module.decay.mul_(1.0 - group["lr"] * group["weight_decay"])
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        groups = {id(one): group for group in optimizer.param_groups for one in group["params"]}
+        self._tables = [
+            (module, groups[id(module.weight)])
+            for module in model.modules()
+            if isinstance(module, CompactEmbedding)
+        ]
+
+    def count(self) -> None:
+        """Add a step of the optimizer: call it after the step, and before the learning rate changes."""
+        for table, group in self._tables:
+            table.decay.mul_(1.0 - group["lr"] * group["weight_decay"])
 
 
 @dataclass(frozen=True)

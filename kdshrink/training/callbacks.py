@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..models.devices import HostCopies, to_device_soon
-from ..models.embeddings import count_decay
+from ..models.embeddings import DecayCounter
 from ..progress import Progress
 from ..signals import caught_signals
 
@@ -89,13 +89,18 @@ class FirstEvaluation(TrainerCallback):
             self.trainer.evaluate()
 
 
-class DecayCounter(TrainerCallback):
+class Decay(TrainerCallback):
     """Counts the weight decay of the embedding rows that the compacted table leaves out."""
 
-    def on_optimizer_step(
+    def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **held: Any
     ) -> None:
-        count_decay(held["model"], held["optimizer"])
+        self._counter = DecayCounter(held["model"], held["optimizer"])
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._counter.count()
 
 
 class Ticker(TrainerCallback):

@@ -16,7 +16,7 @@ from ..errors import Interrupted
 from ..evaluation.results import EvalResult
 from ..files import disk_errors
 from ..output import CHECKPOINTS
-from .callbacks import DecayCounter, FirstEvaluation, Ticker
+from .callbacks import Decay, FirstEvaluation, Ticker
 from .checkpoints import BEST, BEST_SCORE, last_checkpoint
 from .trainer import TermTrainer
 
@@ -50,7 +50,7 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
     signals = trainer.signals
     trainer.add_callback(signals)
     trainer.add_callback(FirstEvaluation(trainer, of_start=trainer.scores_start))
-    trainer.add_callback(DecayCounter())
+    trainer.add_callback(Decay())
     trainer.add_callback(Ticker(trainer.progress, trainer.what))
     if trainer.args.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

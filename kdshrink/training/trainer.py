@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer
@@ -28,6 +29,9 @@ from .callbacks import Signals
 from .checkpoints import BEST, BEST_SCORE, last_checkpoint
 from .losses import task_loss
 from .memory import BatchMemory
+
+_MOST_UNREAD = 1024
+"""Batches whose terms are kept on the device, at most."""
 
 
 def _whole(batch: Any) -> Any:
@@ -49,9 +53,9 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
 class TermTrainer(Trainer):
     """A Trainer whose loss is a weighted sum of named terms.
 
-    Subclasses override `loss_terms`. The log has each term's mean over the logged steps. The first step
-    at which a term is not finite is stored on the device, and read only when the loss is read anyway and
-    before a save. Evaluation is kdshrink's own; the model with the best score is kept apart from the
+    Subclasses override `loss_terms`. The log has each term's mean over the logged steps. The terms stay on
+    the device until the loss is read anyway, or a checkpoint is saved; then a term that was not finite ends
+    the run with its first step. Evaluation is kdshrink's own; the model with the best score is kept apart from the
     checkpoints for --resume, with its full embedding table.
 
     A step over several batches, accumulated or on several devices, has the loss of one batch of all
@@ -84,7 +88,6 @@ class TermTrainer(Trainer):
     ) -> None:
         super().__init__(**arguments)
         self.remove_callback(PrinterCallback)
-        self.loss_is_scaled_for_ga = True
         self.term_weights = dict(weights)
         self.evaluator = evaluator
         self.batches = batches
@@ -96,11 +99,11 @@ class TermTrainer(Trainer):
         self.scores_start = scores_start
         self.memory = memory
         self.signals = Signals(self.args.world_size)
-        terms = len(self.term_weights)
-        self._sums = torch.zeros(terms, device=self.args.device)
         self._scale = torch.tensor(list(self.term_weights.values()), device=self.args.device)
+        self._sums = torch.zeros(len(self.term_weights))
         self._steps = 0
-        self._first_bad = torch.full((terms,), -1, dtype=torch.int64, device=self.args.device)
+        self._unread: list[tuple[int, Tensor]] = []
+        self._first_bad: tuple[int, str] | None = None
         self.seen_examples = 0
 
     @property
@@ -154,16 +157,39 @@ class TermTrainer(Trainer):
         units = self.term_units(batch)
         return torch.stack([units[name] for name in self.term_weights]).float()
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Trainer's scheduler; what is the same in each step is done here, once."""
+        # accelerate's wrapper serves other precisions and devices, and searches for a package at each step.
+        if isinstance(self.optimizer, AcceleratedOptimizer):
+            self.optimizer = self.optimizer.optimizer
+        model: Any = self.model
+        model.train()  # and evaluations restore it
+        self._trained = list(model.parameters())
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
+        """Trainer's step for batches that are on the device, and a model in train mode."""
         *parts, last = self._parts(inputs)
         losses = []
         for part in parts:
             with self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, part, num_items_in_batch))
-        losses.append(super().training_step(model, last, num_items_in_batch))
+                losses.append(self._backward(model, part))
+        losses.append(self._backward(model, last))
         return torch.stack(losses).sum() if parts else losses[0]
+
+    def _backward(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Add the gradient of a batch's loss; gives the loss."""
+        loss: Tensor = self.compute_loss(model, inputs)
+        loss.backward()
+        return loss.detach()
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """The norm of the gradient, which is scaled down to the largest one."""
+        return nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """A batch in parts that fit on the device, with the weights of their terms in the step's loss."""
@@ -200,20 +226,29 @@ class TermTrainer(Trainer):
         values = torch.stack([terms[name].float() for name in self.term_weights])
         if shares is not None:
             values = values * shares
-        with torch.no_grad():
-            self._sums += values
-            step = self.state.global_step + 1
-            newly_bad = ~torch.isfinite(values) & (self._first_bad < 0)
-            self._first_bad.masked_fill_(newly_bad, step)
+        self._unread.append((self.state.global_step + 1, values.detach()))
+        if len(self._unread) == _MOST_UNREAD:
+            self._read_terms()
         return (values * self._scale).sum()
 
-    def check_finite(self) -> None:
-        first_bad = self._first_bad.tolist()
-        if max(first_bad) < 0:
+    def _read_terms(self) -> None:
+        """Add what was not read yet to the sums of the terms, and look for the first that is not finite."""
+        unread, self._unread = self._unread, []
+        if not unread:
             return
-        step, term = min(
-            (s, t) for s, t in zip(first_bad, self.term_weights, strict=True) if s >= 0
-        )
+        for (step, _), values in zip(
+            unread, torch.stack([v for _, v in unread]).cpu(), strict=True
+        ):
+            self._sums += values
+            bad = [n for n, v in zip(self.term_weights, values, strict=True) if not v.isfinite()]
+            if bad and self._first_bad is None:
+                self._first_bad = step, min(bad)
+
+    def check_finite(self) -> None:
+        self._read_terms()
+        if self._first_bad is None:
+            return
+        step, term = self._first_bad
         last = last_checkpoint(self.result_dir)
         kept = (
             f"The last good checkpoint is {last}." if last else "There is no checkpoint before it."
@@ -228,7 +263,7 @@ class TermTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.check_finite()
         if "loss" in logs and self._steps:
-            sums = self.accelerator.reduce(self._sums.clone(), "mean")
+            sums = self.accelerator.reduce(self._sums.clone().to(self.args.device), "mean")
             means = (sums / self._steps).tolist()
             logs = {**logs, **dict(zip(self.term_weights, means, strict=True))}
             self._sums.zero_()
