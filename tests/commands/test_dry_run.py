@@ -236,7 +236,10 @@ def test_export_does_what_was_planned(
 ) -> None:
     pytest.importorskip("onnxruntime")
     config = ExportConfig(
-        model=str(teacher), data=str(text_data), precision=("fp32",), output_dir=tmp_path / "o"
+        model=str(teacher),
+        data=str(text_data),
+        precision=("fp32", "fp16"),
+        output_dir=tmp_path / "o",
     )
     plan = planned(config)
     result = export(config).to_dict()
@@ -248,6 +251,8 @@ def test_export_does_what_was_planned(
     # Of a model as small as this the graph's own nodes take more than its weights.
     assert graph <= result["files"]["onnx/model.onnx"] <= graph + 500_000
     assert plan["models"][0]["bytes"] == graph
+    half = plan["disk_bytes"]["parts"]["onnx/model_fp16.onnx"]
+    assert half == graph / 2 <= result["files"]["onnx/model_fp16.onnx"] <= half + 500_000
 
 
 def test_reproduce_does_what_was_planned(

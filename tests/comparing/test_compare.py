@@ -223,23 +223,28 @@ def test_graphs_beside_their_model(workplace: Path) -> None:
     export(
         ExportConfig(
             model=str(workplace / "teacher"),
+            precision=("fp32", "fp16", "int8"),
             max_drop=100,
             output_dir=workplace / "shipped",
             **data,
         )
     )
-    names = [str(workplace / "shipped") + end for end in ("", "#onnx", "#int8")]
+    names = [str(workplace / "shipped") + end for end in ("", "#onnx", "#int8", "#fp16")]
     result = compare(
-        CompareConfig(models=(names[2], names[1]), baseline=names[0], split="validation", **data)
+        CompareConfig(
+            models=(names[2], names[1], names[3]), baseline=names[0], split="validation", **data
+        )
     )
-    assert [*result.models] == [names[0], names[2], names[1]]
-    whole, int8, fp32 = result.models.values()
+    assert [*result.models] == [names[0], names[2], names[1], names[3]]
+    whole, int8, fp32, fp16 = result.models.values()
     files = [workplace / "shipped/onnx" / name for name in ("model_quantized.onnx", "model.onnx")]
     assert [int8.candidate.bytes, fp32.candidate.bytes] == [file.stat().st_size for file in files]
     assert int8.candidate.file == "onnx/model_quantized.onnx"
     assert int8.candidate.parameters == whole.candidate.parameters
     assert (whole.candidate.backend, fp32.candidate.backend) == ("torch", "onnxruntime")
     assert fp32.scores.agreement == 1
+    assert fp16.candidate.file == "onnx/model_fp16.onnx"
+    assert fp16.candidate.bytes < fp32.candidate.bytes
     scored = evaluate(
         EvalConfig(
             model=str(workplace / "shipped"), split="validation", backend="onnx:int8", **data
