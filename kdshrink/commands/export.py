@@ -21,13 +21,14 @@ from ..errors import ModelError, RefusedError
 from ..evaluation.evaluator import Evaluator, check_labels, make_evaluator, seconds_to_score
 from ..evaluation.results import EvalResult
 from ..exporting.gate import Agreement, Gate, Verdict
-from ..exporting.graph import dry_run, write_graph
+from ..exporting.graph import dry_run, reads_token_types, write_graph
 from ..exporting.ladder import Ladder, SampleTexts
 from ..exporting.layout import check_tokenizer, write_model, write_tokenizer
 from ..exporting.libraries import PACKAGES, require_onnx
 from ..exporting.runtime import FILES, FOLDER, OnnxClassifier, Precision
 from ..exporting.runtimes import unread
 from ..files import write_text
+from ..models.devices import peak_memory
 from ..models.loading import fitting_length, load_classifier, model_sizes, require_task
 from ..models.source import Source, find_classifier
 from ..output import check_output, final_files, name_of, open_output
@@ -36,7 +37,6 @@ from ..publishing.card import model_card
 from ..publishing.push import PushResult, pushed
 from ..publishing.record import write_record
 from ..record import Export, Record
-from ..training.run import peak_memory
 from ..training.trial import memory_in_use
 from .inputs import data_request
 from .options import access_of, ready_destination, record_of
@@ -308,7 +308,8 @@ class _Export:
     def run(self, output_dir: Path) -> ExportResult:
         """Write the files; in the result is what was found on the way."""
         write_model(self.source, self.model, self.folder)
-        write_tokenizer(self.tokenizer, self.folder)
+        types = reads_token_types(self.model.config)
+        write_tokenizer(self.tokenizer, self.folder, token_types=types)
         longest = fitting_length(self.config.max_length, self.tokenizer, self.source.config)
         texts = self.data.splits["validation"][:_CHECKED_TEXTS]["text"]
         check_tokenizer(self.tokenizer, self.folder, texts, longest)

@@ -101,9 +101,14 @@ def _traced(model: PreTrainedModel) -> onnx_ir.Model:
 def model_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Tensor]:
     """What a model is called with for these tokens, none of them padding: a tensor of (B, T) each."""
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
+    if reads_token_types(model.config):
         inputs["token_type_ids"] = torch.zeros_like(input_ids)
     return inputs
+
+
+def reads_token_types(config: Any) -> bool:
+    """Whether a model of this configuration tells segments apart."""
+    return (getattr(config, "type_vocab_size", 0) or 0) > 1
 
 
 def _dynamic_axes(graph: Any) -> dict[str, list[str | int]]:

@@ -257,6 +257,8 @@ def test_labels_and_limits_stay(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 64
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    assert "local_files_only" not in settings
     source = find_model(str(tmp_path / "out"))
     loaded = load_classifier(source, "sequence")
     ids = [{"input_ids": loaded.tokenizer("a1 b2 a3")["input_ids"]}]

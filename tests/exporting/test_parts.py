@@ -111,7 +111,7 @@ def test_runtimes_that_do_not_read_a_tokenizer_are_told(tmp_path: Path) -> None:
     told = unread(tmp_path, config, "token")
     assert told["transformers.js"] == ["It does not know the tokenizer's normalizer Nmt."]
     assert "text-embeddings-inference" in told
-    write_tokenizer(tokenizer, tmp_path)
+    write_tokenizer(tokenizer, tmp_path, token_types=False)
     assert "transformers.js" not in unread(tmp_path, config, "sequence")
     assert unread(tmp_path, {"model_type": "rembert"}, "sequence")["transformers.js"] == [
         "It has no rembert for text classification."
