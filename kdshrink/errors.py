@@ -9,7 +9,7 @@
     ├── ShapeError      a student that cannot be cut from its teacher
     ├── OutputError     a directory that must not or cannot be written
     ├── TrainingError   a run that cannot go on, such as a loss that is not finite
-    ├── RefusedError    a result that was written, and falls short of what was asked
+    ├── RefusedError    a result that falls short of what was asked, or whose file was not written
     └── Interrupted     a run that a signal ended (exit code 130 or 143)
 
 A message has one to three lines: what was wrong, what was found, what to do.
@@ -63,10 +63,10 @@ class TrainingError(KdshrinkError):
 
 
 class RefusedError(KdshrinkError):
-    """A result was written, and falls short of what was asked.
+    """There is a result, and it falls short of what was asked, or its file could not be written.
 
     Attributes:
-        result: The command's result, as it would have been returned.
+        result: The command's result, as it would have been returned; it is printed before the error.
     """
 
     def __init__(self, message: str, result: Any) -> None:

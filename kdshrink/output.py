@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -117,6 +118,19 @@ def check_makable(directory: Path) -> None:
         raise _unmakable(directory, os.strerror(errno.ENOTDIR))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise _unwritable(directory, folder)
+    try:
+        _make_unnamed_file(folder)
+    except OSError as error:  # as in /proc
+        raise _unmakable(directory, error.strerror) from error
+
+
+def _make_unnamed_file(folder: Path) -> None:
+    """Make a file without a name, of which nothing stays, where the file system has such; else a directory."""
+    if flag := getattr(os, "O_TMPFILE", 0):
+        with suppress(OSError):
+            os.close(os.open(folder, os.O_WRONLY | flag))
+            return
+    os.rmdir(tempfile.mkdtemp(prefix=".kdshrink-", dir=folder))
 
 
 def _checked_place(directory: Path, inputs: Iterable[Path]) -> Path:

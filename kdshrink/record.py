@@ -298,7 +298,7 @@ class Results(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageDrop(Part):
-    """What a language lost by quantisation, in points of 100.
+    """What a language lost by another precision, in points of 100.
 
     Attributes:
         judged: Whether it had enough examples to tell.
@@ -312,12 +312,14 @@ class LanguageDrop(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization(Part):
-    """A scheme of quantisation that was tried.
+    """A scheme of fp16 or int8 that was tried.
 
     Attributes:
         drop: Points lost over all languages pooled.
-        kept_in_fp32: The parts of the model that were not quantised.
+        kept_in_fp32: The parts of the model that stayed in it.
         bytes: The size of its file.
+        difference: The largest relative difference of its logits from those of fp32; None where it was not
+            measured, or one of them was not a number.
     """
 
     scheme: str
@@ -326,7 +328,9 @@ class Quantization(Part):
     drop: float
     bytes: int
     per_language: Mapping[str, LanguageDrop]
+    precision: str = "int8"
     kept_in_fp32: tuple[str, ...] = ()
+    difference: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,10 +341,10 @@ class Export(Part):
         score, per_language: Of fp32.
         difference: The largest relative difference of its logits from the model's.
         changed: How many predictions that made others.
-        max_drop: The points that int8 was allowed to lose.
+        max_drop: The points that fp16 and int8 were allowed to lose.
         too_few_examples: The languages that the gate could not judge.
-        passed: Whether int8 kept within that, if it was wanted.
-        scheme: The one of int8, among those tried.
+        passed: Whether they kept within that, as far as they were wanted.
+        schemes: The one of each that did, among those tried.
         files: Bytes of each.
         unread: By runtime what it is known not to read.
     """
@@ -354,7 +358,7 @@ class Export(Part):
     passed: bool
     files: Mapping[str, int]
     split: str | None = None
-    scheme: str | None = None
+    schemes: Mapping[str, str] = field(default_factory=dict)
     tried: tuple[Quantization, ...] = ()
     too_few_examples: tuple[str, ...] = ()
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

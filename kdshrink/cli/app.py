@@ -238,12 +238,12 @@ def zero_shot() -> None:
     tables.show_export,
     _examples(
         "kdshrink export student --data massive",
-        "kdshrink export student --data reviews.csv --precision fp32 -o shipped",
-        "kdshrink export student --data massive --max-drop 1 --json | jq .scheme",
+        "kdshrink export student --data reviews.csv --precision fp32,fp16,int8 -o shipped",
+        "kdshrink export student --data massive --max-drop 1 --json | jq .schemes",
     ),
 )
 def export() -> None:
-    """Write a classifier in ONNX, as fp32 and as the smallest int8 that loses little in any language."""
+    """Write a classifier in ONNX, as fp32, and as fp16 and the smallest int8 that lose little in any language."""
 
 
 @_command(

@@ -220,7 +220,7 @@ def show_export(result: Mapping[str, Any]) -> None:
 
 def _show_graphs(out: Console, result: Mapping[str, Any]) -> None:
     columns = [verdict["scheme"] for verdict in result["tried"]]
-    title = f"{_metric_name(result['metric'])} in fp32, and the points that int8 loses"
+    title = f"{_metric_name(result['metric'])} in fp32, and the points that others lose"
     table = _table("language", "examples", "fp32", *columns, title=title)
     for language, row in result["per_language"].items():
         drops = [verdict["per_language"][language]["drop"] for verdict in result["tried"]]
@@ -235,8 +235,12 @@ def _show_graphs(out: Console, result: Mapping[str, Any]) -> None:
     table.add_row(f"at most {result['max_drop']:g}", "", "", *passed)
     table.add_row("MB", "", "", *(f"{verdict['bytes'] / 1e6:,.1f}" for verdict in result["tried"]))
     out.print(table)
-    if kept := next((v["kept_in_fp32"] for v in result["tried"] if v["passed"]), None):
-        out.print(f"kept in fp32: {', '.join(kept)}")
+    for verdict in result["tried"]:
+        if verdict["passed"] and verdict["kept_in_fp32"]:
+            out.print(f"{verdict['precision']} keeps in fp32: {', '.join(verdict['kept_in_fp32'])}")
+        if verdict["difference"] is not None:
+            far = verdict["difference"]
+            out.print(f"{verdict['scheme']}: its logits are those of fp32 up to {far:.1g}")
     for name, size in result["files"].items():
         out.print(f"{name}: {size / 1e6:,.1f} MB")
     for runtime, faults in result["unread"].items():

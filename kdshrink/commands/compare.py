@@ -24,18 +24,20 @@ from ..data.labels import read_label_map
 from ..data.load import TaskData, load_data, split_named
 from ..data.sampling import language_codes
 from ..distributed import world_size
-from ..errors import DataError, UsageError
-from ..evaluation.evaluator import Evaluator, check_labels, make_evaluator
+from ..errors import DataError, OutputError, RefusedError, UsageError
+from ..evaluation.evaluator import Evaluator, check_labels, make_evaluator, seconds_to_score
 from ..evaluation.groups import LanguageGroups
 from ..exporting.runtime import Runnable
-from ..models.devices import describe_device, pick_device
+from ..models.devices import describe_device, peak_memory, pick_device
 from ..models.loading import fitting_length, require_task
+from ..models.whole import first_line
 from ..output import check_file
 from ..progress import Progress, silent
 from ..reproduction.plots import require_matplotlib
 from .groups import language_groups
 from .inputs import check_split, data_request
 from .options import access_of
+from .plan import Estimate, Plan, PlannedData, PlannedModel
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +48,34 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> CompareR
     All models are in memory at once, since they take turns when their latency is measured.
 
     Raises:
+        RefusedError: The report could not be written; the error holds the result.
         KdshrinkError: As `errors` lists.
     """
+    device = _checked(config)
+    with cpu_threads(config.threads) as threads:
+        result = _prepare(config, device, threads, progress or silent).run()
+    if config.output_file is None:
+        return result
+    written = replace(result, files=report_files(config.output_file))
+    try:
+        write_report(written, config.output_file)
+    except (OSError, OutputError) as error:
+        raise RefusedError(
+            f"The models are compared, and the report could not be written.\n{first_line(error)}",
+            result,
+        ) from error
+    return written
+
+
+def plan_compare(config: CompareConfig, progress: Progress | None = None) -> Plan:
+    """What `compare` would do; its errors before scoring are raised too."""
+    device = _checked(config)
+    with cpu_threads(config.threads) as threads:
+        return _prepare(config, device, threads, progress or silent).plan()
+
+
+def _checked(config: CompareConfig) -> torch.device:
+    """Check what can be checked without models and data; the device that the models run on."""
     if world_size() > 1:
         raise UsageError("compare runs in one process: start it without torchrun.")
     named = [parse_name(name) for name in config.all_models]
@@ -64,13 +92,7 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> CompareR
         inputs = [*input_paths(config), *(path for path in inputs if path.exists())]
         for path in report_files(config.output_file):
             check_file(path, "-o", overwrite=config.overwrite, inputs=inputs)
-    with cpu_threads(config.threads) as threads:
-        result = _prepare(config, device, threads, progress or silent).run()
-    if config.output_file is None:
-        return result
-    result = replace(result, files=report_files(config.output_file))
-    write_report(result, config.output_file)
-    return result
+    return device
 
 
 @dataclass(frozen=True)
@@ -122,6 +144,34 @@ class _Comparison:
             for one in self.candidates
         }
         return CompareResult(self.baseline, models, self._conditions(first))
+
+    def plan(self) -> Plan:
+        """Load all models, and let each of them predict a sample of the examples."""
+        seconds = {}
+        loaded = [(one, one.load(self.device)) for one in self.candidates]
+        for one, runnable in loaded:
+            evaluator = self._evaluator(one, runnable.tokenizer)
+            seconds[f"scoring {one.name}"] = seconds_to_score(runnable.model, evaluator)
+        return Plan(
+            "compare",
+            None,
+            [self._planned(one) for one in self.candidates],
+            [PlannedData.of("--data", self.data)],
+            memory=Estimate(
+                "the process's peak, as it was with all models loaded, for a sample of the examples",
+                {"the process": peak_memory(self.device)},
+            ),
+            seconds=Estimate(
+                "scoring, from a sample of the examples; measuring latency and memory is not in it",
+                seconds,
+            ),
+        )
+
+    def _planned(self, candidate: Candidate) -> PlannedModel:
+        source = candidate.source
+        role = "baseline" if candidate.name == self.baseline else "model"
+        sizes = (source.depth, source.width, source.vocabulary)
+        return PlannedModel(role, candidate.name, *sizes, candidate.parameters, candidate.bytes)
 
     def _evaluator(self, candidate: Candidate, tokenizer: PreTrainedTokenizerBase) -> Evaluator:
         return make_evaluator(

@@ -77,7 +77,7 @@ def distill(config: DistillConfig, progress: Progress | None = None) -> TrainRes
     """Distil a teacher into a smaller student, which starts as `config.student` or `config.init` says.
 
     Raises:
-        RefusedError: No scheme of int8 passed the gate of --export; the directory holds the student and fp32.
+        RefusedError: No scheme of fp16 or int8 passed the gate of --export; the directory holds the student and fp32.
         KdshrinkError: As `errors` lists.
     """
     with Command.open("distill", config, _output_dir(config), progress) as command:
@@ -274,10 +274,11 @@ def _notes(
 def _export_notes(config: DistillConfig) -> tuple[str, ...]:
     if config.export is None:
         return ()
-    precisions = " and ".join(config.export)
-    gate = f", which may lose {config.max_drop:g} points" if "int8" in config.export else ""
+    gated = {"fp16", "int8"} & {*config.export}
+    gate = f", which may lose {config.max_drop:g} points" if gated else ""
     return (
-        f"The student is exported to ONNX in {precisions}{gate}; how long that takes was not measured.",
+        f"The student is exported to ONNX in {' and '.join(config.export)}{gate}; how long that takes was not "
+        "measured.",
     )
 
 

@@ -30,7 +30,7 @@ def add_graphs(command: Command, inputs: Inputs, result: TrainResult) -> TrainRe
     The first process does so alone.
 
     Raises:
-        RefusedError: int8 did not pass the gate.
+        RefusedError: fp16 or int8 did not pass the gate.
     """
     part()  # or its scoring would wait for the others
     config, output_dir = command.config, command.output_dir

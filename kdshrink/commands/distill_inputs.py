@@ -88,7 +88,7 @@ def read_inputs(command: Command) -> Inputs:
         check_exportable(models.teacher)
         if data.labels is None:
             raise UnlabelledError(
-                f"--export: {data.name} has no labels, so the predictions of int8 cannot be scored.\n"
+                f"--export: {data.name} has no labels, so the predictions of its graphs cannot be scored.\n"
                 "Leave it out, and export the student with kdshrink export and labelled data."
             )
     unlabelled = _load_unlabelled(config, data.task)

@@ -16,6 +16,7 @@ _PLANNERS = {
     "EvalConfig": "evaluate:plan_eval",
     "ZeroShotConfig": "evaluate:plan_zero_shot",
     "ExportConfig": "export:plan_export",
+    "CompareConfig": "compare:plan_compare",
     "ReproduceConfig": "reproduce:plan_reproduce",
 }
 

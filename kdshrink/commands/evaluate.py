@@ -28,15 +28,14 @@ from ..evaluation.evaluator import (
 from ..evaluation.groups import LanguageGroups
 from ..evaluation.metrics import majority_scores
 from ..evaluation.results import EvalResult
-from ..exporting.runtime import load_runnable, onnx_file
+from ..exporting.runtime import BACKENDS, load_runnable, onnx_file
 from ..files import atomic_file, to_json
-from ..models.devices import describe_device, pick_device
+from ..models.devices import describe_device, peak_memory, pick_device
 from ..models.loading import require_task
 from ..models.source import Source, find_classifier
 from ..output import check_file, check_output, final_files, open_output
 from ..progress import Progress, silent
 from ..publishing.record import write_record
-from ..training.run import peak_memory
 from .groups import language_groups
 from .inputs import check_split, data_request
 from .options import access_of, record_of
@@ -180,7 +179,7 @@ def _load(
     check_labels(data, source)
     graph = None
     if config.backend != "torch":
-        graph = onnx_file(source, "int8" if config.backend == "onnx:int8" else "fp32")
+        graph = onnx_file(source, BACKENDS[config.backend])
     loaded = load_runnable(source, data.task, graph, device)
     evaluator = make_evaluator(
         data,

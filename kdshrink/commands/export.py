@@ -1,4 +1,4 @@
-"""`kdshrink export`: a classifier in ONNX, in int8 as far as every language bears it."""
+"""`kdshrink export`: a classifier in ONNX, in fp16 and int8 as far as every language bears it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.commands import ExportConfig, input_paths
-from ..config.groups import PRECISIONS
 from ..data.labels import read_label_map
 from ..data.load import TaskData, load_data
 from ..errors import ModelError, RefusedError
 from ..evaluation.evaluator import Evaluator, check_labels, make_evaluator, seconds_to_score
 from ..evaluation.results import EvalResult
 from ..exporting.gate import Agreement, Gate, Verdict
-from ..exporting.graph import dry_run, write_graph
+from ..exporting.graph import dry_run, reads_token_types, write_graph
 from ..exporting.ladder import Ladder, SampleTexts
 from ..exporting.layout import check_tokenizer, write_model, write_tokenizer
 from ..exporting.libraries import PACKAGES, require_onnx
-from ..exporting.runtime import FILES, FOLDER, OnnxClassifier
+from ..exporting.runtime import FILES, FOLDER, OnnxClassifier, Precision
 from ..exporting.runtimes import unread
 from ..files import write_text
+from ..models.devices import peak_memory
 from ..models.loading import fitting_length, load_classifier, model_sizes, require_task
 from ..models.source import Source, find_classifier
 from ..output import check_output, final_files, name_of, open_output
@@ -37,7 +37,6 @@ from ..publishing.card import model_card
 from ..publishing.push import PushResult, pushed
 from ..publishing.record import write_record
 from ..record import Export, Record
-from ..training.run import peak_memory
 from ..training.trial import memory_in_use
 from .inputs import data_request
 from .options import access_of, ready_destination, record_of
@@ -45,6 +44,8 @@ from .plan import Estimate, Plan, PlannedData, PlannedModel, tokenizer_bytes
 
 _CHECKED_TEXTS = 1000
 _CPU = torch.device("cpu")
+_SHARES: Mapping[Precision, float] = {"fp16": 1 / 2, "int8": 1 / 4}
+"""Bytes of a graph, of those in float32."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class ExportResult:
         fp32: The scores of the graph in fp32 on the development split.
         difference: The largest relative difference of its logits from the model's, on the same texts.
         changed: How many predictions rounding alone made others, between classes that were equal.
-        max_drop: The points that int8 may lose.
+        max_drop: The points that fp16 and int8 may lose.
         too_small: The languages with too few examples for the gate to judge.
-        verdicts: What the gate said of each scheme that was tried; the last one passed if one did.
+        verdicts: What the gate said of each scheme that was tried; the last one of a precision passed if one
+            did.
         files: Bytes of each precision's graph.
         unread: By runtime what it is known not to read.
     """
@@ -75,12 +77,17 @@ class ExportResult:
 
     @property
     def passed(self) -> bool:
-        """Whether there is all that was asked for: int8 passed the gate, or was not wanted."""
-        return not self.verdicts or self.verdicts[-1].passed
+        """Whether there is all that was asked for: fp16 and int8 passed the gate, or were not wanted."""
+        return not self.refused
+
+    @property
+    def refused(self) -> list[Precision]:
+        """The precisions of which no scheme passed the gate."""
+        return _refused(self.verdicts)
 
     def described(self) -> dict[str, Any]:
         """What kdshrink.json says of it."""
-        chosen = self.verdicts[-1] if self.verdicts and self.passed else None
+        schemes = {v.scheme.precision: v.scheme.name for v in self.verdicts if v.passed}
         return {
             "split": self.fp32.split,
             "metric": self.fp32.metric,
@@ -94,7 +101,7 @@ class ExportResult:
             "max_drop": self.max_drop,
             "too_few_examples": list(self.too_small),
             "passed": self.passed,
-            "scheme": None if chosen is None else chosen.scheme.name,
+            "schemes": schemes,
             "tried": [verdict.to_dict() for verdict in self.verdicts],
             "files": {f"{FOLDER}/{name}": size for name, size in self.files.items()},
             "unread": {name: list(faults) for name, faults in self.unread.items()},
@@ -107,10 +114,11 @@ class ExportResult:
 
 
 def export(config: ExportConfig, progress: Progress | None = None) -> ExportResult:
-    """Write a classifier in ONNX: fp32 that computes what it does, int8 that loses little in any language.
+    """Write a classifier in ONNX: fp32 that computes what it does, fp16 and int8 that lose little in any language.
 
     Raises:
-        RefusedError: No scheme of int8 passed the gate; the directory holds fp32, and the error the result.
+        RefusedError: No scheme of fp16 or of int8 passed the gate; the directory holds fp32, and the error the
+            result.
         KdshrinkError: As `errors` lists.
     """
     output_dir = _output_dir(config)
@@ -175,7 +183,7 @@ def write_export(
         also: Further files that are to be in the directory.
 
     Returns:
-        The result, which may be that int8 did not pass.
+        The result, which may be that fp16 or int8 did not pass.
     """
     loaded = load_classifier(source, data.task)
     with final_files(output_dir) as folder:
@@ -191,16 +199,25 @@ def write_export(
     return result
 
 
+def _refused(verdicts: Sequence[Verdict]) -> list[Precision]:
+    last = {verdict.scheme.precision: verdict for verdict in verdicts}
+    return [precision for precision, verdict in last.items() if not verdict.passed]
+
+
 def refusal(exported: ExportResult, model: str, result: Any) -> RefusedError:
-    """The error for a model whose int8 did not pass; `result` is that of the command."""
-    least = min(exported.verdicts, key=lambda verdict: verdict.loss)
-    language, drop = least.worst
-    return RefusedError(
-        f"No int8 of {model} stays within --max-drop {exported.max_drop:g}: the best, "
-        f"{least.scheme.name}, loses {least.drop:.2f} points pooled and {drop:.2f} in {language}.\n"
-        f"{exported.output_dir} holds fp32 alone. Allow a larger --max-drop, or ship fp32.",
-        result,
-    )
+    """The error for a model whose fp16 or int8 did not pass; `result` is that of the command."""
+    lines = []
+    for precision in exported.refused:
+        tried = [verdict for verdict in exported.verdicts if verdict.scheme.precision == precision]
+        least = min(tried, key=lambda verdict: verdict.loss)
+        language, drop = least.worst
+        lines.append(
+            f"No {precision} of {model} stays within --max-drop {exported.max_drop:g}: the best, "
+            f"{least.scheme.name}, loses {least.drop:.2f} points pooled and {drop:.2f} in {language}."
+        )
+    held = " and ".join(name for name, file in FILES.items() if file in exported.files)
+    lines.append(f"{exported.output_dir} holds {held}. Allow a larger --max-drop, or ship {held}.")
+    return RefusedError("\n".join(lines), result)
 
 
 def _plan(config: ExportConfig, output_dir: Path, source: Source, data: TaskData) -> Plan:
@@ -217,8 +234,10 @@ def _plan(config: ExportConfig, output_dir: Path, source: Source, data: TaskData
         device=_CPU,
     )
     scoring = seconds_to_score(loaded.model, evaluator)
-    wanted = config.precision or PRECISIONS
+    wanted = config.precisions
     seconds = {"scoring fp32, beside the model": 2 * scoring}
+    if "fp16" in wanted:
+        seconds["scoring the first fp16, beside fp32"] = 2 * scoring
     if "int8" in wanted:
         seconds["scoring the first int8"] = scoring
     return Plan(
@@ -227,17 +246,17 @@ def _plan(config: ExportConfig, output_dir: Path, source: Source, data: TaskData
         [PlannedModel.of("model", source.name, sizes)],
         [PlannedData.of("--data", data)],
         memory=Estimate(
-            "the process's peak, while a graph is quantised",
+            "the process's peak, while a graph is made smaller",
             {
                 "the process before": process,
                 "the model": sizes["bytes"],
                 "its graph in onnxruntime": sizes["bytes"],
-                "the graph that is quantised": sizes["bytes"],
+                "the graph that is made smaller": sizes["bytes"],
             },
             least=peak_memory(_CPU),
         ),
         disk=Estimate(
-            "what there is at once, with int8 in a quarter of fp32's bytes",
+            "what there is at once, with fp16 in a half and int8 in a quarter of fp32's bytes",
             {
                 "the model": sizes["bytes"],
                 "tokenizer": tokenizer_bytes(source),
@@ -246,7 +265,7 @@ def _plan(config: ExportConfig, output_dir: Path, source: Source, data: TaskData
         ),
         seconds=Estimate(
             "scoring the development split, from the time that torch takes for a sample of it; making the "
-            "graph, and more int8 if the first one is refused, are not in it",
+            "graph, and more schemes if the first one is refused, are not in it",
             seconds,
         ),
     )
@@ -259,8 +278,10 @@ def disk_of_graphs(weights: int, precisions: Sequence[str]) -> dict[str, float]:
         weights: Bytes of the model's weights, in float32.
     """
     parts: dict[str, float] = {f"{FOLDER}/{FILES['fp32']}": weights}
-    if "int8" in precisions:  # it is tried beside where it is kept
-        parts |= {f"{FOLDER}/{FILES['int8']}": weights / 4, "a graph that is tried": weights / 4}
+    smaller = {name: weights * share for name, share in _SHARES.items() if name in precisions}
+    if smaller:  # each is tried beside where it is kept
+        parts |= {f"{FOLDER}/{FILES[name]}": size for name, size in smaller.items()}
+        parts["a graph that is tried"] = max(smaller.values())
     return parts
 
 
@@ -287,7 +308,8 @@ class _Export:
     def run(self, output_dir: Path) -> ExportResult:
         """Write the files; in the result is what was found on the way."""
         write_model(self.source, self.model, self.folder)
-        write_tokenizer(self.tokenizer, self.folder)
+        types = reads_token_types(self.model.config)
+        write_tokenizer(self.tokenizer, self.folder, token_types=types)
         longest = fitting_length(self.config.max_length, self.tokenizer, self.source.config)
         texts = self.data.splits["validation"][:_CHECKED_TEXTS]["text"]
         check_tokenizer(self.tokenizer, self.folder, texts, longest)
@@ -306,13 +328,13 @@ class _Export:
         fp32 = evaluator.score(agreement, self.progress)
         agreement.check()
         gate = Gate(fp32, self.config.max_drop)
-        verdicts: Sequence[Verdict] = ()
-        wanted = self.config.precision or PRECISIONS
-        if "int8" in wanted:
-            verdicts = self._int8(graphs, gate, evaluator, longest)
-            if "fp32" not in wanted and verdicts[-1].passed:
-                for path in graphs.glob(f"{FILES['fp32']}*"):
-                    path.unlink()
+        verdicts: list[Verdict] = []
+        for precision in _SHARES:
+            if precision in self.config.precisions:
+                verdicts += self._smaller(precision, graphs, gate, evaluator, longest)
+        if "fp32" not in self.config.precisions and not _refused(verdicts):
+            for path in graphs.glob(f"{FILES['fp32']}*"):
+                path.unlink()
         return ExportResult(
             output_dir=output_dir,
             fp32=fp32,
@@ -333,15 +355,14 @@ class _Export:
         dry_run(self.model, classifier, sorted({1, min(7, longest), longest}))
         return Agreement(self.model, classifier)
 
-    def _int8(
-        self, graphs: Path, gate: Gate, evaluator: Evaluator, longest: int
+    def _smaller(
+        self, precision: Precision, graphs: Path, gate: Gate, evaluator: Evaluator, longest: int
     ) -> Sequence[Verdict]:
-        """Write the first graph in int8 that passes the gate; what was said of all that were tried."""
+        """Write the first graph of a precision that passes the gate; what was said of all that were tried."""
         texts = SampleTexts.draw(self.data, self.tokenizer, longest)
         with TemporaryDirectory(dir=self.folder) as tried:
-            ladder = Ladder(
-                graphs / FILES["fp32"], Path(tried), gate, evaluator, texts, self.progress
-            )
+            fp32 = graphs / FILES["fp32"]
+            ladder = Ladder(precision, fp32, Path(tried), gate, evaluator, texts, self.progress)
             if found := ladder.climb():
                 for path in found.parent.glob(f"{found.name}*"):
                     path.rename(graphs / path.name)

@@ -24,7 +24,7 @@ from ..data.encoding import Collator, EncodedArrays, token_counts
 from ..distributed import is_first
 from ..errors import UsageError
 from ..models.compilation import bucket_widths, compile_in_place, length_buckets
-from ..models.devices import computes_bfloat16, execution_on, pick_device
+from ..models.devices import computes_bfloat16, execution_on, peak_memory, pick_device
 from ..models.source import Source
 from ..output import CHECKPOINTS, check_output, open_output, remove_checkpoints
 from ..progress import Progress, silent
@@ -42,7 +42,7 @@ from ..training.checkpoints import (
     start_run,
 )
 from ..training.result import TrainResult, finished_result, save_result
-from ..training.run import Run, peak_memory
+from ..training.run import Run
 from ..training.trackers import require_trackers, tracker_names
 from ..training.trial import Trial, checkpoint_bytes, training_memory
 from .options import ready_destination

@@ -14,17 +14,17 @@ from ..errors import DataError, ModelError, UsageError, listed
 from ..exporting.libraries import require_onnx
 from ..exporting.runtime import (
     FOLDER,
-    WEIGHTS_SUFFIX,
     Precision,
     Runnable,
     load_runnable,
     onnx_file,
+    weights_beside,
 )
 from ..models.source import Access, Source, find_classifier
 from ..models.tensors import TensorReader
 from ..models.whole import check_whole, make_shell
 
-GRAPHS: Mapping[str, Precision] = {"onnx": "fp32", "int8": "int8"}
+GRAPHS: Mapping[str, Precision] = {"onnx": "fp32", "fp16": "fp16", "int8": "int8"}
 """What may follow a model's name behind a #, and the precision of the graph that it means."""
 
 
@@ -79,8 +79,8 @@ def parse_name(typed: str) -> tuple[str, Precision | None]:
         return typed, None
     if not name or kind not in GRAPHS:
         raise UsageError(
-            f"MODELS {typed}: behind the # of a model's name there is onnx or int8, for the graph that "
-            "kdshrink export\nwrote to its directory, in fp32 or in int8."
+            f"MODELS {typed}: behind the # of a model's name there is onnx, fp16 or int8, for the graph that "
+            "kdshrink export\nwrote to its directory, in fp32, fp16 or int8."
         )
     return name, GRAPHS[kind]
 
@@ -91,7 +91,7 @@ def find_candidates(
     """Find the models and check that their files are whole, without loading their weights.
 
     Args:
-        names: As typed: a model, or a model with #onnx or #int8.
+        names: As typed: a model, or a model with #onnx, #fp16 or #int8.
         renamed: New names of their classes, by the old ones.
 
     Raises:
@@ -139,8 +139,7 @@ def _candidate(typed: str, source: Source, precision: Precision | None) -> Candi
             weights = reader.files
     else:
         graph = onnx_file(source, precision)
-        beside = graph.with_name(f"{graph.stem}{WEIGHTS_SUFFIX}")
-        weights = [path for path in (graph, beside) if path.is_file()]
+        weights = [path for path in (graph, weights_beside(graph)) if path.is_file()]
     return Candidate(typed, source, graph, weights, make_shell(source, task).num_parameters())
 
 

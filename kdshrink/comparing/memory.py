@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import torch
 
 from ..data.registry import Task
 from ..exporting.runtime import load_runnable
+from ..models.devices import peak_memory, peak_resident
 from ..models.source import Source
 from ..models.whole import first_line
 from .latency import Classify, Text, cpu_threads
@@ -76,23 +76,11 @@ class Probe:
     def run(self) -> Memory:
         """Do it in this process."""
         device = torch.device(self.device)
-        before = _peak_resident()
+        before = peak_resident()
         with cpu_threads(self.threads):
             loaded = load_runnable(self.source, self.task, self.graph, device)
             Classify(loaded, self.task, self.longest, device).seconds(self.texts)
-        if device.type == "cuda":
-            return Memory(torch.cuda.max_memory_allocated(device), 0)
-        return Memory(_peak_resident(), before)
-
-
-def _peak_resident() -> int:
-    """The peak resident memory of this process, in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # ru_maxrss has the peak of the process that started this one too, if that was larger.
-        line = next(one for one in status.read_text().splitlines() if one.startswith("VmHWM:"))
-        return 1024 * int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+        return Memory(peak_memory(device), 0 if device.type == "cuda" else before)
 
 
 def main() -> None:

@@ -160,8 +160,8 @@ class DistillConfig(
         None,
     )
     export: tuple[str, ...] | None = option(
-        "End with what kdshrink export does: add the distilled student in ONNX to OUTPUT_DIR, of fp32 and int8 "
-        "what is named here. Needs kdshrink[onnx], and labels.",
+        "End with what kdshrink export does: add the distilled student in ONNX to OUTPUT_DIR, of fp32, fp16 and "
+        "int8 what is named here. Needs kdshrink[onnx], and labels.",
         None,
         parse=comma_list,
     )
@@ -224,8 +224,8 @@ class ZeroShotConfig(SourceOptions, DataOptions, EvaluationOptions):
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(SourceOptions, DataOptions, ScoringOptions):
     models: tuple[str, ...] = option(
-        "Hub ids, local directories or sample; with #onnx or #int8 behind it, the graph that export wrote to "
-        "the directory, in fp32 or int8.",
+        "Hub ids, local directories or sample; with #onnx, #fp16 or #int8 behind it, the graph that export wrote, "
+        "in fp32, fp16 or int8.",
         argument=True,
         parse=name_list,
         repeatable=True,
@@ -270,7 +270,8 @@ class CompareConfig(SourceOptions, DataOptions, ScoringOptions):
 class ExportConfig(GateOptions, SourceOptions, DataOptions, OutputOptions, HubOptions):
     model: str = option("A Hub id, a local directory, or sample.", argument=True)
     precision: tuple[str, ...] | None = option(
-        "Of fp32 and int8, both by default; int8 is made from fp32, and kept if it passes the gate.",
+        "Of fp32, fp16 (for GPUs) and int8; by default fp32 and int8. fp16 and int8 are made from fp32, and kept "
+        "if they pass the gate.",
         None,
         parse=comma_list,
     )
@@ -278,6 +279,11 @@ class ExportConfig(GateOptions, SourceOptions, DataOptions, OutputOptions, HubOp
     def __post_init__(self) -> None:
         _check_groups(self)
         check_precisions("--precision", self.precision)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What is to be written."""
+        return self.precision or ("fp32", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -337,7 +337,8 @@ class ObjectiveOptions:
         return self.weights.get(term, 1.0)
 
 
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")
+"""What a graph can be written in, in the order in which that is done."""
 
 
 def check_precisions(flag: str, names: tuple[str, ...] | None) -> None:
@@ -348,8 +349,8 @@ def check_precisions(flag: str, names: tuple[str, ...] | None) -> None:
 @dataclass(frozen=True, kw_only=True)
 class GateOptions:
     max_drop: float = option(
-        "Points (of 100) of the task's F1 that int8 may lose on the development split, pooled and in each "
-        "language.",
+        "Points (of 100) of the task's F1 that fp16 and int8 may each lose on the development split, pooled and "
+        "in each language.",
         0.5,
         bounds=Bounds(least=0, most=100),
     )
@@ -375,8 +376,9 @@ class ScoringOptions(DeviceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(ScoringOptions):
-    backend: Literal["torch", "onnx", "onnx:int8"] = option(
-        "What runs the model: torch, or onnxruntime on what export wrote, in fp32 or int8.", "torch"
+    backend: Literal["torch", "onnx", "onnx:fp16", "onnx:int8"] = option(
+        "What runs the model: torch, or onnxruntime on what export wrote, in fp32, fp16 or int8.",
+        "torch",
     )
     output_dir: Path | None = option(
         "Also write the result to this directory, as kdshrink.json.",

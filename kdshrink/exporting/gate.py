@@ -1,4 +1,4 @@
-"""What a graph must hold to: fp32 that it computes what the model does, int8 that it loses little by it."""
+"""What a graph must hold to: fp32 that it computes what the model does, the others that they lose little by it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..errors import ModelError
 from ..evaluation.results import EvalResult
 from .graph import TOLERANCE, difference
-from .quantization import Scheme
 from .runtime import OnnxClassifier, Output
+from .schemes import Scheme
 
 
 class Agreement(nn.Module):
-    """A graph beside the model that it was made from: it predicts as the graph, and notes where both differ.
+    """A graph beside the model, or graph, that it was made from: it predicts as the graph, and notes where both differ.
 
     Attributes:
         largest: The largest relative difference of their logits so far.
         changed: How many predictions were others, of texts or of tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, classifier: OnnxClassifier) -> None:
+    def __init__(self, model: nn.Module, classifier: OnnxClassifier) -> None:
         super().__init__()
         self.model, self.classifier = model, classifier
         self.largest, self.changed = 0.0, 0
@@ -74,7 +73,9 @@ class Verdict:
 
     Attributes:
         drop: Points that are lost pooled over all languages.
-        bytes: The size of the file.
+        bytes: The size of the file, with weights beside it.
+        difference: The largest relative difference of its logits from those of fp32; None where it was not
+            measured.
     """
 
     scheme: Scheme
@@ -83,6 +84,7 @@ class Verdict:
     per_language: Mapping[str, Drop]
     passed: bool
     bytes: int
+    difference: float | None = None
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -99,12 +101,14 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         return {
+            "precision": self.scheme.precision,
             "scheme": self.scheme.name,
             "kept_in_fp32": list(self.scheme.kept),
             "passed": self.passed,
             "score": self.score,
             "drop": round(self.drop, 3),
             "bytes": self.bytes,
+            "difference": self.difference,
             "per_language": {name: row.to_dict() for name, row in self.per_language.items()},
         }
 
@@ -133,19 +137,24 @@ class Gate:
         rows = self.reference.per_language
         return [name for name, row in rows.items() if row.examples < self.least]
 
-    def judge(self, scheme: Scheme, found: EvalResult, size: int) -> Verdict:
+    def judge(
+        self, scheme: Scheme, found: EvalResult, size: int, difference: float | None = None
+    ) -> Verdict:
         """Compare the scores of a scheme with those of fp32.
 
         Args:
-            size: Bytes of the file.
+            size, difference: As of `Verdict`; a graph whose logits are not all numbers does not pass.
         """
         drops = {}
         for name, row in found.per_language.items():
             drop = 100 * (self.reference.per_language[name].score - row.score)
             drops[name] = Drop(row.score, drop, row.examples, row.examples >= self.least)
         pooled = 100 * (self.reference.score - found.score)
-        passed = all(
+        finite = difference is None or math.isfinite(difference)
+        passed = finite and all(
             drop <= self.max_drop + 1e-9  # scores are rounded sums
             for drop in (pooled, *(row.drop for row in drops.values() if row.judged))
         )
-        return Verdict(scheme, found.score, pooled, drops, passed, size)
+        return Verdict(
+            scheme, found.score, pooled, drops, passed, size, difference if finite else None
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..errors import ModelError
 from ..models.whole import first_line
 from .libraries import quiet, require_onnx
 from .rewrites import rewrite_for_cpu
-from .runtime import WEIGHTS_SUFFIX, OnnxClassifier
+from .runtime import OnnxClassifier, weights_beside
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -70,8 +71,13 @@ def save_graph(program: onnx_ir.Model, path: Path) -> None:
 
     tensors = [value.const_value for value in program.graph.initializers.values()]
     size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    beside = path.with_suffix(WEIGHTS_SUFFIX).name if size > LARGEST_FILE else None
+    beside = weights_beside(path).name if size > LARGEST_FILE else None
     onnx_ir.save(program, path, external_data=beside)
+
+
+def size_of(graph: Path) -> int:
+    """Bytes of a graph, with the weights that are not inside the file."""
+    return sum(path.stat().st_size for path in (graph, weights_beside(graph)) if path.is_file())
 
 
 def _traced(model: PreTrainedModel) -> onnx_ir.Model:
@@ -97,9 +103,14 @@ def _traced(model: PreTrainedModel) -> onnx_ir.Model:
 def model_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Tensor]:
     """What a model is called with for these tokens, none of them padding: a tensor of (B, T) each."""
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
+    if reads_token_types(model.config):
         inputs["token_type_ids"] = torch.zeros_like(input_ids)
     return inputs
+
+
+def reads_token_types(config: Any) -> bool:
+    """Whether a model of this configuration tells segments apart."""
+    return (getattr(config, "type_vocab_size", 0) or 0) > 1
 
 
 def _dynamic_axes(graph: Any) -> dict[str, list[str | int]]:
@@ -172,8 +183,11 @@ def dry_run(model: PreTrainedModel, classifier: OnnxClassifier, lengths: Sequenc
 
 
 def difference(expected: Tensor, found: Tensor, attention_mask: Tensor) -> float:
-    """The largest relative difference of two models' logits, of (B, C) or (B, T, C), padding apart."""
+    """The largest relative difference of two models' logits, of (B, C) or (B, T, C), padding apart.
+
+    It is infinite where one of them is not a number.
+    """
     far = (expected - found).abs() / expected.abs().clamp(min=1)
     if far.dim() == 3:
         far = far[attention_mask.bool()]
-    return float(far.max())
+    return float(far.nan_to_num(nan=math.inf).max())

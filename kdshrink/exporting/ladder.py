@@ -1,7 +1,8 @@
-"""The schemes of quantisation tried in turn, until one passes the gate."""
+"""The schemes of a precision tried in turn, until one passes the gate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ from ..data.load import TaskData
 from ..data.sampling import language_codes
 from ..evaluation.evaluator import Evaluator
 from ..progress import Progress
-from .gate import Gate, Verdict
-from .quantization import SCHEMES, Inputs, Scheme, quantize, units
-from .runtime import FILES, OnnxClassifier
+from .gate import Agreement, Gate, Verdict
+from .graph import size_of
+from .half import Half, overflowing
+from .quantization import SCHEMES
+from .runtime import FILES, OnnxClassifier, Precision, weights_beside
+from .schemes import Inputs, Scheme, units
 
 SAMPLE = 320
 """Texts that calibrate activations and tell which parts suffer, over all languages together."""
@@ -77,14 +81,16 @@ class SampleTexts:
 
 
 def divergence(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
-    """The mean Kullback-Leibler divergence from the fp32 predictions, of the language where it is largest."""
-    return max(
-        float((row.exp() * (row - found[name])).sum(-1).mean()) for name, row in expected.items()
-    )
+    """The mean Kullback-Leibler divergence from the fp32 predictions, of the language where it is largest.
+
+    It is infinite where a prediction is not a number.
+    """
+    means = [(row.exp() * (row - found[name])).sum(-1).mean() for name, row in expected.items()]
+    return float(torch.stack(means).nan_to_num(nan=math.inf).max())
 
 
 class Ladder:
-    """Finds the first scheme whose graph passes the gate.
+    """Finds the first scheme of a precision whose graph passes the gate.
 
     Args:
         graph: The graph in fp32.
@@ -93,6 +99,7 @@ class Ladder:
 
     def __init__(
         self,
+        precision: Precision,
         graph: Path,
         folder: Path,
         gate: Gate,
@@ -100,13 +107,13 @@ class Ladder:
         texts: SampleTexts,
         progress: Progress,
     ) -> None:
-        self.graph, self.folder = graph, folder
+        self.precision, self.graph, self.folder = precision, graph, folder
         self.gate, self.evaluator, self.texts = gate, evaluator, texts
         self.progress = progress
         self.verdicts: list[Verdict] = []
-        fp32 = OnnxClassifier(graph)
-        self._feeds = texts.for_graph(fp32)
-        self._expected = texts.logits(fp32)
+        self._fp32 = OnnxClassifier(graph)
+        self._feeds = texts.for_graph(self._fp32)
+        self._expected = texts.logits(self._fp32)
 
     def climb(self) -> Path | None:
         """Try each scheme, and then the best of them with ever more parts kept in fp32.
@@ -114,38 +121,52 @@ class Ladder:
         Returns:
             The graph that passed, in the folder; None if none did. `verdicts` has all that were tried.
         """
-        for scheme in SCHEMES:
+        for scheme in self._schemes():
             if found := self._try(scheme):
                 return found
         best = min(self.verdicts, key=lambda verdict: verdict.loss).scheme
-        order = self._by_harm(best)
+        parts = units(self.graph)
+        most = int(_MOST_KEPT * len(parts)) - len(best.kept)
+        if most < 1:
+            return None
+        order = self._by_harm(best, [part for part in parts if part not in best.kept])
         count = 1
-        while count <= _MOST_KEPT * len(order):
+        while count <= most:
             if found := self._try(best.keeping(order[:count])):
                 return found
             count *= 2
         return None
 
+    def _schemes(self) -> Sequence[Scheme]:
+        if self.precision == "int8":
+            return SCHEMES
+        self.progress("look for overflows", 0, None, {})
+        return [Half(title="half precision", kept=tuple(overflowing(self.graph, self._feeds)))]
+
     def _try(self, scheme: Scheme) -> Path | None:
-        path = self.folder / FILES["int8"]
-        classifier = self._quantized(scheme, path)
-        scores = self.evaluator.score(classifier, self._named(f"score {scheme.name}"))
-        self.verdicts.append(self.gate.judge(scheme, scores, path.stat().st_size))
+        path = self.folder / FILES[self.precision]
+        classifier = self._written(scheme, path)
+        # Beside fp32 it takes twice as long; logits of int8 are expected to differ.
+        agreement = Agreement(self._fp32, classifier) if self.precision == "fp16" else None
+        scores = self.evaluator.score(agreement or classifier, self._named(f"score {scheme.name}"))
+        difference = None if agreement is None else agreement.largest
+        self.verdicts.append(self.gate.judge(scheme, scores, size_of(path), difference))
         return path if self.verdicts[-1].passed else None
 
-    def _quantized(self, scheme: Scheme, path: Path) -> OnnxClassifier:
-        quantize(self.graph, path, scheme, self._feeds)
+    def _written(self, scheme: Scheme, path: Path) -> OnnxClassifier:
+        scheme.write(self.graph, path, self._feeds)
         return OnnxClassifier(path)
 
-    def _by_harm(self, scheme: Scheme) -> list[str]:
-        """The parts of the graph, first the one that hurts most: the predictions without it are the nearest."""
-        path, parts = self.folder / "left_out.onnx", units(self.graph)
+    def _by_harm(self, scheme: Scheme, parts: Sequence[str]) -> list[str]:
+        """These parts, first the one that hurts most: the predictions without it are the nearest."""
+        path = self.folder / "left_out.onnx"
         left: dict[str, float] = {}
         for number, part in enumerate(parts, 1):
-            classifier = self._quantized(scheme.keeping([part]), path)
+            classifier = self._written(scheme.keeping([part]), path)
             left[part] = divergence(self._expected, self.texts.logits(classifier))
             self.progress("leave one part out", number, len(parts), {})
-        path.unlink()
+        for file in (path, weights_beside(path)):
+            file.unlink(missing_ok=True)
         return sorted(parts, key=lambda part: left[part])
 
     def _named(self, what: str) -> Progress:

@@ -17,6 +17,8 @@ from ..models.source import Source
 _NMT_REMOVED = "[\x01-\x08\x0b\x0e-\x1f\x7f\x8f\x9f]"
 _NMT_BLANKS = "[\t\n\x0c\r\u1680\u200b-\u200f\u2028\u2029\u2581\ufeff\ufffd]"
 """What the normalizer `Nmt` of tokenizers removes, and what it replaces by a blank."""
+_OF_LOADING = ("is_local", "local_files_only")
+"""What transformers adds to a tokenizer's settings about how it was loaded."""
 
 
 def write_model(source: Source, model: PreTrainedModel, folder: Path) -> None:
@@ -30,11 +32,14 @@ def write_model(source: Source, model: PreTrainedModel, folder: Path) -> None:
     write_json(folder / "config.json", dict(source.config))
 
 
-def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, *, token_types: bool) -> None:
     """Write a tokenizer that more runtimes read, and that tokenises as it did.
 
     Its class becomes one that transformers 4 knows too, its list of further special tokens is named as
     there, and the normalizer `Nmt` is written as the two replacements that it makes.
+
+    Args:
+        token_types: Whether the model reads them; without a word transformers 4 makes them, and 5 does not.
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
@@ -43,6 +48,11 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    settings["model_input_names"] = ["input_ids", "attention_mask"]
+    if token_types:
+        settings["model_input_names"].append("token_type_ids")
+    for name in _OF_LOADING:
+        settings.pop(name, None)
     write_json(path, settings)
     path = folder / "tokenizer.json"
     if path.is_file():

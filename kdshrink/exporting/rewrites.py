@@ -40,6 +40,9 @@ def _unfuse_skip_norm(node: Any) -> None:
     normed = tape.op(
         "LayerNormalization", [total, weight, norm_bias], {"axis": -1, "epsilon": epsilon}
     )
+    for made in tape.nodes:
+        made.outputs[0].dtype = weight.const_value.dtype
+        made.metadata_props.update(node.metadata_props)  # which module it is of
     former, latter = [node.outputs[0]], [normed]
     if len(node.outputs) == 4:  # the sum, where it is read elsewhere
         former, latter = [*former, node.outputs[3]], [*latter, total]
@@ -63,9 +66,11 @@ def _pack_biases(split: Any) -> None:
     if len(biases) < len(adds):
         return
     name = f"{product.inputs[1].name}_bias"
-    packed = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(np.concatenate(biases), name=name))
+    vector = onnx_ir.tensor(np.concatenate(biases), name=name)
+    packed = onnx_ir.Value(name=name, const_value=vector)
     split.graph.initializers.add(packed)
     added = onnx_ir.node("Add", [split.inputs[0], packed])
+    added.outputs[0].dtype = vector.dtype
     split.graph.insert_before(split, added)
     split.replace_input_with(0, added.outputs[0])
     for add, value in zip(adds, split.outputs, strict=True):

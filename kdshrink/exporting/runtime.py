@@ -23,11 +23,22 @@ from .libraries import require_onnx
 if TYPE_CHECKING:
     import onnxruntime
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "fp16", "int8"]
 FOLDER = "onnx"
-WEIGHTS_SUFFIX = ".onnx_data"
-FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}
+FILES: dict[Precision, str] = {
+    "fp32": "model.onnx",
+    "fp16": "model_fp16.onnx",
+    "int8": "model_quantized.onnx",
+}
 """Where other tools look for a graph of each precision, in `FOLDER`."""
+
+BACKENDS: dict[str, Precision] = {"onnx": "fp32", "onnx:fp16": "fp16", "onnx:int8": "int8"}
+"""The precision that each --backend runs."""
+
+
+def weights_beside(graph: Path) -> Path:
+    """Where the weights of a graph are that are too large to be inside it."""
+    return graph.with_suffix(".onnx_data")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -182,3 +185,19 @@ def describe_device(device: torch.device) -> str:
 
 def to_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return model.to(device)  # type: ignore[arg-type]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: of the allocator on CUDA, else the process's peak resident set size."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
+
+
+def peak_resident() -> int:
+    """The peak resident set size of this process, in bytes."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    # ru_maxrss has the peak of the process that started this one too, if that was larger.
+    if line := next((one for one in lines if one.startswith("VmHWM:")), None):
+        return 1024 * int(line.split()[1])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import signal
 import time
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from ..errors import Interrupted
 from ..evaluation.results import EvalResult
 from ..files import disk_errors
+from ..models.devices import peak_memory
 from ..output import CHECKPOINTS
 from .callbacks import Decay, FirstEvaluation, Ticker
 from .checkpoints import BEST, BEST_SCORE, last_checkpoint
@@ -85,10 +85,3 @@ def run_training(trainer: TermTrainer, resume_from: Path | None) -> Run:
         best_dir=best_dir,
         development=EvalResult.from_dict(scored["development"]),
     )
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the allocator on CUDA, else the process's peak resident set size."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..data.batching import Batches
 from ..data.encoding import Collator, examples_at
+from ..models.devices import peak_memory
 from .memory import BatchMemory, kept_bytes
-from .run import peak_memory
 
 _MOMENTS = 2
 """Tensors that AdamW keeps of each trained weight."""

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from kdshrink import (
+    CompareConfig,
     DistillConfig,
     EvalConfig,
     ExportConfig,
@@ -26,6 +27,7 @@ from kdshrink import (
     ReproduceConfig,
     ShrinkConfig,
     ZeroShotConfig,
+    compare,
     distill,
     dry_run,
     evaluate,
@@ -236,7 +238,10 @@ def test_export_does_what_was_planned(
 ) -> None:
     pytest.importorskip("onnxruntime")
     config = ExportConfig(
-        model=str(teacher), data=str(text_data), precision=("fp32",), output_dir=tmp_path / "o"
+        model=str(teacher),
+        data=str(text_data),
+        precision=("fp32", "fp16"),
+        output_dir=tmp_path / "o",
     )
     plan = planned(config)
     result = export(config).to_dict()
@@ -248,6 +253,31 @@ def test_export_does_what_was_planned(
     # Of a model as small as this the graph's own nodes take more than its weights.
     assert graph <= result["files"]["onnx/model.onnx"] <= graph + 500_000
     assert plan["models"][0]["bytes"] == graph
+    half = plan["disk_bytes"]["parts"]["onnx/model_fp16.onnx"]
+    assert half == graph / 2 <= result["files"]["onnx/model_fp16.onnx"] <= half + 500_000
+
+
+def test_compare_does_what_was_planned(
+    planned: Callable[[Any], dict[str, Any]], teacher: Path, text_data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(teacher, tmp_path / "other")
+    config = CompareConfig(
+        models=(str(tmp_path / "other"),),
+        baseline=str(teacher),
+        data=str(text_data),
+        output_file=tmp_path / "report.html",
+    )
+    plan, result = planned(config), compare(config).to_dict()
+    assert [one["name"] for one in plan["models"]] == [*result["models"]]
+    assert [one["role"] for one in plan["models"]] == ["baseline", "model"]
+    for name in ("parameters", "bytes"):
+        found = [one[name] for one in result["models"].values()]
+        assert [one[name] for one in plan["models"]] == found
+    assert plan["data"][0]["examples"] == {"test": result["examples"]}
+    assert set(plan["seconds"]["parts"]) == {f"scoring {name}" for name in result["models"]}
+    assert plan["memory_bytes"]["total"] > 0
+    with pytest.raises(OutputError, match="exists already"):
+        planned(config)
 
 
 def test_reproduce_does_what_was_planned(
@@ -281,6 +311,7 @@ def test_reproduce_does_what_was_planned(
         "finetune sample-base --data sample --report-to nothing",
         "finetune sample-base --data sample -o full",
         "finetune sample-base --data sample -o file.txt",
+        "finetune sample-base --data sample -o /proc/out",
         "finetune sample-base --data sample -o file.txt/within",
         "finetune sample-base --data sample -o " + "n" * 300,
         "finetune sample-base --data lines.txt",

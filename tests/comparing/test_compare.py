@@ -223,23 +223,28 @@ def test_graphs_beside_their_model(workplace: Path) -> None:
     export(
         ExportConfig(
             model=str(workplace / "teacher"),
+            precision=("fp32", "fp16", "int8"),
             max_drop=100,
             output_dir=workplace / "shipped",
             **data,
         )
     )
-    names = [str(workplace / "shipped") + end for end in ("", "#onnx", "#int8")]
+    names = [str(workplace / "shipped") + end for end in ("", "#onnx", "#int8", "#fp16")]
     result = compare(
-        CompareConfig(models=(names[2], names[1]), baseline=names[0], split="validation", **data)
+        CompareConfig(
+            models=(names[2], names[1], names[3]), baseline=names[0], split="validation", **data
+        )
     )
-    assert [*result.models] == [names[0], names[2], names[1]]
-    whole, int8, fp32 = result.models.values()
+    assert [*result.models] == [names[0], names[2], names[1], names[3]]
+    whole, int8, fp32, fp16 = result.models.values()
     files = [workplace / "shipped/onnx" / name for name in ("model_quantized.onnx", "model.onnx")]
     assert [int8.candidate.bytes, fp32.candidate.bytes] == [file.stat().st_size for file in files]
     assert int8.candidate.file == "onnx/model_quantized.onnx"
     assert int8.candidate.parameters == whole.candidate.parameters
     assert (whole.candidate.backend, fp32.candidate.backend) == ("torch", "onnxruntime")
     assert fp32.scores.agreement == 1
+    assert fp16.candidate.file == "onnx/model_fp16.onnx"
+    assert fp16.candidate.bytes < fp32.candidate.bytes
     scored = evaluate(
         EvalConfig(
             model=str(workplace / "shipped"), split="validation", backend="onnx:int8", **data
@@ -452,13 +457,41 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
     data = ["--data", str(workplace / "data")]
     if "--split" not in words:
         data += ["--split", "validation"]
-    done = run("compare", *words, *data, "--json", cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert said in " ".join(done.stderr.split())
-    assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) <= 4
-    assert sorted(tmp_path.rglob("*")) == before
+    for more in ((), ("--dry-run",)):
+        done = run("compare", *words, *data, "--json", *more, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        assert said in " ".join(done.stderr.split())
+        assert done.stdout == ""
+        assert len(done.stderr.strip().splitlines()) <= 4
+        assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "old.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_figures_are_printed_where_the_report_cannot_be_written(
+    as_json: bool, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory of the report is removed during the work."""
+    folder = tmp_path / "reports"
+    folder.mkdir()
+
+    def measured(_: Probe) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    monkeypatch.setattr(Probe, "measure", measured)
+    typed = ("compare", "teacher", "worse", "--data", "data", "--split", "validation")
+    more = ["--json"] if as_json else []
+    done = run(*typed, "-o", str(folder / "report.html"), *more, cwd=workplace)
+    assert done.returncode == 1
+    assert "the report could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    if as_json:
+        found = json.loads(done.stdout)
+        assert [*found["models"]] == ["teacher", "worse"]
+        assert found["report"] is None
+    else:
+        assert "worse" in done.stdout
+        assert "written to" not in done.stdout
 
 
 def test_a_report_needs_matplotlib_before_any_work(

@@ -74,11 +74,11 @@ def add_dead_weights(layer: Any) -> None:
 
 
 @torch.no_grad()
-def add_outlier_channel(layer: Any) -> None:
+def add_outlier_channel(layer: Any, factor: float = 1e4) -> None:
     """Scale a channel of the attention's values up, and what reads it down: float32 computes as before."""
-    layer.attention.self.value.weight[0] *= 1e4
-    layer.attention.self.value.bias[0] *= 1e4
-    layer.attention.output.dense.weight[:, 0] /= 1e4
+    layer.attention.self.value.weight[0] *= factor
+    layer.attention.self.value.bias[0] *= factor
+    layer.attention.output.dense.weight[:, 0] /= factor
 
 
 @torch.inference_mode()

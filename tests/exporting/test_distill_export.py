@@ -55,9 +55,9 @@ def teacher_and_data(tmp_path: Path) -> tuple[Path, Path]:
 def test_the_student_is_exported_into_its_directory(
     tmp_path: Path, teacher_and_data: tuple[Path, Path]
 ) -> None:
-    given = options(tmp_path, *teacher_and_data, export=("fp32", "int8"), max_drop=100.0)
+    given = options(tmp_path, *teacher_and_data, export=("fp32", "fp16", "int8"), max_drop=100.0)
     planned = dry_run(DistillConfig(**given)).to_dict()
-    assert any("exported to ONNX in fp32 and int8" in note for note in planned["notes"])
+    assert any("exported to ONNX in fp32 and fp16 and int8" in note for note in planned["notes"])
     result = distill(DistillConfig(**given)).to_dict()
     out = tmp_path / "out"
     record = record_of(out)
@@ -68,7 +68,7 @@ def test_the_student_is_exported_into_its_directory(
     assert record.results.steps == 1
     assert record.versions["onnxruntime"]
     assert record.chain[-1].command.startswith("kdshrink distill")
-    assert "--export fp32,int8" in record.chain[-1].command
+    assert "--export fp32,fp16,int8" in record.chain[-1].command
     assert "## ONNX" in (out / "README.md").read_text()
     assert (out / "train_log.jsonl").read_text().count("\n") >= 1
     assert not (out / "checkpoints").exists()
@@ -84,7 +84,11 @@ def test_the_student_is_exported_into_its_directory(
     )
     apart = export(
         ExportConfig(
-            model=str(student), data=given["data"], max_drop=100, output_dir=tmp_path / "apart"
+            model=str(student),
+            data=given["data"],
+            precision=("fp32", "fp16", "int8"),
+            max_drop=100,
+            output_dir=tmp_path / "apart",
         )
     ).described()
     assert alone.export is None
@@ -124,7 +128,7 @@ def test_where_int8_is_refused_the_student_and_fp32_are_kept(tmp_path: Path) -> 
     assert f"No int8 of {out} stays within --max-drop 5" in done.stderr
     found = json.loads(done.stdout)
     assert found["steps"] == 1
-    assert (found["export"]["passed"], found["export"]["scheme"]) == (False, None)
+    assert (found["export"]["passed"], found["export"]["schemes"]) == (False, {})
     assert [path.name for path in (out / "onnx").iterdir()] == ["model.onnx"]
     assert (out / "model.safetensors").exists()
     exported = record_of(out).export
@@ -197,8 +201,8 @@ def test_what_cannot_be_exported_is_told_before_any_work(
 
 
 def test_options_that_do_not_fit() -> None:
-    with pytest.raises(UsageError, match="--export fp16: it is one of fp32, int8"):
-        DistillConfig(teacher="t", data="sample", export=("fp16",))
+    with pytest.raises(UsageError, match="--export fp8: it is one of fp32, fp16, int8"):
+        DistillConfig(teacher="t", data="sample", export=("fp8",))
     with pytest.raises(UsageError, match="--max-drop 1 needs --export"):
         DistillConfig(teacher="t", data="sample", max_drop=1.0)
 

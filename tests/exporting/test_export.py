@@ -18,7 +18,7 @@ from kdshrink.commands.evaluate import evaluate
 from kdshrink.commands.export import ExportResult, export
 from kdshrink.config.commands import EvalConfig, ExportConfig
 from kdshrink.data.encoding import Collator
-from kdshrink.exporting.quantization import SCHEMES, Scheme
+from kdshrink.exporting.quantization import SCHEMES, Int8
 from kdshrink.models.loading import load_classifier
 from kdshrink.models.source import find_model
 from kdshrink.publishing.push import model_files
@@ -105,14 +105,20 @@ def test_onnxruntime_alone_computes_what_the_model_does(
     data = text_data if task == "sequence" else word_data
     result = export(
         ExportConfig(
-            model=str(directory), data=str(data), max_drop=100, output_dir=tmp_path / "out"
+            model=str(directory),
+            data=str(data),
+            precision=("fp32", "fp16", "int8"),
+            max_drop=100,
+            output_dir=tmp_path / "out",
         )
     )
     assert result.difference <= 1e-4
     assert result.changed == 0
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "out/onnx").iterdir()}
     assert sizes == dict(result.files)
-    assert sizes["model_quantized.onnx"] < sizes["model.onnx"]
+    assert sizes["model_quantized.onnx"] < sizes["model_fp16.onnx"] < sizes["model.onnx"]
+    assert result.verdicts[0].difference is not None
+    assert result.verdicts[0].difference < 0.05
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     texts = ["wetter heute in Lisboa", "música", "correo 7 es tag und mehr"]
@@ -127,6 +133,9 @@ def test_onnxruntime_alone_computes_what_the_model_does(
     found = run_alone(tmp_path / "out/onnx/model.onnx", inputs, tmp_path)
     kept = batch["attention_mask"].bool().numpy() if task == "token" else slice(None)
     np.testing.assert_allclose(found[kept], expected.detach().numpy()[kept], atol=1e-4, rtol=1e-4)
+    half = run_alone(tmp_path / "out/onnx/model_fp16.onnx", inputs, tmp_path)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half[kept], found[kept], atol=0.05, rtol=0.05)
     int8 = run_alone(tmp_path / "out/onnx/model_quantized.onnx", inputs, tmp_path)
     assert int8.shape == found.shape
     assert np.isfinite(int8[kept]).all()
@@ -171,7 +180,7 @@ def test_one_language_alone_is_hurt_and_mended(tmp_path: Path) -> None:
     record = read_record(tmp_path / "shipped")
     assert record is not None
     assert record.export is not None
-    assert record.export.scheme == chosen.scheme.name
+    assert record.export.schemes == {"int8": chosen.scheme.name}
     assert record.export.tried[-1].per_language["bb"].drop == round(
         chosen.per_language["bb"].drop, 3
     )
@@ -199,7 +208,7 @@ def test_an_outlier_channel_is_moved_into_the_weights(tmp_path: Path) -> None:
     *refused, chosen = result.verdicts
     assert [verdict.drop > 20 for verdict in refused] == [True, True]
     assert chosen.passed
-    assert chosen.scheme == Scheme("dynamic, per channel, smoothed", smoothed=True)
+    assert chosen.scheme == Int8(title="dynamic, per channel, smoothed", smoothed=True)
 
 
 @pytest.mark.slow
@@ -225,7 +234,7 @@ def test_what_no_scheme_mends_is_refused_with_the_table_and_fp32_is_kept(tmp_pat
     assert "stays within --max-drop 5" in done.stderr
     assert done.stdout.count("\n") == 1
     found = json.loads(done.stdout)
-    assert (found["passed"], found["scheme"]) == (False, None)
+    assert (found["passed"], found["schemes"]) == (False, {})
     # Three of the five parts are broken, and at most two are kept.
     assert len(found["tried"]) == len(SCHEMES) + 2
     assert not any(tried["passed"] for tried in found["tried"])
@@ -240,18 +249,21 @@ def test_backends_answer_alike(tmp_path: Path) -> None:
     directory, data = write_student(make_student(), tmp_path, texts=20)
     export(
         ExportConfig(
-            model=str(directory), data=str(data), precision=("fp32",), output_dir=tmp_path / "out"
+            model=str(directory),
+            data=str(data),
+            precision=("fp32", "fp16"),
+            output_dir=tmp_path / "out",
         )
     )
     assert not (tmp_path / "out/onnx/model_quantized.onnx").exists()
     common = ("--data", str(data), "--split", "validation", "--json")
     scores = [
         json.loads(run("eval", str(tmp_path / "out"), *common, "--backend", name).stdout)["score"]
-        for name in ("torch", "onnx")
+        for name in ("torch", "onnx", "onnx:fp16")
     ]
-    assert scores[0] == scores[1] == 1
+    assert scores == [1, 1, 1]
     zero = run(
-        *("zero-shot", str(tmp_path / "out"), *common, "--backend", "onnx"),
+        *("zero-shot", str(tmp_path / "out"), *common, "--backend", "onnx:fp16"),
         *("--seen-languages", "aa"),
     )
     assert json.loads(zero.stdout)["unseen"]["score"] == 1
@@ -277,6 +289,8 @@ def test_labels_and_limits_stay(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 64
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    assert "local_files_only" not in settings
     source = find_model(str(tmp_path / "out"))
     loaded = load_classifier(source, "sequence")
     ids = [{"input_ids": loaded.tokenizer("a1 b2 a3")["input_ids"]}]

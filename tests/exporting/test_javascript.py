@@ -85,12 +85,13 @@ def test_transformers_js_gives_the_same_labels(
         ExportConfig(
             model=str(save(model, family, tmp_path / "model")),
             data=str(data),
+            precision=("fp32", "fp16", "int8"),
             max_drop=100,
             output_dir=out,
         )
     )
     texts = [*sample_texts()[::50], *OTHER_SCRIPTS]
     pipeline = {"sequence": "text-classification", "token": "token-classification"}[task]
-    for dtype, precision in (("fp32", "fp32"), ("q8", "int8")):
+    for dtype, precision in (("fp32", "fp32"), ("fp16", "fp16"), ("q8", "int8")):
         found = labels_in_javascript(out, pipeline, dtype, texts)
         assert found == labels_in_python(out, precision, texts)  # type: ignore[arg-type]

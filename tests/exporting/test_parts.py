@@ -56,6 +56,13 @@ def test_a_language_in_which_one_text_outweighs_the_drop_is_told_and_not_judged(
     assert verdict.loss == 0
 
 
+def test_logits_that_are_not_numbers_do_not_pass() -> None:
+    gate = Gate(scores(0.8, de=(0.8, 300)), 100)
+    assert gate.judge(SCHEMES[0], gate.reference, 1, 0.5).passed
+    verdict = gate.judge(SCHEMES[0], gate.reference, 1, float("inf"))
+    assert (verdict.passed, verdict.difference) == (False, None)
+
+
 @pytest.mark.parametrize(
     ("node", "unit"),
     [
@@ -76,6 +83,8 @@ def test_logits_of_padding_are_not_compared() -> None:
     found[0, 1] = 9
     assert difference(expected, found, torch.tensor([[1, 0]])) == 0
     assert difference(expected, found, torch.tensor([[1, 1]])) == 9
+    found[0, 1, 0] = float("nan")
+    assert difference(expected, found, torch.tensor([[1, 1]])) == float("inf")
 
 
 def test_nmt_spelt_out_does_the_same_to_every_character() -> None:
@@ -102,7 +111,7 @@ def test_runtimes_that_do_not_read_a_tokenizer_are_told(tmp_path: Path) -> None:
     told = unread(tmp_path, config, "token")
     assert told["transformers.js"] == ["It does not know the tokenizer's normalizer Nmt."]
     assert "text-embeddings-inference" in told
-    write_tokenizer(tokenizer, tmp_path)
+    write_tokenizer(tokenizer, tmp_path, token_types=False)
     assert "transformers.js" not in unread(tmp_path, config, "sequence")
     assert unread(tmp_path, {"model_type": "rembert"}, "sequence")["transformers.js"] == [
         "It has no rembert for text classification."
