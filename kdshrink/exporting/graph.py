@@ -71,8 +71,11 @@ def save_graph(program: onnx_ir.Model, path: Path) -> None:
 
     tensors = [value.const_value for value in program.graph.initializers.values()]
     size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    beside = weights_beside(path).name if size > LARGEST_FILE else None
-    onnx_ir.save(program, path, external_data=beside)
+    if size > LARGEST_FILE:
+        onnx_ir.save(program, path, external_data=weights_beside(path).name)
+    else:
+        onnx_ir.external_data.load_to_model(program)  # those beside the file that it was read from
+        onnx_ir.save(program, path)
 
 
 def size_of(graph: Path) -> int:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .graph import LARGEST_FILE, save_graph, size_of, unit_of
+from .graph import save_graph, unit_of
 from .libraries import quiet
-from .runtime import OnnxClassifier
+from .runtime import OnnxClassifier, weights_beside
 from .schemes import Inputs, Scheme
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Half(Scheme):
         nodes = onnx_ir.load(graph).graph
         kept = {str(node.name) for node in nodes if unit_of(str(node.name)) in self.kept}
         # The types of values are inferred from the file where one message cannot hold the weights.
-        large = size_of(graph) > LARGEST_FILE
+        large = weights_beside(graph).is_file()
         with quiet():
             half = convert_float_to_float16(
                 str(graph) if large else onnx.load(graph),

@@ -13,6 +13,9 @@ from .libraries import quiet
 from .schemes import WEIGHTED, Inputs, Scheme, weighted_nodes
 from .smoothing import smooth
 
+_LARGEST_MESSAGE = 1000**3
+"""Bytes of a graph that the quantiser keeps in one message: it holds fp32 and int8 for a while."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Int8(Scheme):
@@ -47,7 +50,7 @@ class Int8(Scheme):
             ],
             # Products of two activations, in attention, stay as they are.
             "extra_options": {"MatMulConstBOnly": True},
-            "use_external_data_format": size_of(graph) > 1000**3,
+            "use_external_data_format": size_of(graph) > _LARGEST_MESSAGE,
         }
         with quiet(), TemporaryDirectory(dir=target.parent) as folder:
             raw = Path(folder) / target.name

@@ -18,6 +18,7 @@ from kdshrink.commands.evaluate import evaluate
 from kdshrink.commands.export import ExportResult, export
 from kdshrink.config.commands import EvalConfig, ExportConfig
 from kdshrink.data.encoding import Collator
+from kdshrink.exporting import graph, quantization
 from kdshrink.exporting.quantization import SCHEMES, Int8
 from kdshrink.models.loading import load_classifier
 from kdshrink.models.source import find_model
@@ -271,6 +272,37 @@ def test_backends_answer_alike(tmp_path: Path) -> None:
     assert missing.returncode == 1
     assert "there is no onnx/model_quantized.onnx" in missing.stderr
     assert run("eval", "m", *common, "--backend", "onnx", "--device", "cuda").returncode == 2
+
+
+def test_weights_too_large_for_one_file_are_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "LARGEST_FILE", 60_000)
+    monkeypatch.setattr(quantization, "_LARGEST_MESSAGE", 60_000)
+    directory, data = write_student(make_student(), tmp_path, texts=20)
+    result = export(
+        ExportConfig(
+            model=str(directory),
+            data=str(data),
+            precision=("fp32", "fp16", "int8"),
+            max_drop=100,
+            output_dir=tmp_path / "out",
+        )
+    )
+    folder = tmp_path / "out/onnx"
+    # In half precision and in int8 they are small enough.
+    assert {path.name for path in folder.iterdir()} == {
+        *("model.onnx", "model.onnx_data", "model_fp16.onnx", "model_quantized.onnx")
+    }
+    assert result.files["model.onnx_data"] > 60_000
+    ids = np.array([[0, 5, 6, 7, 2]])
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    logits = [
+        run_alone(folder / name, inputs, tmp_path)
+        for name in ("model.onnx", "model_fp16.onnx", "model_quantized.onnx")
+    ]
+    np.testing.assert_allclose(logits[1], logits[0], atol=0.05)
+    np.testing.assert_allclose(logits[2], logits[0], atol=0.5)
 
 
 def test_labels_and_limits_stay(tmp_path: Path) -> None:
