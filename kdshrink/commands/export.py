@@ -282,6 +282,8 @@ def disk_of_graphs(weights: int, precisions: Sequence[str]) -> dict[str, float]:
     if smaller:  # each is tried beside where it is kept
         parts |= {f"{FOLDER}/{FILES[name]}": size for name, size in smaller.items()}
         parts["a graph that is tried"] = max(smaller.values())
+    if "int8" in precisions:
+        parts["the graph with smoothed activations"] = weights
     return parts
 
 
@@ -329,9 +331,10 @@ class _Export:
         agreement.check()
         gate = Gate(fp32, self.config.max_drop)
         verdicts: list[Verdict] = []
-        for precision in _SHARES:
-            if precision in self.config.precisions:
-                verdicts += self._smaller(precision, graphs, gate, evaluator, longest)
+        if smaller := [name for name in _SHARES if name in self.config.precisions]:
+            texts = SampleTexts.draw(self.data, self.tokenizer, longest)
+            for precision in smaller:
+                verdicts += self._smaller(precision, graphs, gate, evaluator, texts)
         if "fp32" not in self.config.precisions and not _refused(verdicts):
             for path in graphs.glob(f"{FILES['fp32']}*"):
                 path.unlink()
@@ -356,10 +359,14 @@ class _Export:
         return Agreement(self.model, classifier)
 
     def _smaller(
-        self, precision: Precision, graphs: Path, gate: Gate, evaluator: Evaluator, longest: int
+        self,
+        precision: Precision,
+        graphs: Path,
+        gate: Gate,
+        evaluator: Evaluator,
+        texts: SampleTexts,
     ) -> Sequence[Verdict]:
         """Write the first graph of a precision that passes the gate; what was said of all that were tried."""
-        texts = SampleTexts.draw(self.data, self.tokenizer, longest)
         with TemporaryDirectory(dir=self.folder) as tried:
             fp32 = graphs / FILES["fp32"]
             ladder = Ladder(precision, fp32, Path(tried), gate, evaluator, texts, self.progress)

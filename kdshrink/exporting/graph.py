@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,7 +19,7 @@ from ..errors import ModelError
 from ..models.whole import first_line
 from .libraries import quiet, require_onnx
 from .rewrites import rewrite_for_cpu
-from .runtime import OnnxClassifier, weights_beside
+from .runtime import OnnxClassifier, open_session, weights_beside
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -76,6 +78,36 @@ def save_graph(program: onnx_ir.Model, path: Path) -> None:
     else:
         onnx_ir.external_data.load_to_model(program)  # those beside the file that it was read from
         onnx_ir.save(program, path)
+
+
+def computed(
+    program: onnx_ir.Model,
+    values: Sequence[onnx_ir.Value],
+    texts: Sequence[Mapping[str, np.ndarray]],
+    folder: Path,
+) -> Iterator[list[np.ndarray]]:
+    """What a graph computes on the way, for each batch of texts.
+
+    Args:
+        program: The graph; it is the same afterwards.
+        values: What is wanted, each the output of a node.
+        texts: The graph's inputs.
+        folder: Where the graph is written meanwhile, with these as its outputs.
+    """
+    outputs = program.graph.outputs
+    given = list(outputs)
+    with TemporaryDirectory(dir=folder) as beside:
+        path = Path(beside) / "computed.onnx"
+        outputs.clear()
+        outputs.extend(values)
+        try:
+            save_graph(program, path)
+        finally:
+            outputs.clear()
+            outputs.extend(given)
+        session = open_session(path)
+        for inputs in texts:
+            yield session.run([str(value.name) for value in values], dict(inputs))
 
 
 def size_of(graph: Path) -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .graph import save_graph, unit_of
+from .graph import computed, save_graph, unit_of
 from .libraries import quiet
-from .runtime import OnnxClassifier, weights_beside
+from .runtime import weights_beside
 from .schemes import Inputs, Scheme
 
 if TYPE_CHECKING:
@@ -77,14 +76,9 @@ def overflowing(graph: Path, texts: Sequence[Inputs]) -> list[str]:
         part = unit_of(str(node.name))
         largest[part] = max([largest.get(part, 0.0), *values])
     probes = _add_probes(program.graph)
-    with TemporaryDirectory(dir=graph.parent) as folder:
-        path = Path(folder) / graph.name
-        save_graph(program, path)
-        session = OnnxClassifier(path).session
-        for batch in texts:
-            found = session.run([*probes], batch)
-            for parts, value in zip(probes.values(), found, strict=True):
-                largest |= {part: max(largest[part], float(value)) for part in parts}
+    for found in computed(program, [*probes], texts, graph.parent):
+        for parts, value in zip(probes.values(), found, strict=True):
+            largest |= {part: max(largest[part], float(value)) for part in parts}
     return [part for part, value in largest.items() if value > LARGEST_VALUE]
 
 
@@ -98,11 +92,11 @@ def _largest(values: np.ndarray) -> float:
     return float(sizes.max(initial=0, where=sizes < _MASK))
 
 
-def _add_probes(graph: onnx_ir.Graph) -> dict[str, set[str]]:
+def _add_probes(graph: onnx_ir.Graph) -> dict[onnx_ir.Value, set[str]]:
     """Add to a graph the largest absolute value, masks apart, that each node in floating point gives.
 
     Returns:
-        The parts of the model that compute or read what each of these outputs is of.
+        The parts of the model that compute or read what each of these values is of.
     """
     import onnx_ir
 
@@ -127,8 +121,7 @@ def _add_probes(graph: onnx_ir.Graph) -> dict[str, set[str]]:
             value.dtype,
             onnx_ir.Shape([]),
         )
-        graph.outputs.append(found)
-        probes[found.name] = parts
+        probes[found] = parts
     return probes
 
 

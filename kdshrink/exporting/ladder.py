@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from .half import Half, overflowing
 from .quantization import SCHEMES
 from .runtime import FILES, OnnxClassifier, Precision, weights_beside
 from .schemes import Inputs, Scheme, units
+from .smoothing import smooth
 
 SAMPLE = 320
 """Texts that calibrate activations and tell which parts suffer, over all languages together."""
@@ -154,8 +156,15 @@ class Ladder:
         return path if self.verdicts[-1].passed else None
 
     def _written(self, scheme: Scheme, path: Path) -> OnnxClassifier:
-        scheme.write(self.graph, path, self._feeds)
+        scheme.write(self._smoothed if scheme.smoothed else self.graph, path, self._feeds)
         return OnnxClassifier(path)
+
+    @cached_property
+    def _smoothed(self) -> Path:
+        """The graph in fp32 with outliers of the activations moved into the weights."""
+        path = self.folder / "smoothed.onnx"
+        smooth(self.graph, path, self._feeds)
+        return path
 
     def _by_harm(self, scheme: Scheme, parts: Sequence[str]) -> list[str]:
         """These parts, first the one that hurts most: the predictions without it are the nearest."""

@@ -11,7 +11,6 @@ from typing import Any
 from .graph import save_graph, size_of, unit_of
 from .libraries import quiet
 from .schemes import WEIGHTED, Inputs, Scheme, weighted_nodes
-from .smoothing import smooth
 
 _LARGEST_MESSAGE = 1000**3
 """Bytes of a graph that the quantiser keeps in one message: it holds fp32 and int8 for a while."""
@@ -25,18 +24,16 @@ class Int8(Scheme):
         per_channel: Whether each column of a weight has a scale of its own, or one serves them all.
         reduce_range: Whether weights use 7 bits, since CPUs without VNNI saturate where two products of 8
             bits are summed in 16.
-        smoothed: Whether outliers of the activations are first moved into the weights (`smoothing`).
         static: Whether the scales of activations are set by calibration texts, or anew for each batch.
     """
 
     precision = "int8"
     per_channel: bool = True
     reduce_range: bool = False
-    smoothed: bool = False
     static: bool = False
 
     def write(self, graph: Path, target: Path, texts: Sequence[Inputs]) -> None:
-        """Write a graph in int8; a smoothed or static scheme reads the texts."""
+        """Write a graph in int8; only a static scheme reads the texts."""
         import onnx_ir
         from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
@@ -54,8 +51,6 @@ class Int8(Scheme):
         }
         with quiet(), TemporaryDirectory(dir=target.parent) as folder:
             raw = Path(folder) / target.name
-            if self.smoothed:
-                smooth(graph, graph := Path(folder) / graph.name, texts)
             if self.static:
                 feed = _Feed(texts)
                 quantize_static(graph, raw, feed, activation_type=QuantType.QUInt8, **settings)

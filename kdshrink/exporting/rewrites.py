@@ -22,6 +22,17 @@ def rewrite_for_cpu(program: onnx_ir.Model) -> None:
     RemoveUnusedNodesPass()(program)
 
 
+def add_constant(graph: Any, name: str, array: np.ndarray) -> Any:
+    """A new constant of a graph."""
+    import onnx_ir
+
+    tensor = onnx_ir.tensor(array, name=name)
+    value = onnx_ir.Value(name=name, const_value=tensor)
+    value.dtype = tensor.dtype
+    graph.initializers.add(value)
+    return value
+
+
 def _unfuse_skip_norm(node: Any) -> None:
     """Turn a SkipLayerNormalization back into a sum and a LayerNormalization.
 
@@ -66,11 +77,9 @@ def _pack_biases(split: Any) -> None:
     if len(biases) < len(adds):
         return
     name = f"{product.inputs[1].name}_bias"
-    vector = onnx_ir.tensor(np.concatenate(biases), name=name)
-    packed = onnx_ir.Value(name=name, const_value=vector)
-    split.graph.initializers.add(packed)
+    packed = add_constant(split.graph, name, np.concatenate(biases))
     added = onnx_ir.node("Add", [split.inputs[0], packed])
-    added.outputs[0].dtype = vector.dtype
+    added.outputs[0].dtype = packed.dtype
     split.graph.insert_before(split, added)
     split.replace_input_with(0, added.outputs[0])
     for add, value in zip(adds, split.outputs, strict=True):

@@ -26,11 +26,14 @@ class Scheme(ABC):
     Attributes:
         precision: That of the graphs it makes.
         title: What reports call it, the parts apart.
+        smoothed: Whether it is applied to the graph with outliers of the activations moved into the weights
+            (`smoothing`).
         kept: The parts that stay in float32, as `units` names them.
     """
 
     precision: ClassVar[Precision]
     title: str
+    smoothed: bool = False
     kept: tuple[str, ...] = ()
 
     @property
@@ -65,10 +68,11 @@ def weighted_nodes(graph: Path) -> Iterator[str]:
     import onnx_ir
 
     for node in onnx_ir.load(graph).graph:
-        if node.op_type in WEIGHTED and any(_is_matrix(value) for value in node.inputs):
+        if node.op_type in WEIGHTED and any(is_matrix(value) for value in node.inputs):
             yield str(node.name)
 
 
-def _is_matrix(value: Any) -> bool:
+def is_matrix(value: Any) -> bool:
+    """Whether an input of a node is a matrix of weights."""
     tensor = None if value is None else value.const_value
     return tensor is not None and len(tensor.shape) == 2 and tensor.dtype.is_floating_point()

@@ -9,20 +9,24 @@ each channel fits, and the weights that it meets are multiplied by the factor: t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .graph import save_graph
-from .runtime import open_session
+from .graph import computed, save_graph
+from .rewrites import add_constant
+from .schemes import Inputs, is_matrix
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 _MIGRATION = 0.8
 """How much of an outlier the weights take over, 0 to 1; α of eq. 4."""
 
 
-def smooth(graph: Path, target: Path, texts: Sequence[Mapping[str, np.ndarray]]) -> None:
+def smooth(graph: Path, target: Path, texts: Sequence[Inputs]) -> None:
     """Write a graph that computes the same, with smaller outliers in what its linear maps read.
 
     Args:
@@ -35,21 +39,20 @@ def smooth(graph: Path, target: Path, texts: Sequence[Mapping[str, np.ndarray]])
     program = onnx_ir.load(graph)
     readers: dict[Any, list[Any]] = defaultdict(list)
     for node in program.graph:
-        if node.op_type == "MatMul" and _matrix(node) is not None:
+        if node.op_type == "MatMul" and is_matrix(node.inputs[1]):
             readers[node.inputs[0]].append(node)
-    largest = _largest(program, list(readers), target, texts)
-    for value, products in readers.items():
-        weights = np.max([np.abs(_matrix(node)).max(axis=1) for node in products], axis=0)
-        factor = _factor(largest[value.name], weights)
-        divided = onnx_ir.node(
-            "Mul", [value, _constant(program, f"{value.name}_smooth", 1 / factor)]
-        )
+    largest = _largest(program, list(readers), target.parent, texts)
+    for (value, products), activations in zip(readers.items(), largest, strict=True):
+        weights = np.max([np.abs(_weights(node)).max(axis=1) for node in products], axis=0)
+        factor = _factor(activations, weights)
+        inverse = add_constant(program.graph, f"{value.name}_smooth", 1 / factor)
+        divided = onnx_ir.node("Mul", [value, inverse])
         divided.name = f"{products[0].name}/Mul"
         program.graph.insert_before(products[0], divided)
         for node in products:
-            name, scaled = f"{node.inputs[1].name}_smooth", factor[:, None] * _matrix(node)
+            name, scaled = f"{node.inputs[1].name}_smooth", factor[:, None] * _weights(node)
             node.replace_input_with(0, divided.outputs[0])
-            node.replace_input_with(1, _constant(program, name, scaled))
+            node.replace_input_with(1, add_constant(program.graph, name, scaled))
     RemoveUnusedNodesPass()(program)
     save_graph(program, target)
 
@@ -67,36 +70,17 @@ def _factor(activations: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _largest(
-    program: Any, values: Sequence[Any], beside: Path, texts: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """The largest absolute value of each channel of some activations over the texts, by the activation's name."""
-    outputs = list(program.graph.outputs)
-    program.graph.outputs.extend(value for value in values if value not in outputs)
-    path = beside.with_suffix(".activations.onnx")
-    save_graph(program, path)
-    del program.graph.outputs[len(outputs) :]
-    session = open_session(path)
-    names = [value.name for value in values]
-    found: dict[str, np.ndarray] = {}
-    for inputs in texts:
-        for name, activation in zip(names, session.run(names, dict(inputs)), strict=True):
-            channels = np.abs(activation).reshape(-1, activation.shape[-1]).max(axis=0)
-            found[name] = np.maximum(found.get(name, channels), channels)
-    del session
-    for file in beside.parent.glob(f"{path.stem}*"):
-        file.unlink()
+    program: onnx_ir.Model, values: Sequence[onnx_ir.Value], folder: Path, texts: Sequence[Inputs]
+) -> list[np.ndarray]:
+    """The largest absolute value of each channel, of each of some activations over the texts."""
+    found = [np.zeros(())] * len(values)
+    for activations in computed(program, values, texts, folder):
+        channels = [np.abs(one).reshape(-1, one.shape[-1]).max(axis=0) for one in activations]
+        found = [np.maximum(*pair) for pair in zip(found, channels, strict=True)]
     return found
 
 
-def _matrix(node: Any) -> Any:
-    """The constant matrix (in, out) that a MatMul multiplies with, if it has one."""
-    tensor = node.inputs[1].const_value
-    return tensor.numpy() if tensor is not None and len(tensor.shape) == 2 else None
-
-
-def _constant(program: Any, name: str, array: np.ndarray) -> Any:
-    import onnx_ir
-
-    value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
-    program.graph.initializers.add(value)
-    return value
+def _weights(product: onnx_ir.Node) -> np.ndarray:
+    """The matrix (in, out) that a MatMul multiplies with."""
+    value: Any = product.inputs[1]
+    return value.const_value.numpy()
