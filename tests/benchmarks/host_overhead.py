@@ -6,8 +6,8 @@
 A GPU takes a few milliseconds for a step that the host asks for in more: then it waits. Measured is the
 path of an accelerator, run on one core of a CPU with models that cost little: one layer of width 12, batches
 of 256 texts of up to 32 tokens, all terms. Figures are milliseconds of CPU time of a step, the mean over 32
-steps behind the first epoch of 16, which has each shape. The whole step's are no host's: a CPU must compute the operations that it would only
-ask a GPU for. So a step is taken apart: what is outside of the teacher's forward, the student's forward with the
+steps behind the first epoch of 16, which has each shape. The whole step's are no host's: a CPU must compute
+the operations that it would only ask a GPU for. So a step is taken apart: what is outside of the teacher's forward, the student's forward with the
 losses, backward, clipping and the optimizer is measured in these batches; and what is inside in batches of 4 texts,
 where nearly all of it is asking. Both together are the host's time. Sides take turns, each in processes of its own.
 With --torch-compile there is one more side, with what that compiles: teacher, student and losses.
