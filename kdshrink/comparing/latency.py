@@ -17,7 +17,8 @@ from ..exporting.runtime import Runnable
 from ..progress import Progress, silent
 
 BATCH = 32
-_SINGLES, _BATCHES, _WARM_UP = 200, 30, 3
+_SINGLES, _BATCHES = 200, 30
+_TURN, _WARM_UP = 10, 3
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 
 Text = str | Sequence[str]
@@ -114,36 +115,39 @@ def measure(
 ) -> dict[str, Speed]:
     """The speed of each model, by its name.
 
-    The models take turns call by call, each call beginning with another one, so that what else the machine does
-    meets all of them. A text is tokenised by one thread.
+    The models take turns of a few calls, each turn beginning with another one, so that what else the machine
+    does meets all of them. The first calls of a turn are untimed: after them a model finds its weights in the
+    processor's caches as one that serves alone does. A text is tokenised by one thread.
     """
     with _one_thread_for_tokenizers():
-        seconds = np.array([*_take_turns([*models.values()], calls, progress)])  # (calls, M, 2)
+        seconds = np.concatenate([*_take_turns([*models.values()], calls, progress)], 1)
     sizes = np.array([len(texts) for texts in calls])
     place = [*models].index(baseline)
     found = {}
-    for model, name in enumerate(models):
+    for name, of_model in zip(models, seconds, strict=True):
         one, batch = (
-            _latency(seconds[chosen][:, model], seconds[chosen][:, place, 1])
+            _latency(of_model[chosen], seconds[place, chosen, 1])
             for chosen in (sizes == 1, sizes > 1)
         )
-        batched = seconds[sizes > 1][:, model, 1]
+        batched = of_model[sizes > 1, 1]
         found[name] = Speed(one, batch, float(sizes[sizes > 1].sum() / batched.sum()))
     return found
 
 
 def _take_turns(
     models: Sequence[Classify], calls: Sequence[Sequence[Text]], progress: Progress
-) -> Iterator[list[tuple[float, float]]]:
-    for model in models:
-        for texts in (*calls[:_WARM_UP], calls[-1]):
-            model.seconds(texts)
-    for number, texts in enumerate(calls):
+) -> Iterator[np.ndarray]:
+    """The seconds of each model's calls in one turn of all, (M, calls of the turn, 2)."""
+    for number, begin in enumerate(range(0, len(calls), _TURN)):
+        turn = calls[begin : begin + _TURN]
         first = number % len(models)
-        order = [*range(first, len(models)), *range(first)]
-        taken = {i: models[i].seconds(texts) for i in order}
-        progress("measure latency", number + 1, len(calls), {})
-        yield [taken[i] for i in range(len(models))]
+        taken = {}
+        for i in (*range(first, len(models)), *range(first)):
+            for texts in turn[-_WARM_UP:]:
+                models[i].seconds(texts)
+            taken[i] = [models[i].seconds(texts) for texts in turn]
+        progress("measure latency", begin + len(turn), len(calls), {})
+        yield np.array([taken[i] for i in range(len(models))])
 
 
 def _latency(seconds: np.ndarray, baseline: np.ndarray) -> Latency:

@@ -1,4 +1,4 @@
-"""A classifier as an ONNX graph: traced by torch, fused for onnxruntime, tried before anybody uses it."""
+"""A classifier as an ONNX graph: traced by torch, rewritten for CPUs, tried before anybody uses it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
+from ..models.activations import attention_implementation
 from ..models.whole import first_line
 from .libraries import quiet, require_onnx
 from .rewrites import rewrite_for_cpu
@@ -57,7 +58,7 @@ def write_graph(model: PreTrainedModel, path: Path) -> None:
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
-            value.shape = None  # those of fused nodes are stale, and are inferred anew
+            value.shape = None  # which name the axes otherwise than the inputs do
     for value in (*program.graph.inputs, *program.graph.outputs):
         value.metadata_props.clear()
         value.shape = onnx_ir.Shape(axes[str(value.name)])
@@ -123,9 +124,10 @@ def _traced(model: PreTrainedModel) -> onnx_ir.Model:
     # Without names: BERT's length has an upper bound, its positions, that a named axis would have to declare.
     axes = dict.fromkeys(range(len(_AXES)), torch.export.Dim.AUTO)
     shapes = dict.fromkeys(sample, axes)
-    settings = OnnxConfig(dynamic=True, dynamic_shapes=shapes, ort_fusions="cpu")
+    # Without onnxruntime's own operations, which it makes itself when it loads a graph as far as they are faster.
+    settings = OnnxConfig(dynamic=True, dynamic_shapes=shapes)
     try:
-        with quiet():
+        with quiet(), attention_implementation(model, "eager"):
             return OnnxExporter().export(model, sample, config=settings).program
     except OSError:
         raise
@@ -174,7 +176,7 @@ def _name_nodes(graph: Any) -> None:
     nodes = list(graph)
     scopes = {node: _scope(node) for node in nodes}
     for node in reversed(nodes):
-        if not scopes[node]:  # made by a fusion: of the module that reads it
+        if not scopes[node]:  # made while exporting: of the module that reads it
             readers = (use.node for value in node.outputs for use in value.uses())
             scopes[node] = next((scopes[one] for one in readers if scopes.get(one)), "")
     for number, node in enumerate(nodes):

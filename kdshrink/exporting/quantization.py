@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .graph import save_graph, size_of, unit_of
 from .libraries import quiet
-from .schemes import WEIGHTED, Inputs, Scheme, weighted_nodes
+from .rewrites import add_constant
+from .schemes import WEIGHTED, Inputs, Scheme, is_matrix, weighted_nodes
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 _LARGEST_MESSAGE = 1000**3
 """Bytes of a graph that the quantiser keeps in one message: it holds fp32 and int8 for a while."""
@@ -21,7 +27,8 @@ class Int8(Scheme):
     """Weights, and what they are multiplied with, in int8.
 
     Attributes:
-        per_channel: Whether each column of a weight has a scale of its own, or one serves them all.
+        per_channel: Whether each column of a weight and each row of a table of embeddings has a scale of its
+            own, or one serves them all.
         reduce_range: Whether weights use 7 bits, since CPUs without VNNI saturate where two products of 8
             bits are summed in 16.
         static: Whether the scales of activations are set by calibration texts, or anew for each batch.
@@ -38,7 +45,10 @@ class Int8(Scheme):
         from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
         settings: dict[str, Any] = {
-            "op_types_to_quantize": list(WEIGHTED),
+            "op_types_to_quantize": [
+                # Of a table it knows one scale alone.
+                *(kind for kind in WEIGHTED if not (self.per_channel and kind == "Gather"))
+            ],
             "per_channel": self.per_channel,
             "reduce_range": self.reduce_range,
             "weight_type": QuantType.QInt8,
@@ -56,7 +66,10 @@ class Int8(Scheme):
                 quantize_static(graph, raw, feed, activation_type=QuantType.QUInt8, **settings)
             else:
                 quantize_dynamic(graph, raw, **settings)
-            save_graph(onnx_ir.load(raw), target)
+            program = onnx_ir.load(raw)
+            if self.per_channel:
+                _quantize_tables(program, self.kept)
+            save_graph(program, target)
 
 
 SCHEMES = (
@@ -67,6 +80,33 @@ SCHEMES = (
     Int8(title="static, per channel", static=True),
 )
 """From what keeps the file smallest and fastest to what asks more of it."""
+
+
+def _quantize_tables(program: onnx_ir.Model, kept: Sequence[str]) -> None:
+    """Turn tables of embeddings into int8, each row with a scale of its own, but for those of parts in fp32."""
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for node in list(program.graph):
+        value: Any = node.inputs[0] if node.op_type == "Gather" else None
+        if not is_matrix(value) or unit_of(str(node.name)) in kept:
+            continue
+        table = value.const_value.numpy()
+        largest = np.abs(table).max(axis=1, keepdims=True)
+        scales = np.where(largest > 0, largest / 127, 1).astype(table.dtype)
+        rows = np.rint(table / scales).astype(np.int8)
+        numbers, factors = (
+            add_constant(program.graph, f"{value.name}_{what}", array)
+            for what, array in (("quantized", rows), ("scale", scales))
+        )
+        tape = onnx_ir.tape.Tape()
+        ids = node.inputs[1]
+        found = tape.op("Cast", [tape.op("Gather", [numbers, ids])], {"to": onnx_ir.DataType.FLOAT})
+        row = tape.op("Mul", [found, tape.op("Gather", [factors, ids])])
+        onnx_ir.convenience.replace_nodes_and_values(
+            program.graph, node, [node], tape.nodes, node.outputs, [row]
+        )
+    RemoveUnusedNodesPass()(program)
 
 
 class _Feed:

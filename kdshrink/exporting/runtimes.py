@@ -48,9 +48,6 @@ def unread(folder: Path, config: Mapping[str, Any], task: Task) -> dict[str, lis
         "text-embeddings-inference": []
         if task == "sequence"
         else ["It classifies texts, and not their words (issue 707)."],
-        "others": [
-            "The graph has operations of onnxruntime's (com.microsoft), which other runtimes of ONNX lack."
-        ],
     }
     return {runtime: faults for runtime, faults in found.items() if faults}
 

@@ -187,7 +187,7 @@ class Recorder:
                 else:
                     stack.enter_context(_input_kept(module, attention, number))
             if self.attention is not None and self._has_interface:
-                stack.enter_context(_recording_implementation(self.model))
+                stack.enter_context(attention_implementation(self.model, _IMPLEMENTATION))
             mask = attention_mask
             if self.execution.expands_masks:
                 mask = expanded_mask(self.model, attention_mask)
@@ -253,10 +253,11 @@ def expanded_mask(model: PreTrainedModel, attention_mask: Tensor) -> Tensor:
 
 
 @contextmanager
-def _recording_implementation(model: PreTrainedModel) -> Iterator[None]:
+def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Let a model compute attention by another function of transformers' AttentionInterface."""
     config = model.config
     usual = config._attn_implementation
-    config._attn_implementation = _IMPLEMENTATION
+    config._attn_implementation = name
     try:
         yield
     finally:

@@ -298,14 +298,17 @@ def test_models_take_turns_and_are_timed_by_the_call(
     }
     monkeypatch.setattr(latency, "_SINGLES", 12)
     monkeypatch.setattr(latency, "_BATCHES", 4)
+    monkeypatch.setattr(latency, "_TURN", 4)
     calls = draw_texts([f"wetter {i}" for i in range(50)], seed=0)
     assert [len(texts) for texts in calls] == [1] * 12 + [BATCH] * 4
     found = measure(models, calls, "slow")
 
-    warm_up = 2 * 4
-    in_turn = turns[warm_up:]
-    assert [name for name, _ in in_turn[:6]] == ["slow", "fast", "fast", "slow", "slow", "fast"]
-    assert [size for _, size in in_turn] == [1] * 24 + [BATCH] * 8
+    in_turn = 3 + 4  # three of them untimed
+    assert [name for name, _ in turns[::in_turn]] == [
+        *("slow", "fast", "fast", "slow"),
+        *("slow", "fast", "fast", "slow"),
+    ]
+    assert [size for _, size in turns] == [1] * (3 * 2 * in_turn) + [BATCH] * (2 * in_turn)
     assert (found["slow"].one.times_as_fast, found["slow"].batch.times_as_fast) == (1, 1)
     assert 20 <= found["slow"].one.median < 60
     assert 4 <= found["fast"].one.median < 20

@@ -39,9 +39,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_student() -> PreTrainedModel:
-    """A classifier of two layers whose answers differ from text to text, and do not depend on the words' places."""
-    model: Any = classifier("sequence", LABELS, layers=2)
+def make_student(layers: int = 2) -> PreTrainedModel:
+    """A classifier whose answers differ from text to text, and do not depend on the words' places."""
+    model: Any = classifier("sequence", LABELS, layers=layers)
     with torch.no_grad():
         model.roberta.embeddings.position_embeddings.weight.zero_()
         model.roberta.embeddings.token_type_embeddings.weight.zero_()

@@ -17,7 +17,7 @@ from kdshrink.record import Record, read_record
 
 from ..helpers.processes import run_without_onnx
 from ..helpers.runner import run
-from .students import add_outlier_channel, make_student, shrink_embeddings_of_b, write_student
+from .students import add_dead_weights, make_student, write_student
 
 pytest.importorskip("onnxruntime")
 
@@ -113,15 +113,14 @@ def test_the_student_is_exported_into_its_directory(
 
 @pytest.mark.slow
 def test_where_int8_is_refused_the_student_and_fp32_are_kept(tmp_path: Path) -> None:
-    model: Any = make_student()
-    shrink_embeddings_of_b(model)
+    model: Any = make_student(layers=4)
     for layer in model.roberta.encoder.layer:
-        add_outlier_channel(layer)
+        add_dead_weights(layer)
     directory, data = write_student(model, tmp_path)
     out = tmp_path / "out"
     done = run(
         *("distill", "--teacher", str(directory), "--data", str(data), "--init", "from-teacher"),
-        *("--layers", "2", "--max-steps", "1", "--learning-rate", "1e-9", "--device", "cpu"),
+        *("--layers", "4", "--max-steps", "1", "--learning-rate", "1e-9", "--device", "cpu"),
         *("--export", "int8", "--max-drop", "5", "-o", str(out), "--json"),
     )
     assert done.returncode == 1

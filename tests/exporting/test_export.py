@@ -83,12 +83,13 @@ def run_nodes(graph: Path) -> list[Any]:
 
 
 def has_faster_form(node: Any, file: str) -> bool:
-    """Whether a node is a fused norm, or in int8 a bias that could be added within a product of matrices."""
+    """Whether a node is a fused norm; in int8 also a bias on its own, or a product with weights in floating point."""
+    if node.op_type == "SkipLayerNormalization":
+        return True
     constants = [value.const_value for value in node.inputs if value is not None]
-    adds_vector = node.op_type == "Add" and any(
-        one is not None and len(one.shape) == 1 for one in constants
-    )
-    return node.op_type == "SkipLayerNormalization" or (adds_vector and "quantized" in file)
+    ranks = [len(one.shape) for one in constants if one is not None]
+    slow = {"Add": 1, "MatMul": 2, "FusedMatMul": 2}.get(node.op_type)
+    return "quantized" in file and slow in ranks
 
 
 def save(model: PreTrainedModel, kind: str, folder: Path) -> Path:
@@ -143,9 +144,10 @@ def test_onnxruntime_alone_computes_what_the_model_does(
     assert int8.shape == found.shape
     assert np.isfinite(int8[kept]).all()
     for name in sizes:
-        assert not [
-            node for node in run_nodes(tmp_path / "out/onnx" / name) if has_faster_form(node, name)
-        ]
+        path = tmp_path / "out/onnx" / name
+        assert not [node for node in run_nodes(path) if has_faster_form(node, name)]
+        # No operation of onnxruntime's own, so that other runtimes read the graph too.
+        assert {node.domain for node in onnx_ir.load(path).graph} == {""}
 
 
 def exported(change: Callable[[Any], object], folder: Path) -> ExportResult:
@@ -176,8 +178,7 @@ def test_one_language_alone_is_hurt_and_mended(tmp_path: Path) -> None:
     assert blind.per_language["aa"].drop <= 5
     assert blind.per_language["bb"].drop > 20
     assert blind.worst[0] == "bb"
-    assert chosen.passed
-    assert chosen.scheme.kept == ("roberta.embeddings",)
+    assert (chosen.passed, chosen.scheme.name) == (True, "dynamic, per channel")
 
     # What stands in the directory is what the gate let pass.
     record = read_record(tmp_path / "shipped")
@@ -225,8 +226,7 @@ def test_a_layer_whose_weights_no_scale_holds_is_kept_in_fp32(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_what_no_scheme_mends_is_refused_with_the_table_and_fp32_is_kept(tmp_path: Path) -> None:
-    model: Any = make_student()
-    shrink_embeddings_of_b(model)
+    model: Any = make_student(layers=4)
     for layer in model.roberta.encoder.layer:
         add_dead_weights(layer)
     directory, data = write_student(model, tmp_path)
@@ -238,7 +238,7 @@ def test_what_no_scheme_mends_is_refused_with_the_table_and_fp32_is_kept(tmp_pat
     assert done.stdout.count("\n") == 1
     found = json.loads(done.stdout)
     assert (found["passed"], found["schemes"]) == (False, {})
-    # Three of the five parts are broken, and at most two are kept.
+    # Four of the seven parts are broken, and at most three are kept.
     assert len(found["tried"]) == len(SCHEMES) + 2
     assert not any(tried["passed"] for tried in found["tried"])
     assert [path.name for path in (shipped / "onnx").iterdir()] == ["model.onnx"]

@@ -90,7 +90,8 @@ def test_transformers_js_gives_the_same_labels(
             output_dir=out,
         )
     )
-    texts = [*sample_texts()[::50], *OTHER_SCRIPTS]
+    short = [text for text in sample_texts() if len(text) <= 60]  # the model has 70 positions
+    texts = [*short[:: len(short) // 45][:45], *OTHER_SCRIPTS]
     pipeline = {"sequence": "text-classification", "token": "token-classification"}[task]
     for dtype, precision in (("fp32", "fp32"), ("fp16", "fp16"), ("q8", "int8")):
         found = labels_in_javascript(out, pipeline, dtype, texts)

@@ -87,7 +87,9 @@ def _directory(path: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
+    """SIGTERM and SIGINT as a terminal's processes have them: a test run in the background ignores SIGINT."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
