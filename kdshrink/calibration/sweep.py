@@ -111,7 +111,7 @@ def calibrate(
     for start, number, block, layer in zip(below, layers, blocks, student.layers, strict=True):
         fit = fit_layer(stream, block, layer, settings.ridge)
         errors.append(fit.error)
-        places = (divmod(head, layer.heads) for head in fit.heads)
+        places = (divmod(head, block[0].heads) for head in fit.heads)
         heads.append(tuple(Head(start + above + 1, head + 1) for above, head in places))
         logger.info("calibrated to layer %d: relative error %.4f", number, fit.error)
     for above in teacher.layers[layers[-1] :]:

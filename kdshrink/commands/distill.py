@@ -57,7 +57,6 @@ from ..models.sharding import shard
 from ..output import CHECKPOINTS
 from ..progress import Progress, duration
 from ..record import Record, read_record
-from ..shrinking.plan import Shape
 from ..training.checkpoints import last_checkpoint
 from ..training.memory import batch_memory
 from ..training.result import TrainResult, effective, load_best
@@ -67,7 +66,7 @@ from ..training.trial import Trial, memory_in_use, tensor_bytes
 from .distill_export import add_graphs
 from .distill_inputs import SPLITS, Command, Inputs, read_inputs
 from .export import disk_of_graphs, holds_export
-from .options import record_of
+from .options import record_of, shape_of
 from .plan import Plan, PlannedData, PlannedModel, tokenizer_bytes
 
 logger = logging.getLogger(__name__)
@@ -326,7 +325,7 @@ def _student(
         teacher,
         models.base or teacher,
         tokenizer,
-        Shape(config.layers, config.layer_map, config.hidden_size, config.intermediate_size),
+        shape_of(config),
         models.init,
         folder,
         seed=config.seed,

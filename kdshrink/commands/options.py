@@ -9,18 +9,24 @@ from typing import Any
 
 from ..config.command_line import command_line
 from ..config.commands import PushConfig
-from ..config.groups import HubOptions, SourceOptions
+from ..config.groups import HubOptions, ShapeOptions, SourceOptions
 from ..distributed import is_first
 from ..models.source import Access, Source
 from ..output import name_of
 from ..publishing.push import Destination, ready
 from ..publishing.record import make_record
 from ..record import Record
+from ..shrinking.plan import Shape
 
 
 def access_of(config: SourceOptions) -> Access:
     """The access that --revision, --token and --trust-remote-code describe."""
     return Access(config.revision, config.token, config.trust_remote_code)
+
+
+def shape_of(config: ShapeOptions) -> Shape:
+    """The shape of a student that the options of one describe."""
+    return Shape(**{field.name: getattr(config, field.name) for field in fields(ShapeOptions)})
 
 
 def destination_of(config: HubOptions | PushConfig, directory: Path) -> Destination:

@@ -26,7 +26,7 @@ from ..shrinking.weights import (
     plan_copy,
     shrink_source,
 )
-from .options import access_of, ready_destination, record_of
+from .options import access_of, ready_destination, record_of, shape_of
 from .plan import Estimate, Plan, PlannedData, PlannedModel, tokenizer_bytes
 
 if TYPE_CHECKING:  # a plain copy imports no torch, transformers or tokenizers
@@ -118,7 +118,7 @@ class _Prepared:
 def _prepare(config: ShrinkConfig, progress: Progress) -> _Prepared:
     source = find_model(config.model, access_of(config))
     tokenizer_files(source)
-    shape = Shape(config.layers, config.layer_map, config.hidden_size, config.intermediate_size)
+    shape = shape_of(config)
     calibrated = config.init == "calibrated"
     plan = plan_student(source.config, shape, calibrated=calibrated)
     check_source(source, plan)

@@ -174,6 +174,7 @@ class DistillConfig(
                 ("--layers", self.layers),
                 ("--hidden-size", self.hidden_size),
                 ("--intermediate-size", self.intermediate_size),
+                ("--attention-heads", self.attention_heads),
             ):
                 if value is not None:
                     raise UsageError(

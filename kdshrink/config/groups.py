@@ -272,6 +272,12 @@ class ShapeOptions:
         None,
         bounds=Bounds(least=1),
     )
+    attention_heads: int | None = option(
+        "Attention heads a layer of a narrower, calibrated student: the most important ones of the teacher's. "
+        "Fewer are faster in int8. By default as many as the teacher's, each narrower.",
+        None,
+        bounds=Bounds(least=1),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

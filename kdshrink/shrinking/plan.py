@@ -38,6 +38,7 @@ class Shape:
     layer_map: str | None = None
     hidden_size: int | None = None
     intermediate_size: int | None = None
+    attention_heads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,16 @@ def plan_student(
 ) -> StudentPlan:
     """Plan a student of this shape.
 
-    The number of heads stays, so that heads become narrower; where the sizes divide, each of the
-    student's heads consists of units of the teacher's head of the same number. One set of indices applies
+    The number of heads stays unless the shape names it, so that heads become narrower; where the sizes divide,
+    each of the student's heads consists of units of the teacher's head of the same number. One set of indices applies
     to all axes of hidden width, another to the FFN's intermediate axis, whose size shrinks in proportion
     to the hidden size unless the shape names it.
 
     Args:
         config: The teacher's config.json.
         vocabulary: Ids of the tokens to keep, in the student's order; None for all.
-        calibrated: Whether the weights will be calibrated: then any number of layers is possible, and a
-            head for masked language modelling is left out.
+        calibrated: Whether the weights will be calibrated: then any number of layers is possible, and fewer
+            attention heads, and a head for masked language modelling is left out.
 
     Raises:
         ShapeError: The teacher cannot be shrunk to this shape.
@@ -107,7 +108,10 @@ def plan_student(
     chosen = choose_layers(sizes[LAYERS], shape.layers, shape.layer_map, any_count=calibrated)
     student_width = shape.hidden_size or width
     student_ffn = shape.intermediate_size or round(ffn * student_width / width)
-    _check_width(family, config, student_width)
+    if shape.attention_heads is not None:
+        _check_heads(family, config, shape.attention_heads, student_width, calibrated)
+    heads = shape.attention_heads or _size(config, family.key("num_attention_heads"))
+    _check_width(family, config, student_width, heads)
     if student_ffn > ffn:
         raise ShapeError(
             f"--intermediate-size {student_ffn}: the teacher's FFN has only {ffn} units."
@@ -117,7 +121,7 @@ def plan_student(
     if student_width != width:
         units = even_indices(width, student_width)
         indices |= {axis: units for axis in (HIDDEN, EMBEDDING, GROUP) if sizes[axis] == width}
-        student |= _widths(family, config, student_width)
+        student |= _widths(family, config, student_width, heads)
     if student_ffn != ffn:
         indices[FFN] = even_indices(ffn, student_ffn)
         student[family.key("intermediate_size")] = student_ffn
@@ -135,7 +139,7 @@ def plan_student(
     return StudentPlan(family, tuple(chosen), indices, sizes, student, keeps_head)
 
 
-def _widths(family: Family, config: Mapping[str, Any], width: int) -> dict[str, int]:
+def _widths(family: Family, config: Mapping[str, Any], width: int, heads: int) -> dict[str, int]:
     """The entries of config.json that follow from another hidden size, with their new values."""
     hidden = family.key("hidden_size")
     widths = {
@@ -144,8 +148,8 @@ def _widths(family: Family, config: Mapping[str, Any], width: int) -> dict[str, 
         if config.get(key) == config[hidden]
     }
     if config.get("attention_head_size"):
-        widths["attention_head_size"] = width // config[family.key("num_attention_heads")]
-    return widths
+        widths["attention_head_size"] = width // heads
+    return {**widths, family.key("num_attention_heads"): heads}
 
 
 def _size(config: Mapping[str, Any], key: str) -> int:
@@ -179,8 +183,27 @@ def _token_ids(config: Mapping[str, Any], vocabulary: Sequence[int]) -> dict[str
     }
 
 
-def _check_width(family: Family, config: Mapping[str, Any], width: int) -> None:
-    heads = _size(config, family.key("num_attention_heads"))
+def _check_heads(
+    family: Family, config: Mapping[str, Any], heads: int, width: int, calibrated: bool
+) -> None:
+    """Raise ShapeError unless a student of this width can take so many of the teacher's heads."""
+    most = _size(config, family.key("num_attention_heads"))
+    size = config[family.key("hidden_size")] // most
+    if not calibrated:
+        raise ShapeError(
+            f"--attention-heads {heads}: heads are copied all, and chosen only for a calibrated student.\n"
+            "Give --init calibrated, or leave it out."
+        )
+    if heads > most:
+        raise ShapeError(f"--attention-heads {heads}: the teacher has only {most} in a layer.")
+    if width > heads * size:
+        raise ShapeError(
+            f"--attention-heads {heads}: heads of the teacher are {size} wide, so that a width of {width} needs "
+            f"at least {-(-width // size)}."
+        )
+
+
+def _check_width(family: Family, config: Mapping[str, Any], width: int, heads: int) -> None:
     teacher = config[family.key("hidden_size")]
     if width > teacher:
         raise ShapeError(f"--hidden-size {width}: the teacher is only {teacher} wide.")
@@ -198,7 +221,7 @@ def _check_width(family: Family, config: Mapping[str, Any], width: int) -> None:
     if width == teacher:
         return
     head_size = config.get("attention_head_size")
-    if head_size and head_size * heads != teacher:
+    if head_size and head_size * config[family.key("num_attention_heads")] != teacher:
         raise ShapeError(
             f"--hidden-size {width}: heads of size {head_size} beside a width of {teacher} cannot be "
             "sliced by rule."

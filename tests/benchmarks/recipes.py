@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("ways", nargs="+", type=Way.parse)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--data-dir")
     parser.add_argument("--seen", required=True)
     parser.add_argument("--unseen", required=True)
     parser.add_argument("--shapes", required=True)
@@ -117,7 +117,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="44,55,66")
     parser.add_argument("--max-eval-samples", type=int, default=300)
     options = parser.parse_args(sys.argv[1:at])
-    options.source = ["--data", options.data, "--data-dir", options.data_dir]
+    directory = ["--data-dir", options.data_dir] if options.data_dir else []
+    options.source = ["--data", options.data, *directory]
     options.common = sys.argv[at + 1 :]
     options.length = []
     if "--max-length" in options.common:

@@ -353,6 +353,7 @@ def test_the_same_shape_gives_back_the_teacher(
         {"layers": 2},
         {"hidden_size": 12},
         {"layers": 3, "hidden_size": 16},
+        {"layers": 2, "hidden_size": 12, "attention_heads": 2},
         {"layer_map": "1,2", "hidden_size": 20, "intermediate_size": 30},
     ],
 )
@@ -368,7 +369,7 @@ def test_a_calibrated_student_is_nearer_than_a_copied_one(
     teacher = saved(tmp_path / "t", xlmr_tokenizer, family, task)
     result = calibrate(tmp_path / "t", text_data, tmp_path / "s", **shape)
     layers = ",".join(map(str, result["layers"]))
-    options: Any = {**shape, "layers": None, "layer_map": layers}
+    options: Any = {**shape, "layers": None, "layer_map": layers, "attention_heads": None}
     shrink(ShrinkConfig(model=str(tmp_path / "t"), output_dir=tmp_path / "c", **options))
     texts = texts_of(text_data)
     teacher_outputs = outputs(teacher, tmp_path / "t", texts)
@@ -426,8 +427,13 @@ def test_a_narrower_student_records_its_basis_and_distilling_starts_there(
 
 
 @pytest.mark.parametrize("family", ["xlm-roberta", "deberta-v2"])
+@pytest.mark.parametrize("narrower", [{}, {"hidden_size": 12, "attention_heads": 2}])
 def test_heads_come_from_all_the_layers_that_one_replaces_and_learn_from_them(
-    tmp_path: Path, text_data: Path, xlmr_tokenizer: PreTrainedTokenizerFast, family: str
+    tmp_path: Path,
+    text_data: Path,
+    xlmr_tokenizer: PreTrainedTokenizerFast,
+    family: str,
+    narrower: dict[str, Any],
 ) -> None:
     """Of a layer whose heads pass nothing on none is taken: all are those of the one below it."""
     teacher = make_model(family, "sequence")
@@ -435,19 +441,25 @@ def test_heads_come_from_all_the_layers_that_one_replaces_and_learn_from_them(
     (attention.value if family == "xlm-roberta" else attention.value_proj).weight.data.zero_()
     teacher.save_pretrained(tmp_path / "t")
     xlmr_tokenizer.save_pretrained(tmp_path / "t")
-    calibrate(tmp_path / "t", text_data, tmp_path / "s", layers=2)
+    calibrate(tmp_path / "t", text_data, tmp_path / "s", layers=2, **narrower)
     path = tmp_path / "s" / "kdshrink.json"
     record = json.loads(path.read_text())
-    count = teacher.config.num_attention_heads
-    assert record["heads"][0] == [[1, head] for head in range(1, count + 1)]
-    assert len(record["heads"][1]) == count
+    most = teacher.config.num_attention_heads
+    count = narrower.get("attention_heads", most)
+    assert AUTO["sequence"].from_pretrained(tmp_path / "s").config.num_attention_heads == count
+    assert [len(heads) for heads in record["heads"]] == [count, count]
+    of_first = [head for layer, head in record["heads"][0] if layer == 1]
+    assert of_first == sorted({*of_first} & {*range(1, most + 1)})
+    assert len(of_first) == count
     assert all(layer in (3, 4) for layer, _ in record["heads"][1])
 
     given = first_terms(tmp_path, text_data, "given", student=str(tmp_path / "s"))["attention"]
     assert (
         json.loads((tmp_path / "given" / "kdshrink.json").read_text())["heads"] == record["heads"]
     )
-    made = first_terms(tmp_path, text_data, "made", init="calibrated", layers=2)["attention"]
+    made = first_terms(
+        tmp_path, text_data, "made", init="calibrated", layers=2, cache_teacher="all", **narrower
+    )["attention"]
     path.write_text(json.dumps({**record, "heads": None}))
     without = first_terms(tmp_path, text_data, "without", student=str(tmp_path / "s"))["attention"]
     assert given < 0.5 * without

@@ -366,6 +366,21 @@ def test_widths_that_no_rule_can_cut(
 
 
 @pytest.mark.parametrize(
+    ("shape", "calibrated", "message"),
+    [
+        (Shape(hidden_size=12, attention_heads=2), False, "Give --init calibrated"),
+        (Shape(attention_heads=8), True, "--attention-heads 8: the teacher has only 4"),
+        (Shape(hidden_size=18, attention_heads=2), True, "a width of 18 needs at least 3"),
+        (Shape(hidden_size=16, attention_heads=3), True, "the 3 attention heads do not divide it"),
+    ],
+)
+def test_heads_that_a_student_cannot_have(shape: Shape, calibrated: bool, message: str) -> None:
+    config = make_any("xlm-roberta", None).config.to_dict()
+    with pytest.raises(ShapeError, match=message):
+        plan_student(config, shape, calibrated=calibrated)
+
+
+@pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"hidden_size": 32}, r"embeddings.* is .*24, and should be .*32"),
