@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.command_line import command_line
 from ..config.commands import PushConfig
@@ -16,7 +16,9 @@ from ..output import name_of
 from ..publishing.push import Destination, ready
 from ..publishing.record import make_record
 from ..record import Record
-from ..shrinking.plan import Shape
+
+if TYPE_CHECKING:  # it imports numpy, which `info` does without
+    from ..shrinking.plan import Shape
 
 
 def access_of(config: SourceOptions) -> Access:
@@ -26,6 +28,8 @@ def access_of(config: SourceOptions) -> Access:
 
 def shape_of(config: ShapeOptions) -> Shape:
     """The shape of a student that the options of one describe."""
+    from ..shrinking.plan import Shape
+
     return Shape(**{field.name: getattr(config, field.name) for field in fields(ShapeOptions)})
 
 

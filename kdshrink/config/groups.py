@@ -273,8 +273,8 @@ class ShapeOptions:
         bounds=Bounds(least=1),
     )
     attention_heads: int | None = option(
-        "Attention heads a layer of a narrower, calibrated student: the most important ones of the teacher's. "
-        "Fewer are faster in int8. By default as many as the teacher's, each narrower.",
+        "Number of attention heads in each layer of a narrower, calibrated student: the most important of the "
+        "teacher's. Fewer are faster. By default as many as the teacher has, each narrower.",
         None,
         bounds=Bounds(least=1),
     )

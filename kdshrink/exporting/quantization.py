@@ -45,9 +45,9 @@ class Int8(Scheme):
         from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
         settings: dict[str, Any] = {
+            # A table of embeddings would get one scale alone.
             "op_types_to_quantize": [
-                # Of a table it knows one scale alone.
-                *(kind for kind in WEIGHTED if not (self.per_channel and kind == "Gather"))
+                kind for kind in WEIGHTED if kind != "Gather" or not self.per_channel
             ],
             "per_channel": self.per_channel,
             "reduce_range": self.reduce_range,

@@ -87,10 +87,10 @@ def plan_student(
 ) -> StudentPlan:
     """Plan a student of this shape.
 
-    The number of heads stays unless the shape names it, so that heads become narrower; where the sizes divide,
-    each of the student's heads consists of units of the teacher's head of the same number. One set of indices applies
-    to all axes of hidden width, another to the FFN's intermediate axis, whose size shrinks in proportion
-    to the hidden size unless the shape names it.
+    The number of heads stays unless the shape names it, so that heads become narrower; where the sizes
+    divide, each of a copied student's heads consists of units of the teacher's head of the same number. One
+    set of indices applies to all axes of hidden width, another to the FFN's intermediate axis, whose size
+    shrinks in proportion to the hidden size unless the shape names it.
 
     Args:
         config: The teacher's config.json.
