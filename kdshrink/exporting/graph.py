@@ -190,10 +190,10 @@ def _scope(node: Any) -> str:
 
 
 def unit_of(node_name: str) -> str:
-    """The part of the model that a node belongs to: a layer, or what is outside of the layers."""
+    """The part of the model that a node belongs to: a block of a layer, or what is outside of the layers."""
     scope = node_name.partition("/")[0]
-    layer = re.match(r".*?\.\d+(?=\.|$)", scope)
-    return layer[0] if layer else ".".join(scope.split(".")[:2])
+    block = re.match(r".*?\.\d+(\.\w+|$)", scope)
+    return block[0] if block else ".".join(scope.split(".")[:2])
 
 
 @torch.inference_mode()

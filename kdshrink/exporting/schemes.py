@@ -59,7 +59,7 @@ class Scheme(ABC):
 
 
 def units(graph: Path) -> list[str]:
-    """The parts of a graph that can be left in float32, in its order: embeddings, layers, the head."""
+    """The parts of a graph that can be left in float32, in its order: embeddings, blocks of layers, the head."""
     return [*dict.fromkeys(map(unit_of, weighted_nodes(graph)))]
 
 

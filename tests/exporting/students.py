@@ -74,6 +74,14 @@ def add_dead_weights(layer: Any) -> None:
 
 
 @torch.no_grad()
+def add_dead_attention(layer: Any) -> None:
+    """Let each output of the attention read a channel that is always 0, with a weight far larger than its others."""
+    layer.attention.self.value.weight[0] = 0
+    layer.attention.self.value.bias[0] = 0
+    layer.attention.output.dense.weight[:, 0] = 1e4
+
+
+@torch.no_grad()
 def add_outlier_channel(layer: Any, factor: float = 1e4) -> None:
     """Scale a channel of the attention's values up, and what reads it down: float32 computes as before."""
     layer.attention.self.value.weight[0] *= factor

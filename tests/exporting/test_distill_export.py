@@ -17,7 +17,7 @@ from kdshrink.record import Record, read_record
 
 from ..helpers.processes import run_without_onnx
 from ..helpers.runner import run
-from .students import add_dead_weights, make_student, write_student
+from .students import add_dead_attention, add_dead_weights, make_student, write_student
 
 pytest.importorskip("onnxruntime")
 
@@ -116,6 +116,7 @@ def test_where_int8_is_refused_the_student_and_fp32_are_kept(tmp_path: Path) -> 
     model: Any = make_student(layers=4)
     for layer in model.roberta.encoder.layer:
         add_dead_weights(layer)
+        add_dead_attention(layer)
     directory, data = write_student(model, tmp_path)
     out = tmp_path / "out"
     done = run(

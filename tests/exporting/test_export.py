@@ -29,6 +29,7 @@ from ..helpers.models import make_model, make_tokenizer
 from ..helpers.processes import run_without_onnx
 from ..helpers.runner import run
 from .students import (
+    add_dead_attention,
     add_dead_unit,
     add_dead_weights,
     add_outlier_channel,
@@ -221,7 +222,7 @@ def test_a_layer_whose_weights_no_scale_holds_is_kept_in_fp32(tmp_path: Path) ->
     *refused, chosen = result.verdicts
     assert [verdict.passed for verdict in refused] == [False] * len(SCHEMES)
     assert chosen.passed
-    assert chosen.scheme.kept == ("roberta.encoder.layer.1",)
+    assert chosen.scheme.kept == ("roberta.encoder.layer.1.output",)
 
 
 @pytest.mark.slow
@@ -229,6 +230,7 @@ def test_what_no_scheme_mends_is_refused_with_the_table_and_fp32_is_kept(tmp_pat
     model: Any = make_student(layers=4)
     for layer in model.roberta.encoder.layer:
         add_dead_weights(layer)
+        add_dead_attention(layer)
     directory, data = write_student(model, tmp_path)
     shipped = tmp_path / "shipped"
     typed = ("export", str(directory), "--data", str(data), "--max-drop", "5", "--json")
@@ -238,8 +240,8 @@ def test_what_no_scheme_mends_is_refused_with_the_table_and_fp32_is_kept(tmp_pat
     assert done.stdout.count("\n") == 1
     found = json.loads(done.stdout)
     assert (found["passed"], found["schemes"]) == (False, {})
-    # Four of the seven parts are broken, and at most three are kept.
-    assert len(found["tried"]) == len(SCHEMES) + 2
+    # Eight of the fifteen parts are broken, and at most seven are kept: 1, 2 and 4 are tried.
+    assert len(found["tried"]) == len(SCHEMES) + 3
     assert not any(tried["passed"] for tried in found["tried"])
     assert [path.name for path in (shipped / "onnx").iterdir()] == ["model.onnx"]
     record = read_record(shipped)

@@ -62,14 +62,14 @@ def test_what_overflows_is_found_and_stays_in_float32(tmp_path: Path) -> None:
     add_outlier_channel(model.roberta.encoder.layer[1], BEYOND)
     graph = made(model, tmp_path)
     expected = OnnxClassifier(graph)(ids, mask).logits
-    assert overflowing(graph, texts) == ["roberta.encoder.layer.1"]
+    assert overflowing(graph, texts) == ["roberta.encoder.layer.1.attention"]
     broken = OnnxClassifier(half_of(graph))(ids, mask).logits
     assert difference(expected, broken, mask) == float("inf")
-    mended = half_of(graph, "roberta.encoder.layer.1")
+    mended = half_of(graph, "roberta.encoder.layer.1.attention")
     assert difference(expected, OnnxClassifier(mended)(ids, mask).logits, mask) < 0.02
     read = types(mended)
-    assert read["roberta.encoder.layer.1.output.dense"] == {onnx.TensorProto.FLOAT}
-    assert read["roberta.encoder.layer.0.output.dense"] == {onnx.TensorProto.FLOAT16}
+    assert read["roberta.encoder.layer.1.attention.output.dense"] == {onnx.TensorProto.FLOAT}
+    assert read["roberta.encoder.layer.1.output.dense"] == {onnx.TensorProto.FLOAT16}
 
 
 def test_export_keeps_in_float32_what_overflows(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_export_keeps_in_float32_what_overflows(tmp_path: Path) -> None:
     )
     (verdict,) = result.verdicts
     assert result.passed
-    assert verdict.scheme.kept == ("roberta.encoder.layer.1",)
+    assert verdict.scheme.kept == ("roberta.encoder.layer.1.attention",)
     assert verdict.difference is not None
     assert 0 < verdict.difference < 0.05
     assert [path.name for path in (out / "onnx").iterdir()] == ["model_fp16.onnx"]
@@ -105,7 +105,7 @@ def test_what_reads_too_large_a_value_stays_in_float32_too(tmp_path: Path) -> No
     ids = torch.randint(4, 80, (3, 9))
     mask = torch.ones_like(ids)
     kept = overflowing(graph, [OnnxClassifier(graph).inputs(ids, mask)])
-    assert {"roberta.encoder.layer.1", "classifier.dense"} <= {*kept}
+    assert {"roberta.encoder.layer.1.output", "classifier.dense"} <= {*kept}
     expected, found = (
         OnnxClassifier(one)(ids, mask).logits for one in (graph, half_of(graph, *kept))
     )

@@ -66,14 +66,18 @@ def test_logits_that_are_not_numbers_do_not_pass() -> None:
 @pytest.mark.parametrize(
     ("node", "unit"),
     [
-        ("roberta.encoder.layer.10.attention.self.query/MatMul_3", "roberta.encoder.layer.10"),
+        (
+            "roberta.encoder.layer.10.attention.self.query/MatMul_3",
+            "roberta.encoder.layer.10.attention",
+        ),
+        ("roberta.encoder.layer.1.output.dense/MatMul_3", "roberta.encoder.layer.1.output"),
         ("distilbert.transformer.layer.0/Add_1", "distilbert.transformer.layer.0"),
         ("bert.embeddings.word_embeddings/Gather_0", "bert.embeddings"),
         ("classifier.out_proj/Gemm_9", "classifier.out_proj"),
         ("classifier/Gemm_9", "classifier"),
     ],
 )
-def test_nodes_tell_their_layer(node: str, unit: str) -> None:
+def test_nodes_tell_their_part(node: str, unit: str) -> None:
     assert unit_of(node) == unit
 
 
