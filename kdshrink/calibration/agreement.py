@@ -15,6 +15,9 @@ from ..data.registry import Task
 from ..data.sampling import language_codes
 from ..evaluation.evaluator import NotFiniteError, Predictions, not_finite, predict
 
+_FEWEST = 10
+"""Predictions of a language below which their share says nothing."""
+
 
 def agreement(
     teacher: PreTrainedModel,
@@ -65,6 +68,6 @@ def agreement(
     shares = {}
     for code, language in enumerate(languages):
         here = counted & (codes == code)
-        if here.any():
+        if here.sum() >= _FEWEST:
             shares[language] = float((wanted[here] == given[here]).mean())
     return shares

@@ -56,22 +56,28 @@ class CalibrationData:
         max_length: int,
         copies: float,
         multilingual: float,
+        unlabelled: TaskData | None = None,
     ) -> CalibrationData:
         """Sample up to `per_language` training texts of each language; the same ones for any seed.
 
         Args:
             multilingual: Number of shipped sentences, as a share of the number of texts.
+            unlabelled: Further texts, for the same task.
         """
-        everything = data.splits["train"].select_columns(["text", "language"])
+        sources = [data] if unlabelled is None else [data, unlabelled]
+        everything = concatenate_datasets(
+            [source.splits["train"].select_columns(["text", "language"]) for source in sources]
+        )
         chosen = sample_rows(everything, per_language, "calibration")
         table = everything.select(chosen)
         rest = everything.select(np.setdiff1d(np.arange(len(everything)), chosen))
         held_out = [_at_most(rest, _HELD_OUT)]
         sentences = table.select(range(0))
         if multilingual:
-            sentences = shipped_sentences("train", data.task, data.languages)
+            languages = [language for source in sources for language in source.languages]
+            sentences = shipped_sentences("train", data.task, languages)
             sentences = _evenly(sentences, round(multilingual * len(table)))
-            held_out.append(shipped_sentences("validation", data.task, data.languages))
+            held_out.append(shipped_sentences("validation", data.task, languages))
         return cls(table, sentences, concatenate_datasets(held_out), data.task, max_length, copies)
 
     def counts(self) -> dict[str, int]:

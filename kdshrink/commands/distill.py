@@ -302,6 +302,7 @@ def _calibration_data(config: DistillConfig, inputs: Inputs) -> CalibrationData 
         max_length=config.max_length,
         copies=config.calibration_copies,
         multilingual=config.calibration_multilingual,
+        unlabelled=inputs.unlabelled,
     )
 
 

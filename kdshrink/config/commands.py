@@ -128,8 +128,9 @@ class DistillConfig(
     )
 
     unlabelled: str | None = option(
-        "More texts to train on, named as --data is: all terms but the task's are learned from them, and "
-        "labels are not used. All of a data set's training texts, or all of a single file.",
+        "More texts to calibrate and to train on, named as --data is, best of languages that --data lacks: all "
+        "terms but the task's are learned from them, and labels are not used. All of a data set's training "
+        "texts, or all of a single file.",
         None,
     )
     unlabelled_languages: tuple[str, ...] | None = option(

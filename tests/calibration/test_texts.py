@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -110,6 +111,20 @@ def test_sentences_are_a_share_of_the_texts(multilingual: float) -> None:
         **dict.fromkeys(counts, 20),
     }
     assert not {*data.held_out["text"]} & {*data.table["text"], *data.sentences["text"]}
+
+
+def test_texts_without_labels_are_sampled_by_language_too() -> None:
+    data = sample_data()
+    table = Dataset.from_dict(
+        {"text": ["hoe laat is het", "doe het licht uit"] * 20, "language": ["nl-NL"] * 40}
+    )
+    unlabelled = replace(data, labels=None, languages=("nl-NL",), splits={"train": table})
+    found = CalibrationData.sample(
+        data, 30, max_length=64, copies=0, multilingual=1.0, unlabelled=unlabelled
+    )
+    assert found.counts() == dict.fromkeys(("de-DE", "en-US", "es-ES", "nl-NL", "ru-RU"), 30)
+    assert "nl-NL" not in found.sentences["language"]
+    assert Counter(found.held_out["language"])["nl-NL"] == 10
 
 
 def agreed(

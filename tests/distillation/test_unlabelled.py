@@ -98,6 +98,14 @@ def test_unlabelled_text_is_learned_from_and_recorded(tmp_path: Path, dutch: Pat
         run(tmp_path / "both", resume=True)
 
 
+def test_the_student_is_calibrated_on_them_too(tmp_path: Path, dutch: Path) -> None:
+    shared = {"init": "calibrated", "calibration_samples": 30, "max_steps": 1}
+    alone = run(tmp_path / "alone", **shared)["calibration"]
+    both = run(tmp_path / "both", unlabelled=str(dutch), **shared)["calibration"]
+    assert both["texts"] == {**alone["texts"], "und": 30}
+    assert set(both["agreement"]) == {*alone["agreement"], "und"}
+
+
 @pytest.mark.parametrize(
     ("options", "share"),
     [({"recipe": "paper"}, 0), ({}, 0.2), ({"recipe": "paper", "multilingual": 1.5}, 1.5)],
