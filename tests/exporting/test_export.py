@@ -151,6 +151,22 @@ def test_onnxruntime_alone_computes_what_the_model_does(
         assert {node.domain for node in onnx_ir.load(path).graph} == {""}
 
 
+@pytest.mark.parametrize("family", ["xlm-roberta", "deberta-v2"])
+def test_masked_keys_weigh_nothing_without_denormal_numbers(family: str, tmp_path: Path) -> None:
+    model = make_model(family, "sequence", num_hidden_layers=2)
+    graph.write_graph(model, tmp_path / "model.onnx")
+    program = onnx_ir.load(tmp_path / "model.onnx")
+    weights = [node.outputs[0] for node in program.graph if node.op_type == "Softmax"]
+    mask = np.asarray([[1] * 9, [1] * 3 + [0] * 6])
+    inputs = {"input_ids": np.arange(18).reshape(2, 9) % 7 + 5, "attention_mask": mask}
+    [found] = graph.computed(program, weights, [inputs], tmp_path)
+    assert len(found) == 2
+    for weight in found:
+        assert np.all(weight >= np.finfo(np.float32).tiny)
+        assert np.all(weight[1, :, :3, 3:] < 1e-12)
+        np.testing.assert_allclose(weight.sum(-1), 1, rtol=1e-6)
+
+
 def exported(change: Callable[[Any], object], folder: Path) -> ExportResult:
     """What export makes of a student that was changed; 5 points may be lost, each text being worth 1.7."""
     model = make_student()
