@@ -21,6 +21,7 @@ def rewrite_for_cpu(program: onnx_ir.Model) -> None:
             _bound_masked_scores(node)
         elif node.op_type == "Transpose":
             _transpose_weights(node)
+    _cut_relative_positions(program.graph)
     RemoveUnusedNodesPass()(program)
 
 
@@ -102,3 +103,45 @@ def _transpose_weights(node: Any) -> None:
     node.outputs[0].replace_all_uses_with(
         add_constant(node.graph, f"{node.inputs[0].name}_transposed", array)
     )
+
+
+def _cut_relative_positions(graph: Any) -> None:
+    """Let DeBERTa score the relative positions that a batch has, where it scores all of them, 512 as a rule.
+
+    Scores of the queries (or keys) x with projected positions P are gathered by the distance of two tokens:
+    `GatherElements(x @ Transpose(Tile(P)), index)`. No row of P before the least index or behind the greatest is read.
+    """
+    import onnx_ir
+
+    one = add_constant(graph, "one", np.array([1], np.int64))  # a number, an axis, a shape
+    windows: dict[Any, tuple[Any, Any]] = {}
+    for gather in list(graph):
+        tile = _tiled_positions(gather)
+        index = gather.inputs[1].producer() if tile is not None else None
+        if index is None or index.op_type != "Expand":
+            continue
+        tape = onnx_ir.tape.Tape()
+        if index not in windows:
+            least, greatest = (
+                tape.op("Reshape", [tape.op(kind, [index.inputs[0]], {"keepdims": 0}), one])
+                for kind in ("ReduceMin", "ReduceMax")
+            )
+            windows[index] = least, tape.op("Add", [greatest, one])
+            index.replace_input_with(0, tape.op("Sub", [index.inputs[0], least]))
+        positions = tile.inputs[0].producer().inputs[0]
+        tile.replace_input_with(0, tape.op("Slice", [positions, *windows[index], one]))
+        for node in tape.nodes:
+            node.metadata_props.update(gather.metadata_props)
+        graph.insert_before(tile, tape.nodes)
+    if windows:
+        graph.sort()  # indices may be computed behind positions
+
+
+def _tiled_positions(gather: Any) -> Any:
+    """The Tile of DeBERTa's projected positions, (heads, positions, head size), whose scores a node gathers, or None."""
+    tile, node = None, gather
+    for kind, read in (("GatherElements", 0), ("MatMul", 1), ("Transpose", 0), ("Tile", 0)):
+        if node is None or node.op_type != kind:
+            return None
+        tile, node = node, node.inputs[read].producer()
+    return tile if node is not None and node.op_type == "Expand" else None

@@ -151,6 +151,25 @@ def test_onnxruntime_alone_computes_what_the_model_does(
         assert {node.domain for node in onnx_ir.load(path).graph} == {""}
 
 
+def test_deberta_scores_the_relative_positions_of_a_batch_alone(tmp_path: Path) -> None:
+    model = make_model("deberta-v2", "token", num_hidden_layers=2, position_buckets=64)
+    graph.write_graph(model, tmp_path / "model.onnx")
+    program = onnx_ir.load(tmp_path / "model.onnx")
+    scores = [node.inputs[0] for node in program.graph if node.op_type == "GatherElements"]
+    assert len(scores) == 4
+    for length in (1, 2, 9, 32, 60):
+        ids = np.arange(3 * length).reshape(3, length) % 7 + 5
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        [[*found, logits]] = graph.computed(
+            program, [*scores, *program.graph.outputs], [inputs], tmp_path
+        )
+        for one in found:
+            assert one.shape[:2] == (3 * 4, length)
+            assert one.shape[2] <= 2 * length - 1
+        expected = model(**{name: torch.tensor(one) for name, one in inputs.items()}).logits
+        np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-6)
+
+
 @pytest.mark.parametrize("family", ["xlm-roberta", "deberta-v2"])
 def test_masked_keys_weigh_nothing_without_denormal_numbers(family: str, tmp_path: Path) -> None:
     model = make_model(family, "sequence", num_hidden_layers=2)
