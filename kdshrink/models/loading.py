@@ -18,6 +18,7 @@ from ..data.registry import Task
 from ..errors import ModelError
 from .architectures import find_family
 from .embeddings import compact, embedding_name
+from .positions import cut_relative_positions
 from .source import Source, tokenizer_files
 from .tensors import TensorReader
 from .whole import MissingHeadError, check_whole, first_line, is_of_encoder, read_config
@@ -247,6 +248,7 @@ def _assemble(
     if rows is not None:
         compact(model)
         model.config.vocab_size = vocabulary
+    cut_relative_positions(model)
     return model
 
 

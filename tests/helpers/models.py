@@ -141,7 +141,7 @@ def make_config(family: str, **changes: Any) -> Any:
     }
     if family == "deberta-conv":
         mdeberta |= {"conv_kernel_size": 3, "conv_act": "gelu", "share_att_key": False}
-    return DebertaV2Config(**{**sizes, **mdeberta})
+    return DebertaV2Config(**{**mdeberta, **sizes})
 
 
 def make_model(family: str, task: str | None, seed: int = 0, **changes: Any) -> PreTrainedModel:
