@@ -460,7 +460,7 @@ _DEBERTA_V2 = Family(
         _norm(
             r"encoder\.LayerNorm",
             "embeddings",
-            needed=lambda c: _is_relative(c) and "layer_norm" in str(c.get("norm_rel_ebd", "")),
+            needed=lambda c: "layer_norm" in str(c.get("norm_rel_ebd", "")),
         ),
         Row(r"encoder\.conv\.conv\.weight", (HIDDEN, GROUP, WHOLE), "layers", _has_convolution),
         Row(r"encoder\.conv\.conv\.bias", (HIDDEN,), "layers", _has_convolution),

@@ -175,8 +175,9 @@ def test_distill_does_what_was_planned(
     assert plan["models"][1]["name"] == record["start"]
     assert plan["data"][1]["option"] == "--unlabelled"
     assert plan["data"][1]["examples"] == record["unlabelled"]["examples"]
+    # On 48 labelled texts and 24 others.
     calibrated = any(
-        note.startswith("It is calibrated first, on 48 texts") for note in plan["notes"]
+        note.startswith("It is calibrated first, on 72 texts") for note in plan["notes"]
     )
     assert calibrated == ("calibration" in record) == ("init" not in options)
     cached = "teacher's targets" in plan["disk_bytes"]["parts"]
