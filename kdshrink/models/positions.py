@@ -34,10 +34,8 @@ def cut_relative_positions(model: PreTrainedModel) -> None:
 
 def _middle_rows(encoder: Any) -> Tensor:
     """The embeddings of the positions from minus the span to the span, (2 · span, H)."""
-    rows, span = (
-        type(encoder).get_rel_embedding(encoder),
-        encoder.layer[0].attention.self.pos_ebd_size,
-    )
+    rows = type(encoder).get_rel_embedding(encoder)
+    span = encoder.layer[0].attention.self.pos_ebd_size
     middle = len(rows) // 2
     return rows[middle - span : middle + span]
 
