@@ -88,7 +88,8 @@ def has_faster_form(node: Any, file: str) -> bool:
     if node.op_type == "SkipLayerNormalization":
         return True
     constants = [value.const_value for value in node.inputs if value is not None]
-    ranks = [len(one.shape) for one in constants if one is not None]
+    floats = [one for one in constants if one is not None and one.dtype.is_floating_point()]
+    ranks = [len(one.shape) for one in floats]
     slow = {"Add": 1, "MatMul": 2, "FusedMatMul": 2}.get(node.op_type)
     return "quantized" in file and slow in ranks
 
