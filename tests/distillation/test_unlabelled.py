@@ -125,8 +125,9 @@ def test_of_a_batch_without_labels_the_task_has_no_loss(tmp_path: Path, dutch: P
     assert any(line["task"] == 0 and line["prediction"] > 0 for line in terms)
 
 
+@pytest.mark.parametrize("init", ["from-teacher", "calibrated"])
 def test_token_tasks_take_texts_as_words(
-    tmp_path: Path, encoder_dir: Path, word_data: Path
+    tmp_path: Path, encoder_dir: Path, word_data: Path, init: str
 ) -> None:
     shared = {"data": str(word_data), "max_steps": 2, "device": "cpu"}
     finetune(FinetuneConfig(model=str(encoder_dir), output_dir=tmp_path / "teacher", **shared))
@@ -135,7 +136,7 @@ def test_token_tasks_take_texts_as_words(
     result = distill(
         DistillConfig(
             teacher=str(tmp_path / "teacher"),
-            init="from-teacher",
+            init=init,  # type: ignore[arg-type]
             unlabelled=str(more),
             output_dir=tmp_path / "student",
             **shared,
