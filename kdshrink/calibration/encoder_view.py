@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from ..models.architectures import Attention, HeadModules, LayerModules, family_of, find_module
+from ..models.positions import present_positions
 from .batch import Batch, attend
 
 
@@ -188,12 +189,13 @@ def _disentangled_context(layer: Any, names: LayerModules, base: Any) -> Context
         mask = batch.mask(x.device)
         padded = x.new_zeros(*mask.shape, x.shape[-1])
         padded[mask] = x
-        return attention(
-            padded,
-            encoder.get_attention_mask(mask.long()),
-            relative_pos=encoder.get_rel_pos(padded),
-            rel_embeddings=encoder.get_rel_embedding(),
-        )[0][mask]
+        with present_positions(encoder, padded.shape[1]) as positions:
+            return attention(
+                padded,
+                encoder.get_attention_mask(mask.long()),
+                relative_pos=encoder.get_rel_pos(padded),
+                rel_embeddings=positions,
+            )[0][mask]
 
     return context
 

@@ -6,6 +6,8 @@ and gathers the scores that it needs. For short texts that is most of a model's 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import MethodType
 from typing import Any
@@ -32,6 +34,22 @@ def cut_relative_positions(model: PreTrainedModel) -> None:
             encoder.register_forward_hook(_widen, always_call=True)
 
 
+@contextmanager
+def present_positions(encoder: Any, tokens: int) -> Iterator[Tensor | None]:
+    """The embeddings of the relative positions in texts of so many tokens, (positions, H); None without such positions.
+
+    Within it the layers of a `DebertaV2Encoder` take these in place of all.
+    """
+    if not encoder.relative_attention:
+        yield None
+        return
+    _narrow_to(encoder, tokens)
+    try:
+        yield _middle_rows(encoder)
+    finally:
+        _set_span(encoder, _span(encoder))
+
+
 def _middle_rows(encoder: Any) -> Tensor:
     """The embeddings of the positions from minus the span to the span, (2 · span, H)."""
     rows = type(encoder).get_rel_embedding(encoder)
@@ -41,9 +59,11 @@ def _middle_rows(encoder: Any) -> Tensor:
 
 
 def _narrow(encoder: Any, inputs: tuple[Any, ...]) -> None:
-    if torch.compiler.is_compiling():
-        return
-    tokens = inputs[0].shape[1]
+    if not torch.compiler.is_compiling():
+        _narrow_to(encoder, inputs[0].shape[1])
+
+
+def _narrow_to(encoder: Any, tokens: int) -> None:
     farthest = _farthest(tokens, encoder.position_buckets, encoder.max_relative_positions)
     _set_span(encoder, min(farthest + 1, _span(encoder)))
 

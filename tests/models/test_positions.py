@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdshrink.models.positions import cut_relative_positions
+from kdshrink.models.positions import cut_relative_positions, present_positions
 
 from ..helpers.models import make_model
 
@@ -59,6 +59,16 @@ def test_output_and_gradients_are_those_of_all_positions(variant: str, length: i
     assert spans(cut) == span
     assert len(found) == 4  # of two layers, in the copy too
     assert 2 <= max(found) <= 2 * min(length, *span)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(1, 2), (5, 10), (60, 64)])
+def test_layers_alone_are_given_the_positions_of_their_texts(tokens: int, rows: int) -> None:
+    model: Any = make_model("deberta-v2", "token", position_buckets=32)
+    encoder = model.base_model.encoder
+    with present_positions(encoder, tokens) as positions:
+        assert positions is not None
+        assert len(positions) == 2 * next(iter(spans(model))) <= rows
+    assert spans(model) == {32}
 
 
 def test_after_an_error_the_model_is_whole() -> None:
